@@ -1,0 +1,87 @@
+"""Few-shot episodes, whole batches at a time."""
+
+from dataclasses import dataclass
+
+import torch
+
+from datasets.split import ImageSplit
+from utils import seed
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A batch of E episodes: N-way, K shots and Q queries of each class.
+
+    support (E, N*K, C, H, W), support_labels (E, N*K), query (E, N*Q, C, H, W), query_labels (E, N*Q); images are
+    float in the learner's normalisation, labels int64 in 0..N-1, grouped by class.
+    """
+
+    support: torch.Tensor
+    support_labels: torch.Tensor
+    query: torch.Tensor
+    query_labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def __getitem__(self, index: slice) -> "Episodes":
+        return Episodes(self.support[index], self.support_labels[index], self.query[index], self.query_labels[index])
+
+
+def episode_labels(episodes: int, way: int, per_class: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Labels 0..way-1, each repeated `per_class` times, for every episode: (E, way * per_class)."""
+    return torch.arange(way, device=device).repeat_interleave(per_class).expand(episodes, -1)
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """way, shot and query of an episode."""
+
+    way: int
+    shot: int
+    query: int
+
+
+class EpisodeSampler:
+    """Draws fixed or fresh episodes of a split as indices into its images.
+
+    Raises `UserError` when built, with the numbers, if the split has too few classes or images for the shape.
+    """
+
+    def __init__(self, split: ImageSplit, shape: EpisodeShape, name: str = "the split") -> None:
+        self.shape = shape
+        counts = torch.bincount(split.labels.cpu(), minlength=len(split.class_names))
+        if len(counts) < shape.way:
+            raise UserError(f"{name} has {len(counts)} classes, an episode needs {shape.way}: lower the way or add classes")
+        need, smallest = shape.shot + shape.query, int(counts.argmin())
+        if counts[smallest] < need:
+            raise UserError(
+                f"class {split.class_names[smallest]!r} of {name} has {counts[smallest]} images, an episode needs "
+                f"{shape.shot} shots + {shape.query} queries = {need}: lower shot or query, or add images"
+            )
+        order = split.labels.cpu().argsort(stable=True)
+        self.by_class = order.split(counts.tolist())
+
+    def indices(self, episodes: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw `episodes` episodes: support indices (E, N*K) and query indices (E, N*Q), grouped by class."""
+        way, shot, query = self.shape.way, self.shape.shot, self.shape.query
+        support, queries = [], []
+        for _ in range(episodes):
+            classes = torch.randperm(len(self.by_class), generator=generator)[:way].tolist()
+            rows = [self._draw(self.by_class[label], shot + query, generator) for label in classes]
+            drawn = torch.stack(rows)  # (N, K + Q)
+            support.append(drawn[:, :shot].flatten())
+            queries.append(drawn[:, shot:].flatten())
+        return torch.stack(support), torch.stack(queries)
+
+    @staticmethod
+    def _draw(members: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        return members[torch.randperm(len(members), generator=generator)[:count]]
+
+
+def fixed_episodes(
+    split: ImageSplit, shape: EpisodeShape, episodes: int, name: str, seed_value: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The evaluation episodes of a split: the same for every method, run and machine. Indices as in `EpisodeSampler`."""
+    return EpisodeSampler(split, shape, name).indices(episodes, seed.generator(seed_value, "episodes", name))

@@ -1,0 +1,29 @@
+"""The methods, and the building blocks they are made of."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+# (task, name) -> module:class, imported only when chosen
+REGISTRY = {
+    ("few_shot", "free"): "methods.free:FREE",
+    ("few_shot", "real"): "methods.baselines:Real",
+    ("few_shot", "random"): "methods.baselines:Random",
+    ("few_shot", "average"): "methods.baselines:Average",
+    ("few_shot", "teacher_ncm"): "methods.baselines:TeacherNCM",
+}
+METHODS = tuple(name for _, name in REGISTRY)
+
+
+def get_method(name: str) -> "type[Method]":
+    """The class of a method; hyphens and underscores are the same. Raises `UserError` listing the names."""
+    spelled = name.replace("-", "_")
+    for (_, known), target in REGISTRY.items():
+        if known == spelled:
+            module, attribute = target.split(":")
+            return getattr(importlib.import_module(module), attribute)
+    raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")

@@ -1,0 +1,1 @@
+"""Teachers: the classifiers somebody trained. Reading a pool of them, and training one."""

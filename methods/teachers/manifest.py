@@ -1,0 +1,211 @@
+"""Where teachers are listed: `teachers.csv`, and the folders of the papers' own code."""
+
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from datasets.registry import SPECS, DatasetSpec, get_domains, get_spec
+from models import MIXED_ARCHITECTURES, MODELS
+from utils.errors import UserError
+from utils.files import write_text
+
+COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
+NUMBER = re.compile(r"(\d+)$")
+
+
+@dataclass(frozen=True)
+class TeacherRow:
+    """One line of a manifest. `class_ids` count the sorted class names of the set; `class_names` may be empty."""
+
+    path: Path
+    arch: str
+    class_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset: str
+    accuracy: float = float("nan")  # 0..1, on the teacher's held-out images
+    epochs: int = 0
+    seed: int = 0
+
+    @property
+    def class_keys(self) -> tuple[str, ...]:
+        """A name for each class that is the same in every teacher of the pool."""
+        names = self.class_names or tuple(f"#{class_id:03d}" for class_id in self.class_ids)
+        return tuple(f"{self.dataset}/{name}" for name in names)
+
+
+def add_pool_flags(parser: ArgumentParser) -> None:
+    """The flags that say which pool of teachers is meant, for training it and for using it."""
+    group = parser.add_argument_group("teachers")
+    group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, or mix")
+    group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets and teachers")
+    group.add_argument("--pre_backbone", default="conv4", help=f"teachers' architecture: {', '.join(MODELS)}, or mix")
+    group.add_argument("--way_pretrain", type=int, default=5, help="classes of a teacher")
+    group.add_argument(
+        "--pre_model_num", "--APInum", type=int, help="teachers of each pool (pretrain: 100; otherwise: all there are)"
+    )
+    group.add_argument(
+        "--num_class_per_task", type=int, help="disjoint groups of so many classes instead of random subsets (PURER)"
+    )
+    group.add_argument("--image_size", type=int, help="images' height and width (default: the set's own; mix: 84)")
+
+
+def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
+    """The (set, architecture) pairs that --dataset and --pre_backbone stand for."""
+    architectures = MIXED_ARCHITECTURES if args.pre_backbone == "mix" else (args.pre_backbone,)
+    for arch in architectures:
+        if arch not in MODELS:
+            raise UserError(f"unknown backbone {arch!r}: choose from {', '.join(MODELS)}, or mix for teachers")
+    return [(spec, arch) for spec in get_domains(args.dataset) for arch in architectures]
+
+
+def pool_folder(args: Namespace, spec: DatasetSpec, arch: str) -> Path:
+    """Where pretrain.py puts a pool and where it is looked for."""
+    way = f"{args.num_class_per_task}way-disjoint" if args.num_class_per_task else f"{args.way_pretrain}way"
+    size = f"-{args.image_size}px" if args.dataset != "mix" and args.image_size not in (None, spec.image_size) else ""
+    return args.data_root / "teachers" / spec.name / arch / (way + size)
+
+
+def find_rows(args: Namespace) -> list[TeacherRow]:
+    """The teachers that a command line asks for: --teachers, else the papers' tree, else where pretrain.py puts them.
+
+    Raises `UserError` with the command that trains a missing pool.
+    """
+    if args.teachers:
+        return [row for place in args.teachers for row in read_place(place, args)]
+    rows = []
+    for spec, arch in pool_specs(args):
+        if args.pretrained_path_prefix:
+            found = _rows_of_papers(_papers_folder(args, spec, arch), args, spec, arch)
+        else:
+            manifest = pool_folder(args, spec, arch) / "teachers.csv"
+            if not manifest.is_file():
+                raise UserError(f"no teachers in {manifest.parent}: train them with\n  {pretrain_command(args, spec, arch)}")
+            found = read_manifest(manifest)
+        rows += found[: args.pre_model_num]
+    return rows
+
+
+def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
+    way = f"--num_class_per_task {args.num_class_per_task}" if args.num_class_per_task else f"--way_pretrain {args.way_pretrain}"
+    parts = ["python pretrain.py", f"--dataset {spec.name}", f"--pre_backbone {arch}", way]
+    if args.pre_model_num and not args.num_class_per_task:
+        parts.append(f"--pre_model_num {args.pre_model_num}")
+    if args.image_size and args.dataset != "mix":
+        parts.append(f"--image_size {args.image_size}")
+    if args.data_root != Path("DFL2Ldata"):
+        parts.append(f"--data_root {args.data_root}")
+    return " ".join(parts)
+
+
+def read_place(place: Path, args: Namespace) -> list[TeacherRow]:
+    """A manifest, a folder with a manifest, or a folder of the papers' files."""
+    if place.is_file():
+        return read_manifest(place)
+    if (place / "teachers.csv").is_file():
+        return read_manifest(place / "teachers.csv")
+    if place.is_dir():
+        known = re.split(r"[/_]", place.as_posix())
+        arch = next((part for part in known if part in MODELS), args.pre_backbone)
+        name = next((part for part in known if part in SPECS), args.dataset)
+        return _rows_of_papers(place, args, get_spec(name), arch)
+    raise UserError(f"--teachers {place} does not exist: give a teachers.csv or a folder of teachers")
+
+
+def read_manifest(path: Path) -> list[TeacherRow]:
+    """Read a manifest; teachers' paths are taken from the manifest's folder. Raises `UserError` naming line and column."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no CSV file: {error}") from error
+    missing = [column for column in COLUMNS[:8] if column not in table.columns]
+    if missing:
+        raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(COLUMNS[:8])}")
+    if table.empty:
+        raise UserError(f"{path} lists no teacher")
+    rows = []
+    for line, record in enumerate(table.to_dict("records"), start=2):
+        try:
+            rows.append(_row_from_record(record, path.parent))
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}") from error
+    return rows
+
+
+def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
+    def numbers(column: str, kind: type) -> tuple:
+        return tuple(kind(part) for part in record[column].split(";") if part)
+
+    row = TeacherRow(
+        path=folder / record["path"],
+        arch=record["arch"],
+        class_ids=numbers("class_ids", int),
+        class_names=tuple(part for part in record["class_names"].split(";") if part),
+        image_size=int(record["image_size"]),
+        mean=numbers("mean", float),
+        std=numbers("std", float),
+        dataset=record["dataset"],
+        accuracy=float(record.get("accuracy") or "nan"),
+        epochs=int(record.get("epochs") or 0),
+        seed=int(record.get("seed") or 0),
+    )
+    if not row.class_ids and row.class_names:
+        row = replace(row, class_ids=tuple(range(len(row.class_names))))
+    if not row.class_ids or (row.class_names and len(row.class_names) != len(row.class_ids)):
+        raise ValueError(f"{len(row.class_ids)} class_ids and {len(row.class_names)} class_names; expected as many of both")
+    return row
+
+
+def write_manifest(rows: Iterable[TeacherRow], path: Path) -> None:
+    """Write a manifest atomically, with the teachers' paths relative to its folder."""
+
+    def joined(values: Iterable[object]) -> str:
+        return ";".join(map(str, values))
+
+    records = [
+        (
+            row.path.relative_to(path.parent).as_posix(),
+            row.arch,
+            joined(row.class_ids),
+            joined(row.class_names),
+            row.image_size,
+            joined(row.mean),
+            joined(row.std),
+            row.dataset,
+            f"{row.accuracy:.4f}",
+            row.epochs,
+            row.seed,
+        )
+        for row in rows
+    ]
+    write_text(path, pd.DataFrame(records, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
+
+
+def _papers_folder(args: Namespace, spec: DatasetSpec, arch: str) -> Path:
+    prefix, way = Path(args.pretrained_path_prefix), f"{args.way_pretrain}way"
+    choices = [
+        prefix / spec.name / arch / "meta_train" / way / "model",  # FREE, TGR, BiDf-MKD
+        prefix / f"{spec.name}_{arch}" / way / "model",  # PURER-Plus
+        prefix,
+    ]
+    return next((folder for folder in choices if _numbered_files(folder)), choices[0])
+
+
+def _numbered_files(folder: Path) -> list[Path]:
+    files = [file for file in folder.glob("model_*.pth") if NUMBER.search(file.stem)]
+    return sorted(files, key=lambda file: int(NUMBER.search(file.stem).group(1)))  # type: ignore[union-attr]
+
+
+def _rows_of_papers(folder: Path, args: Namespace, spec: DatasetSpec, arch: str) -> list[TeacherRow]:
+    """Rows for files that carry their class ids inside, or in their number: the pool fills `class_ids` when loading."""
+    files = _numbered_files(folder)
+    if not files:
+        raise UserError(f"no teachers.csv and no model_<i>.pth in {folder}")
+    size = args.image_size if args.image_size and args.dataset != "mix" else spec.image_size
+    return [TeacherRow(file, arch, (), (), size, spec.mean, spec.std, spec.name) for file in files]

@@ -1,0 +1,183 @@
+"""Training the teachers, by the recipe that the papers share."""
+
+import copy
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from datasets.registry import DatasetSpec
+from datasets.split import ImageSplit, load_split
+from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
+from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, write_manifest
+from models import create_model
+from utils import checkpoint, seed
+from utils.errors import UserError
+from utils.images import channels_last, normalise, to_float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one teacher is trained; `None` means the paper's value for the architecture and set."""
+
+    epochs: int | None = None
+    lr: float = 1e-2
+    batch_size: int = 128
+    milestones: tuple[int, ...] | None = None
+    clip: float = 50.0
+
+
+def add_recipe_flags(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--pretrain_epochs", type=int, help="epochs (default: the set's, 60; CUB 100)")
+    group.add_argument("--pretrain_lr", type=float, default=Recipe.lr, help="learning rate")
+    group.add_argument("--batch_size", type=int, default=Recipe.batch_size, help="images a step")
+    group.add_argument(
+        "--milestones", type=int, nargs="*", help="epochs that multiply the rate by 0.2 (ResNets: 30 50 80; disjoint: 30 40 50)"
+    )
+    group.add_argument("--overwrite", action="store_true", help="train finished teachers again")
+
+
+def recipe_from(args: Namespace) -> Recipe:
+    milestones = getattr(args, "milestones", None)
+    if milestones is None and args.num_class_per_task:
+        milestones = (30, 40, 50)
+    return Recipe(
+        getattr(args, "pretrain_epochs", None),
+        getattr(args, "pretrain_lr", Recipe.lr),
+        getattr(args, "batch_size", Recipe.batch_size),
+        None if milestones is None else tuple(milestones),
+    )
+
+
+def make_optimizer(
+    network: nn.Module, arch: str, recipe: Recipe
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """conv4: Adam without decay, constant rate; ResNets: SGD with momentum .9, weight decay 5e-4, x0.2 at the milestones."""
+    if arch == "conv4":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        milestones: tuple[int, ...] = ()
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
+        milestones = recipe.milestones if recipe.milestones is not None else (30, 50, 80)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.2)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, spec: DatasetSpec) -> float:
+    """Share of uint8 `images` that `network`, in evaluation mode, classifies right."""
+    network.eval()
+    batches = zip(images.split(500), labels.split(500), strict=True)
+    right = sum(int((network(_prepare(x, spec)).argmax(1) == y).sum()) for x, y in batches)
+    return right / max(1, len(labels))
+
+
+def _prepare(images: torch.Tensor, spec: DatasetSpec) -> torch.Tensor:
+    return channels_last(normalise(to_float(images), spec.mean, spec.std))
+
+
+def train_teacher(
+    network: nn.Module,
+    arch: str,
+    train: tuple[torch.Tensor, torch.Tensor],
+    held_out: tuple[torch.Tensor, torch.Tensor],
+    spec: DatasetSpec,
+    recipe: Recipe,
+    generator: torch.Generator,
+    progress: tqdm,
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Train on uint8 images (M, C, S, S) and labels (M,); return a copy of the best epoch's weights and its accuracy."""
+    images, labels = train
+    optimizer, schedule = make_optimizer(network, arch, recipe)
+    best, best_state = -1.0, network.state_dict()
+    for _ in range(recipe.epochs or spec.pretrain_epochs):
+        network.train()
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        for batch in order.split(recipe.batch_size):
+            loss = F.cross_entropy(network(_prepare(images[batch], spec)), labels[batch])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+            optimizer.step()
+        schedule.step()
+        epoch_accuracy = accuracy(network, *(held_out if len(held_out[0]) else train), spec)
+        if epoch_accuracy > best:
+            best, best_state = epoch_accuracy, copy.deepcopy(network.state_dict())
+        progress.update()
+        progress.set_postfix_str(f"accuracy {100 * epoch_accuracy:.1f}, best {100 * best:.1f} %")
+    return best_state, best
+
+
+def pretrain_pools(args: Namespace, device: torch.device) -> None:
+    """Train every pool that the command line names, skipping finished teachers, and print the accuracies."""
+    for spec, arch in pool_specs(args):
+        _pretrain_pool(args, spec, arch, device)
+
+
+def _pretrain_pool(args: Namespace, spec: DatasetSpec, arch: str, device: torch.device) -> None:
+    recipe = recipe_from(args)
+    size = args.image_size if args.image_size and args.dataset != "mix" else spec.image_size
+    split = load_split(spec, "meta_train", args.data_root, size).to(device)
+    folder = pool_folder(args, spec, arch)
+    groups = _class_groups(args, split, spec)
+    epochs = recipe.epochs or spec.pretrain_epochs
+    manifest = folder / "teachers.csv"
+    rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() and not args.overwrite else {}
+    finished = {name: row for name, row in rows.items() if row.path.is_file()}
+    others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, args.seed)]
+    if others:
+        print(
+            f"note: {len(others)} finished teachers in {folder} were trained with other settings "
+            f"(epochs {others[0].epochs}, seed {others[0].seed}) and are kept; --overwrite trains them again"
+        )
+    with tqdm(total=epochs * len(groups), unit="epoch", desc=f"{spec.name} {arch}") as progress:
+        for teacher_id, class_ids in enumerate(groups):
+            name = f"teacher_{teacher_id:03d}.pth"
+            if name in finished:
+                progress.update(epochs)
+                continue
+            progress.set_description(f"{spec.name} {arch} teacher {teacher_id + 1}/{len(groups)}")
+            stream = seed.generator(args.seed, "teacher", spec.name, arch, teacher_id)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(stream.initial_seed() % 2**63)
+                network = create_model(arch, len(class_ids), size).to(device)
+            train, held_out = train_and_held_out(split, class_ids, args.seed)
+            state, best = train_teacher(network, arch, train, held_out, spec, recipe, stream, progress)
+            row = TeacherRow(
+                folder / name,
+                arch,
+                tuple(class_ids),
+                tuple(split.class_names[class_id] for class_id in class_ids),
+                size,
+                spec.mean,
+                spec.std,
+                spec.name,
+                best,
+                epochs,
+                args.seed,
+            )
+            checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
+            rows[name] = finished[name] = row
+            write_manifest([rows[name] for name in sorted(rows)], manifest)
+    accuracies = [finished[f"teacher_{teacher_id:03d}.pth"].accuracy for teacher_id in range(len(groups))]
+    mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
+    print(
+        f"{spec.name} {arch}: {len(accuracies)} teachers, accuracy on held-out images: "
+        f"mean {100 * mean:.1f} %, worst {100 * worst:.1f} %  ({manifest})"
+    )
+
+
+def _class_groups(args: Namespace, split: ImageSplit, spec: DatasetSpec) -> list[list[int]]:
+    classes, way = len(split.class_names), args.num_class_per_task or args.way_pretrain
+    if not 2 <= way <= classes:
+        raise UserError(f"a teacher of {way} classes cannot be trained: {spec.name} meta_train has {classes}, 2 are the least")
+    if args.num_class_per_task:
+        return disjoint_classes(classes, way)
+    count = 100 if args.pre_model_num is None else args.pre_model_num
+    if count < 1:
+        raise UserError(f"--pre_model_num {count}: expected 1 or more")
+    return [draw_classes(classes, way, teacher_id, args.seed) for teacher_id in range(count)]

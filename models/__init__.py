@@ -1,0 +1,42 @@
+"""Networks: the few-shot zoo, the generator, and readers for the papers' checkpoint files."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from models.conv4 import Conv4
+from models.norm import BatchStatsNorm2d
+from models.resnet import BasicBlock, Bottleneck, ResNet
+from utils.errors import UserError
+
+WIDE = (256, 512, 1024, 2048)
+NARROW = (64, 128, 256, 512)
+RESNETS: dict[str, Callable[..., ResNet]] = {
+    "resnet10": partial(ResNet, BasicBlock, (1, 1, 1, 1), NARROW),
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2), NARROW),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3), NARROW),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3), WIDE),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3), WIDE),
+}
+MODELS = ("conv4", *RESNETS)
+MIXED_ARCHITECTURES = ("conv4", "resnet10", "resnet18")  # what the papers' `--pre_backbone mix` means
+NORMS: dict[str, Callable[[int], nn.Module]] = {"running": nn.BatchNorm2d, "batch": BatchStatsNorm2d}
+
+
+def create_model(
+    name: str, num_classes: int, image_size: int, channels: int = 3, norm: str = "running", global_pool: bool = False
+) -> Conv4 | ResNet:
+    """Build a network that maps (B, channels, image_size, image_size) to (B, num_classes).
+
+    `norm="running"` is for teachers (ordinary batch normalisation, whose running statistics inversion reads),
+    `norm="batch"` for learners. `global_pool` concerns conv4 only: ResNets always pool globally.
+    Raises `UserError` for an unknown name.
+    """
+    if name == "conv4":
+        if image_size < 16:
+            raise UserError(f"conv4 halves its input four times: image size {image_size} is below 16")
+        return Conv4(num_classes, image_size, NORMS[norm], channels, global_pool=global_pool)
+    if name in RESNETS:
+        return RESNETS[name](num_classes=num_classes, norm=NORMS[norm], channels=channels)
+    raise UserError(f"unknown backbone {name!r}: choose from {', '.join(MODELS)}")

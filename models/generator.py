@@ -1,0 +1,57 @@
+"""The generator of pseudo-images that FREE, TGR, BiDf-MKD and Fast-Datafree share."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class UpsampleConv(nn.Module):
+    """Nearest up-sampling by two followed by a 3x3 convolution, in one transposed convolution.
+
+    Up-sampling repeats each pixel, so several of the nine taps read the same input pixel. Adding those taps gives a
+    4x4 kernel with stride 2 that computes exactly the same output with 4/9 of the multiplications.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        plain = nn.Conv2d(in_channels, out_channels, 3, padding=1)  # parameters and their initialisation
+        self.weight, self.bias = plain.weight, plain.bias
+        # row t of the matrix lists which of the three taps fall into tap t of the stride-2 kernel
+        taps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+        self.register_buffer("taps", taps, persistent=False)
+        self.taps: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel = torch.einsum("oihw,yh,xw->ioyx", self.weight, self.taps, self.taps)  # (in, out, 4, 4)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class Generator(nn.Module):
+    """Latent z (B, latent_dim) to images (B, channels, S, S) in [0, 1]; S must be a multiple of 4.
+
+    Linear to 128 x S/4 x S/4, then twice up-sampling and convolution with normalisation and LeakyReLU, a last
+    convolution and a sigmoid. Normalisation is by batch statistics, in training mode, always.
+    """
+
+    def __init__(self, image_size: int, channels: int = 3, latent_dim: int = 256, width: int = 64) -> None:
+        super().__init__()
+        if image_size % 4:
+            raise ValueError(f"the generator doubles twice: image size {image_size} is not a multiple of 4")
+        self.latent_dim = latent_dim
+        self.seed_shape = (2 * width, image_size // 4, image_size // 4)
+        self.expand = nn.Linear(latent_dim, 2 * width * (image_size // 4) ** 2)
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(2 * width),
+            UpsampleConv(2 * width, 2 * width),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            UpsampleConv(2 * width, width),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.expand(z).unflatten(1, self.seed_shape)  # (B, latent_dim) -> (B, 2 width, S/4, S/4)
+        return self.layers(x.contiguous(memory_format=torch.channels_last))

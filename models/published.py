@@ -1,0 +1,84 @@
+"""Reading the checkpoint files that the five papers' code writes.
+
+Four kinds are recognised by their content:
+
+- `{"teacher": state_dict, "specific": [class ids], ...}` (FREE, TGR, BiDf-MKD, PURER-Plus),
+- the same with an accuracy, `model_specific_acc_<i>.pth`,
+- a bare state_dict (PURER's `model_<i>.pth`),
+- `{"state_dict": state_dict, ...}` (Fast-Datafree; our own files have this form too).
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+
+from utils.errors import UserError
+
+# The papers register each conv4 layer twice; the second name of a tensor carries nothing.
+ALIAS = re.compile(r"^trunk\.\d+\.trunk\.")
+RENAMES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"^trunk\.(\d+)\.C\.", r"blocks.\1.conv."),
+        (r"^trunk\.(\d+)\.BN\.", r"blocks.\1.norm."),
+        (r"^trunk\.(\d+)\.C(\d)\.", r"blocks.<\1>.conv\2."),
+        (r"^trunk\.(\d+)\.BN(\d)\.", r"blocks.<\1>.norm\2."),
+        (r"^trunk\.(\d+)\.shortcut\.", r"blocks.<\1>.shortcut.0."),
+        (r"^trunk\.(\d+)\.BNshortcut\.", r"blocks.<\1>.shortcut.1."),
+    ]
+]
+AFTER_STEM = re.compile(r"<(\d+)>")  # ResNet blocks are numbered behind the stem's two layers
+
+
+class Published(NamedTuple):
+    """What a checkpoint file holds: weights in our names, and class ids and accuracy (0..1) where it says."""
+
+    state: dict[str, torch.Tensor]
+    class_ids: list[int] | None
+    accuracy: float | None
+
+
+def read_published(content: Any, source: str) -> Published:
+    """Recognise the loaded `content` of a checkpoint file. Raises `UserError` naming `source` if it is none of the kinds."""
+    if isinstance(content, dict) and "teacher" in content and "specific" in content:
+        accuracy = content.get("acc")
+        return Published(
+            to_our_names(content["teacher"]),
+            [int(label) for label in content["specific"]],
+            None if accuracy is None else float(accuracy) / 100,
+        )
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        return Published(to_our_names(content["state_dict"]), None, None)
+    if isinstance(content, dict) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return Published(to_our_names(content), None, None)
+    raise UserError(
+        f"{source} is no checkpoint this program knows: expected a state_dict, {{'state_dict': ...}} "
+        "or {'teacher': ..., 'specific': ...}"
+    )
+
+
+def to_our_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the papers' `trunk.*` parameters to ours; a state_dict that has our names already is returned as it is."""
+    if not any(name.startswith("trunk.") for name in state):
+        return dict(state)
+    residual = "trunk.0.weight" in state
+    shortcut_norms = any(".BNshortcut." in name for name in state)
+    layers = [int(match.group(1)) for name in state if (match := re.match(r"trunk\.(\d+)\.", name))]
+    fixed = {f"trunk.{max(layers)}.": "head."}
+    if residual:
+        fixed |= {"trunk.0.": "stem.", "trunk.1.": "stem_norm."}
+    renamed = {}
+    for name, tensor in state.items():
+        if ALIAS.match(name):
+            continue
+        prefix = ".".join(name.split(".")[:2]) + "."
+        if prefix in fixed:
+            name = fixed[prefix] + name[len(prefix) :]
+        for pattern, replacement in RENAMES:
+            name = pattern.sub(replacement, name)
+        name = AFTER_STEM.sub(lambda match: str(int(match.group(1)) - 2), name)
+        if not shortcut_norms:
+            name = name.replace(".shortcut.0.", ".shortcut.")
+        renamed[name] = tensor
+    return renamed

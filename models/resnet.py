@@ -1,0 +1,82 @@
+"""ResNets for small images: 3x3 stem, no max-pool, adaptive average pool (the zoo of the five papers)."""
+
+import torch
+from torch import nn
+
+from models.conv4 import Norm, init_conv
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (1x1 convolution with normalisation where the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = init_conv(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False))
+        self.norm1 = norm(out_channels)
+        self.conv2 = init_conv(nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False))
+        self.norm2 = norm(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            conv = init_conv(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            self.shortcut = nn.Sequential(conv, norm(out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        return self.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions; the 3x3 has a bias and the shortcut no normalisation, as in the papers' code."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        width = out_channels // 4
+        self.conv1 = init_conv(nn.Conv2d(in_channels, width, 1, bias=False))
+        self.norm1 = norm(width)
+        self.conv2 = init_conv(nn.Conv2d(width, width, 3, stride, padding=1))
+        self.norm2 = norm(width)
+        self.conv3 = init_conv(nn.Conv2d(width, out_channels, 1, bias=False))
+        self.norm3 = norm(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = init_conv(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.relu(self.norm2(self.conv2(out)))
+        return self.relu(self.norm3(self.conv3(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Four stages of blocks; maps (B, C, S, S) to (B, num_classes), `features` gives (B, feature_dim)."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        widths: tuple[int, ...],
+        num_classes: int,
+        norm: Norm,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.stem = init_conv(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
+        self.stem_norm = norm(64)
+        blocks, in_channels = [], 64
+        for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(block(in_channels, width, stride, norm))
+                in_channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.feature_dim = in_channels
+        self.head = nn.Linear(in_channels, num_classes)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.blocks(self.stem_norm(self.stem(x)))).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))

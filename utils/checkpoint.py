@@ -1,0 +1,52 @@
+"""Checkpoints: tensors and plain Python values only, written atomically, never unpickled into code."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+from utils.files import atomic_path
+
+
+def save(value: Any, path: str | Path) -> None:
+    """Save `value` (tensors, numbers, strings, lists, dicts) to `path`."""
+    with atomic_path(path) as temporary:
+        torch.save(value, temporary)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """Load a checkpoint without executing anything from it.
+
+    Raises `UserError` when the file is missing, is no checkpoint, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} is damaged or holds more than tensors and plain values, and was not opened: "
+            "save its state_dict again with torch.save"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
+
+
+def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load `state` into `module`, or raise one `UserError` that names the first thing that does not fit."""
+    own = module.state_dict()
+    missing, spare = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if missing or spare or wrong:
+        detail = (
+            f"it lacks {missing[0]!r}"
+            if missing
+            else f"it has a spare {spare[0]!r}"
+            if spare
+            else f"{wrong[0]!r} is {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}"
+        )
+        raise UserError(f"{source} does not fit the {type(module).__name__} it is said to be: {detail}")
+    module.load_state_dict(state)

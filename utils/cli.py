@@ -1,0 +1,112 @@
+"""The command line: spelling, errors, devices and threads. Which flags exist is the business of those who read them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
+
+from utils.errors import UserError
+
+# Flags of the papers' code that do nothing here, with the sentence to say once.
+WITHOUT_EFFECT = {
+    "save_interval": "a checkpoint is written at every look at meta_val and every minute between",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes flags unabbreviated and raises `UserError` instead of leaving the program."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """Spell every flag with underscores: `--batch-size` and `--batch_size` are the same flag."""
+    spelled = []
+    for token in argv:
+        if token.startswith("--"):
+            name, equals, value = token.partition("=")
+            token = "--" + name[2:].replace("-", "_") + equals + value
+        spelled.append(token)
+    return spelled
+
+
+def exit_with_message(work: Callable[[], None]) -> None:
+    """Run `work`; turn a `UserError` into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    try:
+        work()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """--device, --gpu, --multigpu, --threads, --seed."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<card>")
+    group.add_argument("--gpu", type=int, help="use the k-th card of --multigpu (without it: card k)")
+    group.add_argument("--multigpu", help="comma-separated cards that may be used, as the papers' scripts type it")
+    group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to PyTorch")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+
+
+def select_device(args: argparse.Namespace) -> torch.device:
+    """The one device of a run. Raises `UserError` for a card that is not there."""
+    cards = torch.cuda.device_count()
+    if args.device != "auto":
+        try:
+            device = torch.device(args.device)
+        except RuntimeError as error:
+            raise UserError(f"--device {args.device} is no device: choose auto, cpu, cuda or cuda:<card>") from error
+        if device.type == "cuda" and (device.index or 0) >= cards:
+            raise UserError(f"--device {args.device}: this machine has {cards} CUDA cards; try --device cpu")
+        return device
+    if args.gpu is None and args.multigpu is None:
+        return torch.device("cuda:0" if cards else "cpu")
+    card = _chosen_card(args)
+    if cards == 0:
+        print("warning: no CUDA card here, running on the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    if card >= cards:
+        raise UserError(f"card {card} (--multigpu {args.multigpu} --gpu {args.gpu}) is missing: this machine has {cards}")
+    return torch.device(f"cuda:{card}")
+
+
+def _chosen_card(args: argparse.Namespace) -> int:
+    position = args.gpu or 0
+    if args.multigpu is None:
+        return position
+    try:
+        listed = [int(card) for card in args.multigpu.split(",")]
+        return listed[position]
+    except ValueError as error:
+        raise UserError(f"--multigpu {args.multigpu}: expected card numbers separated by commas") from error
+    except IndexError as error:
+        raise UserError(f"--gpu {position} picks beyond the {len(listed)} cards of --multigpu {args.multigpu}") from error
+
+
+def prepare_machine(args: argparse.Namespace) -> torch.device:
+    """Set the threads and return the device."""
+    if args.threads < 0:
+        raise UserError(f"--threads {args.threads}: expected 0 or more")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
+    return select_device(args)
+
+
+def say_without_effect(args: argparse.Namespace) -> None:
+    """Print one line for each accepted flag that was typed and does nothing."""
+    for name, reason in WITHOUT_EFFECT.items():
+        if getattr(args, name, None) is not None:
+            print(f"note: --{name} has no effect: {reason}", file=sys.stderr)

@@ -1,0 +1,65 @@
+"""Pictures as tensors: bytes to floats and back, normalisation, resizing, augmentation, grids for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from utils.files import atomic_path
+from utils.vision import import_torchvision
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (..., C, H, W) to float32 in [0, 1]."""
+    return images.float().div_(255.0)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float in [0, 1] to uint8, rounded; values outside are clipped."""
+    return (images.detach() * 255.0).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(x - mean) / std per channel, for images (..., C, H, W) in [0, 1]."""
+    shape = (-1, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bilinear, anti-aliased, differentiable; (B, C, H, W) to (B, C, size, size). Images of that size pass unchanged."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """The memory layout that convolutions of float32 on a CPU run fastest in."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def shift_and_flip(images: torch.Tensor, padding: int = 4, flip: bool = True) -> torch.Tensor:
+    """Zero-pad, cut at a random place and mirror at random, for each image of (B, C, H, W) by itself; differentiable."""
+    batch, _, height, width = images.shape
+    device = images.device
+    padded = F.pad(images, (padding,) * 4)  # (B, C, H + 2p, W + 2p)
+    rows = torch.arange(height, device=device) + torch.randint(2 * padding + 1, (batch, 1), device=device)  # (B, H)
+    columns = torch.arange(width, device=device) + torch.randint(2 * padding + 1, (batch, 1), device=device)  # (B, W)
+    if flip:
+        mirrored = torch.rand(batch, 1, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    index = torch.arange(batch, device=device)[:, None, None]
+    pixels = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    return pixels.permute(0, 3, 1, 2)  # in channels-last layout
+
+
+def save_grid(images: torch.Tensor, path: str | Path, columns: int, scale: int = 1) -> None:
+    """Save uint8 (N, C, H, W) as one PNG with `columns` pictures a row, each enlarged `scale` times."""
+    import_torchvision()
+    from torchvision.utils import make_grid
+
+    images = images.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0)  # (H, W, C)
+    with atomic_path(path) as temporary:
+        Image.fromarray(grid.numpy()).save(temporary)

@@ -1,0 +1,1 @@
+"""From folders of images to the lists that `datasets` reads; one script per image set."""

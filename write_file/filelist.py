@@ -1,0 +1,112 @@
+"""What the scripts of this folder share: finding images, checking them, writing lists, comparing the counts."""
+
+import argparse
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from datasets.registry import SPLITS, DatasetSpec, get_spec
+from datasets.split import csv_path, decode
+from utils.cli import exit_with_message
+from utils.errors import UserError
+from utils.files import write_text
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
+TYPO = {"meta_train": "mete_train", "meta_val": "mete_val", "meta_test": "mete_test"}  # the papers' archives have it
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of all image sets")
+    return parser
+
+
+def run_script(name: str, collect: Callable[[DatasetSpec, Path], Mapping[str, ClassFiles]], data_root: Path) -> None:
+    """Collect the splits of set `name`, check every image, write the three lists, and print the counts."""
+
+    def work() -> None:
+        spec = get_spec(name)
+        splits = collect(spec, data_root)
+        for split, classes in splits.items():
+            check(classes, f"{spec.folder}/{split}")
+        for split, classes in splits.items():
+            write_list(spec, split, classes, data_root)
+        print_counts(spec, splits)
+
+    exit_with_message(work)
+
+
+def class_folders(folder: Path) -> ClassFiles:
+    """The sub-folders of `folder` as classes. Raises `UserError` for a missing folder or a class without images."""
+    if not folder.is_dir():
+        raise UserError(f"folder {folder} is missing: unpack the image set there (DFL2Ldata/README.md shows the layouts)")
+    classes = {entry.name: image_files(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    if not classes:
+        raise UserError(f"folder {folder} has no class folders: expected {folder}/<class>/<image>")
+    return classes
+
+
+def image_files(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    return sorted(files)
+
+
+def split_folders(folder: Path) -> dict[str, ClassFiles]:
+    """`folder/{meta_train,meta_val,meta_test}/<class>/<image>`; the papers' spelling `mete_` is accepted."""
+    return {
+        split: class_folders(folder / TYPO[split] if (folder / TYPO[split]).is_dir() else folder / split) for split in SPLITS
+    }
+
+
+def check(classes: ClassFiles, name: str) -> None:
+    """Raise `UserError` naming the first class without images or image that cannot be decoded."""
+    for label, files in classes.items():
+        if not files:
+            raise UserError(f"class {label!r} of {name} has no images: add some or remove its folder")
+    files = [file for members in classes.values() for file in members]
+    with ThreadPoolExecutor() as pool:
+        checked = pool.map(lambda file: decode(file, 8), files)
+        for _ in tqdm(checked, total=len(files), desc=f"check {name}", unit="img", leave=False, delay=1):
+            pass
+
+
+def write_list(spec: DatasetSpec, split: str, classes: ClassFiles, data_root: Path) -> None:
+    """Write `filename,label` rows sorted by class and file, with paths relative to the data root."""
+    rows = [(file.relative_to(data_root).as_posix(), label) for label in sorted(classes) for file in sorted(classes[label])]
+    table = pd.DataFrame(rows, columns=["filename", "label"])
+    write_text(csv_path(spec, split, data_root), table.to_csv(index=False, lineterminator="\n"))
+
+
+def print_counts(spec: DatasetSpec, splits: Mapping[str, ClassFiles]) -> None:
+    total = 0
+    for split, expected in zip(SPLITS, spec.classes, strict=True):
+        images = sum(len(files) for files in splits[split].values())
+        total += images
+        note = "" if len(splits[split]) == expected else f"   (published: {expected})"
+        print(f"{split:10}  {len(splits[split]):4d} classes  {images:6d} images{note}")
+    verdict = "as published" if total == spec.images else f"the published set has {spec.images}"
+    print(f"{spec.name}: {total} images, {verdict}")
+
+
+def unpack(archive: Path, target: Path, wanted: str) -> None:
+    """Unpack the member folder `wanted` of a tar archive to `target`, refusing members that would land elsewhere.
+
+    Works in a temporary folder beside `target` and renames at the end, so a broken archive leaves nothing behind.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise UserError(f"archive {archive} cannot be unpacked ({error}): download it again") from error
+        source = Path(temporary) / wanted
+        if not source.is_dir():
+            raise UserError(f"archive {archive} holds no folder {wanted}: is it the official one?")
+        shutil.move(source, target)
