@@ -21,17 +21,25 @@ class Episodes:
     support_labels: torch.Tensor
     query: torch.Tensor
     query_labels: torch.Tensor
+    way: int
 
     def __len__(self) -> int:
         return len(self.support)
 
     def __getitem__(self, index: slice) -> "Episodes":
-        return Episodes(self.support[index], self.support_labels[index], self.query[index], self.query_labels[index])
+        parts = (self.support, self.support_labels, self.query, self.query_labels)
+        return Episodes(*(part[index] for part in parts), way=self.way)
 
 
-def episode_labels(episodes: int, way: int, per_class: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Labels 0..way-1, each repeated `per_class` times, for every episode: (E, way * per_class)."""
-    return torch.arange(way, device=device).repeat_interleave(per_class).expand(episodes, -1)
+def make_episodes(support: torch.Tensor, query: torch.Tensor, way: int) -> Episodes:
+    """Episodes from support (E, N*K, C, H, W) and query (E, N*Q, C, H, W) images that are grouped by class."""
+    labels = [_labels(part, way) for part in (support, query)]
+    return Episodes(support, labels[0], query, labels[1], way)
+
+
+def _labels(images: torch.Tensor, way: int) -> torch.Tensor:
+    per_class = images.shape[1] // way
+    return torch.arange(way, device=images.device).repeat_interleave(per_class).expand(len(images), -1)
 
 
 @dataclass(frozen=True)

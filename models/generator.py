@@ -30,7 +30,7 @@ class Generator(nn.Module):
     """Latent z (B, latent_dim) to images (B, channels, S, S) in [0, 1]; S must be a multiple of 4.
 
     Linear to 128 x S/4 x S/4, then twice up-sampling and convolution with normalisation and LeakyReLU, a last
-    convolution and a sigmoid. Normalisation is by batch statistics, in training mode, always.
+    convolution and a sigmoid. Normalisation is by the statistics of the batch at hand, always.
     """
 
     def __init__(self, image_size: int, channels: int = 3, latent_dim: int = 256, width: int = 64) -> None:
@@ -41,12 +41,12 @@ class Generator(nn.Module):
         self.seed_shape = (2 * width, image_size // 4, image_size // 4)
         self.expand = nn.Linear(latent_dim, 2 * width * (image_size // 4) ** 2)
         self.layers = nn.Sequential(
-            nn.BatchNorm2d(2 * width),
+            nn.BatchNorm2d(2 * width, track_running_stats=False),
             UpsampleConv(2 * width, 2 * width),
-            nn.BatchNorm2d(2 * width),
+            nn.BatchNorm2d(2 * width, track_running_stats=False),
             nn.LeakyReLU(0.2, inplace=True),
             UpsampleConv(2 * width, width),
-            nn.BatchNorm2d(width),
+            nn.BatchNorm2d(width, track_running_stats=False),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(width, channels, 3, padding=1),
             nn.Sigmoid(),

@@ -1,6 +1,7 @@
 """The command line: spelling, errors, devices and threads. Which flags exist is the business of those who read them."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,22 @@ def underscored(argv: Sequence[str]) -> list[str]:
             token = "--" + name[2:].replace("-", "_") + equals + value
         spelled.append(token)
     return spelled
+
+
+def count(text: str) -> int:
+    """A flag's value that must be a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
+def rate(text: str) -> float:
+    """A flag's value that must be a positive number."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
+    return value
 
 
 def exit_with_message(work: Callable[[], None]) -> None:
@@ -110,3 +127,8 @@ def say_without_effect(args: argparse.Namespace) -> None:
     for name, reason in WITHOUT_EFFECT.items():
         if getattr(args, name, None) is not None:
             print(f"note: --{name} has no effect: {reason}", file=sys.stderr)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Every spelling of every flag of `parser`, and the name its value is stored under."""
+    return {flag: action.dest for action in parser._actions for flag in action.option_strings}

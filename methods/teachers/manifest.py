@@ -10,6 +10,7 @@ import pandas as pd
 
 from datasets.registry import SPECS, DatasetSpec, get_domains, get_spec
 from models import MIXED_ARCHITECTURES, MODELS
+from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -46,7 +47,7 @@ def add_pool_flags(parser: ArgumentParser) -> None:
     group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, or mix")
     group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets and teachers")
     group.add_argument("--pre_backbone", default="conv4", help=f"teachers' architecture: {', '.join(MODELS)}, or mix")
-    group.add_argument("--way_pretrain", type=int, default=5, help="classes of a teacher")
+    group.add_argument("--way_pretrain", type=cli.count, default=5, help="classes of a teacher")
     group.add_argument(
         "--pre_model_num", "--APInum", type=int, help="teachers of each pool (pretrain: 100; otherwise: all there are)"
     )

@@ -1,0 +1,132 @@
+"""Meta-train a learner without data: `python main.py --method free --dataset cifar100`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods import METHODS, get_method
+from methods.base import FewShotMethod, check_few_shot_args, default_run_name
+from methods.loop import Training, dry_run, report_result
+from methods.teachers.pretraining import pretrain_pools
+from utils import cli, seed
+from utils.errors import UserError
+from utils.run_log import RunLog
+
+# What may be typed again beside --resume and --evaluate; all else is the run's own.
+CHANGEABLE = {"resume", "evaluate", "device", "gpu", "multigpu", "threads", "epochs", "episode_test", "out"}
+CHANGEABLE_IN_EVALUATION = CHANGEABLE | {"way_test", "shot_test", "query_test", "test_inner_steps"}
+
+
+def build_parser(method: str) -> cli.Parser:
+    """The parser of one method: shared flags with its defaults, and its own."""
+    method_class = get_method(method)
+    parser = cli.Parser(f"main.py --method {method}", description=method_class.PAPER or method_class.__doc__)
+    parser.add_argument("--method", default=method, help=", ".join(METHODS))
+    _add_run_flags(parser)
+    cli.add_machine_flags(parser)
+    method_class.add_shared_args(parser)
+    method_class.add_args(parser.add_argument_group(method))
+    parser.set_defaults(**method_class.SHARED_DEFAULTS)
+    return parser
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", type=Path, default=Path("runs"), help="folder of run directories")
+    group.add_argument("--run_name", help="name of the run directory; must be new")
+    group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
+    group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
+    group.add_argument("--pretrain", action="store_true", help="train the teachers and stop, as the papers' scripts type it")
+    group.add_argument("--dry_run", action="store_true", help="show what would be done and how long it would take")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; no side effects but reading RUN/args.json. Raises `UserError` for one that is wrong.
+
+    Two stages: the method is read first, then its own parser takes the whole line.
+    """
+    argv = cli.underscored(argv)
+    first = cli.Parser("main.py", add_help=False)
+    first.add_argument("--method")
+    first.add_argument("--resume", type=Path)
+    first.add_argument("--evaluate", type=Path)
+    early, _ = first.parse_known_args(argv)
+    run = early.resume or early.evaluate
+    if run is not None:
+        return _parse_again(argv, run, evaluating=early.resume is None)
+    if early.method is None:
+        if {"-h", "--help"} & set(argv):
+            build_parser("free").print_help()
+            raise SystemExit(0)
+        raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
+    args = _parse_known(build_parser(early.method.replace("-", "_")), argv)
+    args.method = early.method.replace("-", "_")
+    check_few_shot_args(args)
+    return args
+
+
+def _parse_known(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse; a flag of another method is refused with the name of the method it belongs to."""
+    args, unknown = parser.parse_known_args(argv)
+    for token in unknown:
+        flag = token.split("=")[0]
+        owners = [name for name in METHODS if flag in cli.flags_of(build_parser(name))]
+        if owners:
+            raise UserError(f"{flag} is no flag of --method {args.method}; it belongs to {', '.join(owners)}")
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}")
+    return args
+
+
+def _parse_again(argv: Sequence[str], run: Path, evaluating: bool) -> argparse.Namespace:
+    """The flags of an earlier run, with the few changes that are allowed."""
+    saved = RunLog.read_flags(run)
+    parser = build_parser(saved["method"])
+    allowed = CHANGEABLE_IN_EVALUATION if evaluating else CHANGEABLE
+    known = cli.flags_of(parser)
+    for token in argv:
+        flag = token.split("=")[0]
+        if flag in known and known[flag] not in allowed:
+            raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
+    parser.set_defaults(**saved)
+    args = _parse_known(parser, argv)
+    args.teachers = [Path(place) for place in args.teachers] if args.teachers else None
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parse_args(argv)
+    cli.say_without_effect(args)
+    device = cli.prepare_machine(args)
+    seed.seed_everything(args.seed)
+    if args.pretrain:
+        pretrain_pools(args, device)
+        return
+    method = get_method(args.method)(args, device)
+    assert isinstance(method, FewShotMethod)
+    if args.dry_run:
+        print(dry_run(method))
+        return
+    if args.evaluate:
+        report_result(method, RunLog(args.evaluate), None, f"evaluate-{args.way_test}w{args.shot_test}s.json")
+        return
+    log = _open_log(args, argv)
+    training = Training(method, log)
+    if args.resume:
+        training.restore()
+    training.run()
+    report_result(method, log, training)
+    log.close()
+    print(f"everything is in {log.folder}")
+
+
+def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
+    if args.resume:
+        return RunLog(args.resume)
+    return RunLog.create(args.out, args.run_name or default_run_name(args), bool(args.run_name), vars(args), argv)
+
+
+if __name__ == "__main__":
+    cli.exit_with_message(main)

@@ -1,0 +1,207 @@
+"""The contract between a method and the outer loop, and what all few-shot methods have in common."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from datasets.episodes import Episodes, EpisodeShape
+from datasets.registry import HALF, SPECS, get_domains
+from methods.evaluation.few_shot import Exam, examine
+from methods.metalearners import METALEARNERS, get_metalearner
+from methods.metalearners.gradients import meta_gradient, set_gradient
+from methods.metalearners.learner import Learner, LearnerSpec
+from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows
+from methods.teachers.pool import TeacherPool, add_teacher_flags
+from models import MODELS
+from utils import cli
+from utils.errors import UserError
+from utils.metrics import Score, Stopwatch
+
+
+class Method:
+    """One paper. The outer loop (logging, evaluation, checkpoints, resuming) is not its business: see `methods.loop`.
+
+    PAPER: what to cite. SHARED_DEFAULTS: the paper's values of shared flags. STATE: the attributes that a checkpoint
+    must hold; each has `state_dict` and `load_state_dict`.
+    """
+
+    TASK: ClassVar[str]
+    PAPER: ClassVar[str] = ""
+    SHARED_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    STATE: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args = args
+        self.device = device
+        self.clock = Stopwatch(device)
+
+    @staticmethod
+    def add_shared_args(parser: argparse.ArgumentParser) -> None:
+        """Flags of the method's task."""
+        raise NotImplementedError
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        """Flags of this method alone."""
+
+    @property
+    def num_iterations(self) -> int:
+        return 0
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One iteration, counted from 0; returns the numbers to log."""
+        raise NotImplementedError
+
+    def evaluate(self, split: str) -> dict[str, Score]:
+        """Scores on meta_val or meta_test, by image set."""
+        raise NotImplementedError
+
+    def pictures(self) -> dict[str, tuple[torch.Tensor, int]]:
+        """Images worth looking at now: name -> uint8 (N, C, H, W) and how many stand in a row."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("clock", *self.STATE)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("clock", *self.STATE):
+            getattr(self, name).load_state_dict(state[name])
+
+
+class FewShotMethod(Method):
+    """A method that ends with a learner, judged on episodes of unseen classes."""
+
+    TASK = "few_shot"
+    NEEDS_TEACHERS: ClassVar[bool] = True
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        rows = find_rows(args) if self.NEEDS_TEACHERS else []
+        self.domains = get_domains(args.dataset) if args.dataset else []
+        self.image_size, mean, std = self._image_form(rows)
+        spec = LearnerSpec(args.backbone, args.way_train, self.image_size, mean, std, global_pool=len(self.domains) > 1)
+        self.learner = Learner(spec, device)
+        self.metalearner = get_metalearner(args.metalearner)(
+            self.learner.network,
+            args.inner_lr,
+            execution="vmap" if device.type == "cuda" else "loop",
+            inductive=args.inductive,
+        )
+        self.train_shape = EpisodeShape(args.way_train, args.shot_train, args.query_train)
+        self.test_shape = EpisodeShape(args.way_test, args.shot_test, args.query_test)
+        self.exams = {
+            split: [
+                Exam(domain, split, args.data_root, self.image_size, self.test_shape, count) for domain in self.domains
+            ]
+            for split, count in (("meta_val", args.episode_val), ("meta_test", args.episode_test))
+        }
+        for exam in (exam for exams in self.exams.values() for exam in exams):
+            _ = exam.indices  # missing lists and splits that are too small show before any work is done
+        self.pool = TeacherPool(rows, device, args.class_order) if rows else None
+
+    @staticmethod
+    def add_shared_args(parser: argparse.ArgumentParser) -> None:
+        add_pool_flags(parser)
+        parser.set_defaults(dataset=None)
+        add_teacher_flags(parser)
+        add_few_shot_flags(parser)
+
+    def _image_form(self, rows: list[TeacherRow]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """Size and normalisation of the learner's images: the set's; for mixtures size 84; for own teachers, theirs."""
+        if len(self.domains) == 1:
+            domain = self.domains[0]
+            return self.args.image_size or domain.image_size, domain.mean, domain.std
+        sizes = {row.image_size for row in rows}
+        common = sizes.pop() if not self.domains and len(sizes) == 1 else 84
+        return self.args.image_size or common, *HALF
+
+    @property
+    def flip(self) -> bool:
+        """Whether mirrored images keep their class, as far as the image set says."""
+        return all(SPECS[row.dataset].flip for row in self.teachers.rows if row.dataset in SPECS)
+
+    @property
+    def teachers(self) -> TeacherPool:
+        """The pool of a method that needs one."""
+        assert self.pool is not None
+        return self.pool
+
+    def evaluate(self, split: str) -> dict[str, Score]:
+        steps = self.args.test_inner_steps
+        return {
+            exam.spec.name: examine(self.learner, self.metalearner, exam, steps) for exam in self.exams[split]
+        }
+
+    def outer_step(self, optimizer: torch.optim.Optimizer, episodes: Episodes) -> tuple[float, float]:
+        """One meta-update of the learner on a batch of episodes; returns query loss and accuracy before it."""
+        gradient, loss, accuracy = meta_gradient(
+            self.metalearner, self.learner.params, episodes, self.args.inner_steps, self.args.first_order
+        )
+        set_gradient(self.learner.params, gradient)
+        optimizer.step()
+        return float(loss), float(accuracy)
+
+
+def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
+    """Episodes, the metalearner, evaluation and length: the flags that all few-shot methods share."""
+    group = parser.add_argument_group("episodes")
+    for part in ("train", "test"):
+        group.add_argument(f"--way_{part}", type=cli.count, default=5, help=f"classes of a {part} episode")
+        group.add_argument(
+            f"--num_sup_{part}", f"--shot_{part}", dest=f"shot_{part}", type=cli.count, default=None if part == "test" else 1,
+            help="labelled images of a class" + (" (default: as in training)" if part == "test" else ""),
+        )  # fmt: skip
+        group.add_argument(
+            f"--num_qur_{part}", f"--query_{part}", dest=f"query_{part}", type=cli.count, default=15, help="queries of a class"
+        )
+    group.add_argument("--episode_test", type=cli.count, default=600, help="episodes of meta_test")
+    group.add_argument("--episode_val", type=cli.count, default=200, help="episodes of each look at meta_val")
+
+    group = parser.add_argument_group("meta-training")
+    group.add_argument("--backbone", default="conv4", help=f"the learner's architecture: {', '.join(MODELS)}")
+    group.add_argument(
+        "--teacherMethod", "--metalearner", dest="metalearner", default="maml", help=", ".join(METALEARNERS)
+    )
+    group.add_argument("--inner_lr", type=cli.rate, default=0.01, help="learning rate of the inner loop")
+    group.add_argument("--outer_lr", type=cli.rate, default=1e-3, help="learning rate of the outer loop (Adam)")
+    group.add_argument(
+        "--inner_update_num", "--inner_steps", dest="inner_steps", type=cli.count, default=5, help="inner steps in training"
+    )
+    group.add_argument(
+        "--test_inner_update_num", "--test_inner_steps", dest="test_inner_steps", type=cli.count, default=10,
+        help="inner steps in evaluation",
+    )  # fmt: skip
+    group.add_argument("--approx", "--first_order", dest="first_order", action="store_true", help="first-order MAML")
+    group.add_argument("--episode_batch", type=cli.count, default=10, help="episodes of an outer update")
+    group.add_argument("--epochs", type=cli.count, default=1000, help="iterations")
+    group.add_argument("--start_id", type=int, default=1, help="accepted for the papers' scripts; only 1 makes sense")
+
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--val_interval", type=cli.count, default=20, help="iterations between looks at meta_val")
+    group.add_argument(
+        "--select_on", choices=("meta_val", "meta_test", "last"), default="meta_val",
+        help="what picks the learner; meta_test repeats the papers' code and marks the result",
+    )  # fmt: skip
+    group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
+    group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")
+    group.add_argument("--save_images", action="store_true", help="write grids of pseudo-images at every look at meta_val")
+    group.add_argument("--save_interval", type=int, help="accepted for the papers' scripts")
+
+
+def check_few_shot_args(args: argparse.Namespace) -> None:
+    """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
+    if args.start_id != 1:
+        raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
+    if args.dataset is None and not args.teachers:
+        args.dataset = "cifar100"
+    if args.shot_test is None:
+        args.shot_test = args.shot_train
+
+
+def default_run_name(args: argparse.Namespace) -> str:
+    """A name that says what the run is: method, set, way, shot, learner."""
+    data = args.dataset or Path(args.teachers[0]).stem
+    return f"{args.method}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"

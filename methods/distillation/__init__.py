@@ -1,0 +1,1 @@
+"""Distillation: teaching one network what another knows."""

@@ -1,0 +1,51 @@
+"""Few-shot accuracy of a learner on fixed episodes of real images."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from datasets.episodes import EpisodeShape, fixed_episodes, make_episodes
+from datasets.registry import DatasetSpec
+from datasets.split import ImageSplit, load_split
+from methods.metalearners.base import Metalearner
+from methods.metalearners.learner import Learner
+from utils.metrics import Score
+
+Indices = tuple[torch.Tensor, torch.Tensor]  # support (E, N*K) and query (E, N*Q), into a split's images
+
+
+class Exam:
+    """The fixed episodes of one split of one image set: the same for every method, run and machine."""
+
+    def __init__(
+        self, spec: DatasetSpec, split: str, data_root: Path, image_size: int, shape: EpisodeShape, episodes: int
+    ) -> None:
+        self.spec, self.split_name, self.data_root = spec, split, data_root
+        self.image_size, self.shape, self.count = image_size, shape, episodes
+
+    @cached_property
+    def split(self) -> ImageSplit:
+        return load_split(self.spec, self.split_name, self.data_root, self.image_size)
+
+    @cached_property
+    def indices(self) -> Indices:
+        return fixed_episodes(self.split, self.shape, self.count, f"{self.spec.name} {self.split_name}")
+
+
+@torch.no_grad()
+def examine(learner: Learner, metalearner: Metalearner, exam: Exam, steps: int) -> Score:
+    """Accuracy of the learner on each episode of `exam` after `steps` inner steps.
+
+    Batch statistics see the whole query set (transductive, as in the papers) unless the metalearner is inductive.
+    """
+    params = {name: value.detach() for name, value in learner.params.items()}
+    device = next(iter(params.values())).device
+    images = exam.split.images.to(device)
+    support, query = exam.indices
+    size = 1 if metalearner.execution == "loop" else 50
+    accuracies = []
+    for some_support, some_query in zip(support.to(device).split(size), query.to(device).split(size), strict=True):
+        episodes = make_episodes(learner.prepare(images[some_support]), learner.prepare(images[some_query]), exam.shape.way)
+        accuracies.append(metalearner.outer_loss(params, episodes, steps, create_graph=False)[1])
+    return Score(torch.cat(accuracies).tolist())

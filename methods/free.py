@@ -1,0 +1,147 @@
+"""FREE: Faster and Better Data-Free Meta-Learning (Wei et al., CVPR 2024).
+
+FIVE (faster inversion via meta-generator): each iteration takes a few teachers, adapts a copy of a shared generator to
+each in a few steps, and moves the shared generator by the gradients it met. BELL (better generalisation via
+meta-learner): the learner is distilled through the same teachers in random order and moved towards where that led,
+then meta-trained on episodes of the memory bank, which mix classes of all teachers met so far.
+
+Deviations
+----------
+From the released code:
+- All teachers' images enter the memory bank; the code keeps those of the last teacher of an iteration.
+- With `--pre_backbone mix` each of the teachers is its own model; the code loads all weights into one.
+- The replay's Adam sees only the replay's gradients. The code also feeds it the difference that distillation made,
+  scaled by 67; here the learner moves by that difference itself, `--reptile_lr` of the way.
+- The Kullback-Leibler divergence takes log-probabilities and is averaged over images.
+- Every image is cropped and mirrored by itself, and images of other sizes are resized, not cut.
+Our own:
+- `--bn` adds the teachers' batch statistics to the inversion loss (the paper's script has none; default 0).
+"""
+
+import argparse
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.base import FewShotMethod
+from methods.distillation.losses import kl_divergence
+from methods.inversion.generator import InversionWeights, PseudoBatch
+from methods.inversion.meta_generator import MetaGenerator
+from methods.memory import MemoryBank
+from methods.metalearners.gradients import reptile_step
+from methods.teachers.pool import Teacher
+from models.generator import Generator
+from utils import cli
+from utils.errors import UserError
+
+BATCHES_IN_MEMORY = 20  # of each class, as in the papers' code
+
+
+class FREE(FewShotMethod):
+    PAPER = "Wei et al., FREE: Faster and Better Data-Free Meta-Learning, CVPR 2024"
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 1000, "episode_batch": 10, "val_interval": 20}
+    STATE = ("learner", "optimizer", "inverter", "memory")
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--teacher_batch", type=cli.count, default=4, help="teachers of an iteration")
+        group.add_argument("--num_qur_kd", type=cli.count, default=20, help="pseudo-images of a class")
+        group.add_argument("--inversion_steps", type=cli.count, default=5, help="steps on a teacher's copy of the generator")
+        group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator, inner and outer")
+        group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
+        group.add_argument("--meta_grad", choices=("last", "sum"), default="last", help="which steps' gradients move it")
+        group.add_argument("--oh", type=float, default=1.0, help="weight of the cross entropy")
+        group.add_argument("--bn", type=float, default=0.0, help="weight of the batch statistics")
+        group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term")
+        group.add_argument("--warmup", type=int, default=20, help="first iterations, which train the generator alone")
+        group.add_argument("--reptile_lr", type=float, default=1.0, help="how far the learner follows its distilled copy")
+        group.add_argument(
+            "--generate_interval", "--patience", dest="patience", type=cli.count, default=10,
+            help="replay updates without a better accuracy before new teachers come",
+        )  # fmt: skip
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        odd = next((row for row in self.teachers.rows if len(row.class_ids) != args.way_train), None)
+        if odd is not None:
+            raise UserError(
+                f"FREE distils teachers into a learner of {args.way_train} classes, and {odd.path} has "
+                f"{len(odd.class_ids)}: set --way_train to the teachers' number"
+            )
+        weights = InversionWeights(args.oh, args.bn, args.adv, self.flip)
+        self.inverter = MetaGenerator(
+            Generator(self.image_size).to(device),
+            weights,
+            args.inversion_steps,
+            lr=args.Glr,
+            lr_latent=args.zlr,
+            lr_outer=args.Glr,
+            gradient_of=args.meta_grad,
+        )
+        capacity = BATCHES_IN_MEMORY * args.num_qur_kd
+        self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
+        self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
+
+    @property
+    def num_iterations(self) -> int:
+        return self.args.epochs
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        with self.clock("generation"):
+            teachers = self.teachers.sample(self.args.teacher_batch)
+            batches, inversion_loss = self.invert(teachers)
+        numbers = {"inversion_loss": inversion_loss}
+        if iteration < self.args.warmup:
+            return numbers
+        for batch in batches:
+            self.memory.add(batch)
+        with self.clock("meta-training"):
+            numbers["distillation_loss"] = self.distil(teachers, batches)
+            if self.memory.ready_for(self.train_shape):
+                numbers |= self.replay()
+        return numbers
+
+    def invert(self, teachers: list[Teacher]) -> tuple[list[PseudoBatch], float]:
+        """FIVE: pseudo-images of each teacher, and the mean inversion loss."""
+        return self.inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)
+
+    def distil(self, teachers: list[Teacher], batches: list[PseudoBatch]) -> float:
+        """BELL, first half: a copy of the learner passes through the teachers; the learner follows. Returns the mean loss."""
+        params = {name: value.detach().clone().requires_grad_() for name, value in self.learner.params.items()}
+        optimizer = torch.optim.Adam(params.values(), lr=self.args.outer_lr)
+        losses: list[Tensor] = []
+        for index in torch.randperm(len(teachers)).tolist():
+            images = batches[index].images
+            with torch.no_grad():
+                answers = teachers[index](images)
+            loss = kl_divergence(answers, self.learner.logits(images, params))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        reptile_step(self.learner.params, params, self.args.reptile_lr)
+        return float(torch.stack(losses).mean())
+
+    def replay(self) -> dict[str, float]:
+        """BELL, second half: meta-updates on episodes of memory until the accuracy has not risen for `patience` updates."""
+        best, waited, updates, accuracy, loss = -1.0, 0, 0, 0.0, 0.0
+        while waited < self.args.patience:
+            episodes = self.memory.sample_episodes(self.args.episode_batch, self.train_shape, self.learner)
+            loss, accuracy = self.outer_step(self.optimizer, episodes)
+            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            updates += 1
+        return {"loss": loss, "accuracy": accuracy, "replay_updates": float(updates)}
+
+    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+        """The newest pseudo-images of up to 16 classes, one class a row."""
+        columns = min(8, self.args.num_qur_kd)
+        return {"memory": (self.memory.examples(columns)[: 16 * columns], columns)}
+
+    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
+        """Pseudo-images as the run makes them now, leaving the run untouched."""
+        inverter = copy.deepcopy(self.inverter)
+        return inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)[0]
+
+

@@ -1,0 +1,1 @@
+"""Model inversion: from teachers to pseudo-images."""

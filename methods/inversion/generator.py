@@ -1,0 +1,115 @@
+"""Inversion through a generator: descend on its weights and its latents until the teacher sees the wanted classes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.inversion.bn_statistics import record_bn_distances
+from methods.inversion.losses import adversarial_loss
+from models.generator import Generator
+from utils.images import shift_and_flip
+
+LearnerLogits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, N)
+
+
+class Invertible(Protocol):
+    """What inversion needs of a teacher: logits (B, way) of images (B, C, H, W) in [0, 1], and the network inside."""
+
+    network: nn.Module
+    class_ids: tuple[int, ...]
+
+    @property
+    def way(self) -> int: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PseudoBatch:
+    """What one teacher gave back: images (M, C, h, w) in [0, 1], labels (M,) in 0..way-1, the classes' ids in the pool."""
+
+    images: Tensor
+    labels: Tensor
+    class_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InversionWeights:
+    """Weights of the loss terms (the papers' oh, bn, adv) and whether images may be mirrored before the teacher."""
+
+    ce: float = 1.0
+    bn: float = 0.0
+    adv: float = 1.0
+    flip: bool = True
+
+
+def inversion_loss(
+    teacher: Invertible, images: Tensor, labels: Tensor, weights: InversionWeights, learner: LearnerLogits | None
+) -> Tensor:
+    """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = images (M, C, h, w) shifted and mirrored one by one."""
+    x = shift_and_flip(images, flip=weights.flip)
+    if weights.bn:
+        with record_bn_distances(teacher.network) as distances:
+            logits = teacher(x)
+        loss = weights.ce * F.cross_entropy(logits, labels) + weights.bn * torch.stack(distances).sum()
+    else:
+        logits = teacher(x)
+        loss = weights.ce * F.cross_entropy(logits, labels)
+    if weights.adv and learner is not None:
+        loss = loss + weights.adv * adversarial_loss(logits, learner(x))
+    return loss
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The result of `descend`: the images of the best step, that step's loss, and the last step's or the summed gradient."""
+
+    images: Tensor
+    loss: Tensor
+    gradient: list[Tensor]
+
+
+def descend(
+    generator: Generator,
+    loss_of: Callable[[Tensor], Tensor],
+    count: int,
+    steps: int,
+    lr: float,
+    lr_latent: float,
+    gradient_of: str = "last",
+) -> Descent:
+    """Take `steps` Adam(.5, .999) steps on `generator` (in place) and on `count` fresh latents z ~ N(0, I).
+
+    The images kept are those of the step with the lowest loss, chosen on the device without waiting for it.
+    `gradient_of` says whether `gradient` (one tensor per generator parameter) is the "last" step's or the "sum".
+    """
+    parameters = list(generator.parameters())
+    device = parameters[0].device
+    z = torch.randn(count, generator.latent_dim, device=device, requires_grad=True)
+    groups = [{"params": parameters, "lr": lr}, {"params": [z], "lr": lr_latent}]
+    optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
+    best = torch.full((), float("inf"), device=device)
+    kept = torch.empty(0, device=device)
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for step in range(steps):
+        images = generator(z)
+        loss = loss_of(images)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for sum_, parameter in zip(total, parameters, strict=True):
+            if gradient_of == "sum" or step == steps - 1:
+                sum_ += parameter.grad
+        optimizer.step()
+        better = loss.detach() < best
+        kept = images.detach() if step == 0 else torch.where(better, images.detach(), kept)
+        best = torch.where(better, loss.detach(), best)
+    return Descent(kept, best, total)
+
+
+def labels_of(teacher: Invertible, images_per_class: int, device: torch.device) -> Tensor:
+    """Labels (way * images_per_class,), grouped by class."""
+    return torch.arange(teacher.way, device=device).repeat_interleave(images_per_class)

@@ -1,0 +1,282 @@
+"""The outer loop, once for all methods: train, look, log, keep the best, go on after a kill, and report."""
+
+import argparse
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from methods.base import FewShotMethod, Method
+from methods.evaluation.few_shot import Exam, examine
+from methods.evaluation.floors import cached, exam_key, pixel_floor, teacher_floors
+from methods.metalearners.learner import Learner
+from utils import checkpoint, report, seed
+from utils.errors import UserError
+from utils.metrics import Score
+from utils.run_log import RunLog
+
+SECONDS_BETWEEN_CHECKPOINTS = 60
+
+
+class Training:
+    """Where a run stands: the next iteration, the best look so far, and the seconds it took."""
+
+    def __init__(self, method: FewShotMethod, log: RunLog) -> None:
+        self.method, self.log = method, log
+        self.iteration = 0
+        self.best: float | None = None
+        self.best_iteration = 0
+        self.seconds = 0.0
+        self._resumed_at = time.perf_counter()
+
+    def run(self) -> None:
+        """Train to the last iteration, looking at the validation split on the way."""
+        args, method, total = self.method.args, self.method, self.method.num_iterations
+        self._resumed_at, saved_at = time.perf_counter(), time.perf_counter()
+        if total == 0:
+            self.log.save("best.pt", best_content(method, 0, None))
+            return
+        with _stop_flag() as stop, tqdm(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
+            while self.iteration < total:
+                numbers = method.train_iteration(self.iteration)
+                self.iteration += 1
+                self._refuse_nonsense(numbers)
+                last = self.iteration == total
+                if self.iteration % args.val_interval == 0 or last:
+                    numbers |= self._look()
+                self.log.metrics(self.iteration, numbers | {"seconds": self.elapsed})
+                progress.update()
+                progress.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
+                if stop() or last or "val" in numbers or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                    self.save()
+                    saved_at = time.perf_counter()
+                if stop() and not last:
+                    raise UserError(
+                        f"stopped after iteration {self.iteration}; go on with: python main.py --resume {self.log.folder}"
+                    )
+
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self._resumed_at
+
+    def _look(self) -> dict[str, float]:
+        """Score the learner on the split that selects, and keep it if it is the best so far."""
+        method, args = self.method, self.method.args
+        split = "meta_test" if args.select_on == "meta_test" else "meta_val"
+        scores = method.evaluate(split) if args.select_on != "last" else {}
+        numbers = {f"{split}/{name}": score.mean for name, score in scores.items()}
+        value = sum(numbers.values()) / len(numbers) if numbers else None
+        if value is None or self.best is None or value > self.best:
+            self.best, self.best_iteration = value, self.iteration
+            self.log.save("best.pt", best_content(method, self.iteration, value))
+        if args.save_images or self.iteration == method.num_iterations:
+            for name, (images, columns) in method.pictures().items():
+                self.log.picture(name, images, columns, self.iteration)
+        if value is None:
+            return {}
+        half_width = max(score.half_width for score in scores.values())
+        self.log.say(
+            f"iteration {self.iteration}: {split} {100 * value:.2f} ± {100 * half_width:.2f} %, "
+            f"best {100 * (self.best or 0):.2f} % at {self.best_iteration}, {report.duration(self.elapsed)}"
+        )
+        return numbers | {"val": value, "val_half_width": half_width}
+
+    def _refuse_nonsense(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"iteration {self.iteration}: {name} is {value}; the run stopped. The last good checkpoint is "
+                    f"{self.log.folder}/last.pt; try a smaller --outer_lr or --inner_lr"
+                )
+
+    def save(self) -> None:
+        self.log.save(
+            "last.pt",
+            {
+                "method": self.method.state_dict(),
+                "rng": seed.rng_state(),
+                "iteration": self.iteration,
+                "best": self.best,
+                "best_iteration": self.best_iteration,
+                "seconds": self.elapsed,
+            },
+        )
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint of the run directory (to the start, where there is none yet)."""
+        path = self.log.folder / "last.pt"
+        if not path.is_file():
+            self.log.forget_after(0)
+            return
+        state = checkpoint.load(path, "cpu")
+        self.method.load_state_dict(state["method"])
+        self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
+        self.seconds = state["seconds"]
+        seed.set_rng_state(state["rng"])
+        self.log.forget_after(self.iteration)
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Any]:
+    """Turn the first Ctrl-C or SIGTERM into a flag, read by calling what is yielded; a second one acts at once."""
+    asked = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        tqdm.write("stopping after this iteration (once more: at once)")
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def best_content(method: FewShotMethod, iteration: int, value: float | None) -> dict[str, Any]:
+    """What `best.pt` holds: the learner, and all that using it needs."""
+    args = method.args
+    return {
+        "learner": method.learner.state_dict(),
+        "metalearner": args.metalearner,
+        "inner_lr": args.inner_lr,
+        "test_inner_steps": args.test_inner_steps,
+        "class_names": method.pool.class_names if method.pool else [],
+        "method": args.method,
+        "iteration": iteration,
+        "selected_by": args.select_on,
+        "selection_accuracy": value,
+    }
+
+
+def report_result(method: FewShotMethod, log: RunLog, training: Training | None, name: str = "result.json") -> None:
+    """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result."""
+    args = method.args
+    best = log.folder / "best.pt"
+    kept = checkpoint.load(best, method.device) if best.is_file() else {}
+    if kept:
+        method.learner.load_state_dict(kept["learner"])
+    scores = {args.method: method.evaluate("meta_test")} if method.domains else {}
+    yardsticks = {} if args.no_floors or not method.domains else floors(method, args.out / ".floors") | ceilings(args)
+    seconds = dict(method.clock.seconds) | ({"total": training.elapsed} if training else {})
+    content = {
+        "method": args.method,
+        "paper": method.PAPER,
+        "dataset": args.dataset,
+        "evaluated": bool(scores),
+        "way": args.way_test,
+        "shot": args.shot_test,
+        "query": args.query_test,
+        "backbone": args.backbone,
+        "metalearner": args.metalearner,
+        "teachers": len(method.pool) if method.pool else 0,
+        "head": _head_note(method),
+        "batch_statistics": "support" if args.inductive else "query (transductive)",
+        "selected_on": args.select_on,
+        "selected_at": kept.get("iteration", 0),
+        "image_size": method.image_size,
+        "seconds": seconds,
+        "accuracy": _numbers(scores.get(args.method, {})),
+        "yardsticks": {label: _numbers(by_set) for label, by_set in yardsticks.items()},
+        "episodes": {label: list(score.values) for label, score in scores.get(args.method, {}).items()},
+    }
+    log.result(content, name)
+    log.say("\n" + result_table(args, content))
+
+
+def _numbers(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
+    return {name: {"mean": score.mean, "half_width": score.half_width} for name, score in scores.items()}
+
+
+def _head_note(method: FewShotMethod) -> str:
+    rebuilt = method.metalearner.ADAPTS and method.args.way_test != method.learner.spec.way
+    return "rebuilt from the support's class means" if rebuilt else "as trained"
+
+
+def floors(method: FewShotMethod, folder: Path) -> dict[str, dict[str, Score]]:
+    """Every floor, by image set; computed once for a pool, split and set of episodes."""
+    args, lines = method.args, {}
+    for exam in method.exams["meta_test"]:
+        learner = [args.backbone, args.metalearner, args.inner_lr, args.test_inner_steps, args.inductive, args.seed]
+        pool = method.pool
+        key = [exam_key(exam), learner, pool.fingerprint() if pool else None]
+        found = cached(folder, key, lambda exam=exam: _compute_floors(method, exam))  # type: ignore[misc]
+        for label, score in found.items():
+            lines.setdefault(label, {})[exam.spec.name] = score
+    return lines
+
+
+def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, Score]:
+    lines = {"raw pixels, nearest class mean": pixel_floor(exam, method.device)}
+    with torch.random.fork_rng(devices=[method.device] if method.device.type == "cuda" else []):
+        torch.manual_seed(method.args.seed)
+        untrained = Learner(method.learner.spec, method.device)
+    lines["random learner, adapted"] = examine(untrained, method.metalearner, exam, method.args.test_inner_steps)
+    if method.pool:
+        one, together, _ = teacher_floors(method.pool, exam)
+        lines["one frozen teacher (mean)"] = one
+        lines[f"all {len(method.pool)} frozen teachers"] = together
+    return lines
+
+
+CEILING_KEYS = ("dataset", "way", "shot", "query", "backbone", "metalearner", "image_size", "batch_statistics")
+
+
+def ceilings(args: argparse.Namespace) -> dict[str, dict[str, Score]]:
+    """The newest finished run of `real` in the output folder that is like this one."""
+    if args.method == "real":
+        return {}
+    wanted = {
+        "method": "real", "dataset": args.dataset, "way": args.way_test, "shot": args.shot_test, "query": args.query_test,
+        "backbone": args.backbone, "metalearner": args.metalearner,
+    }  # fmt: skip
+    for path in sorted(args.out.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(content.get(key) == value for key, value in wanted.items()) and content.get("episodes"):
+            return {"real data (ceiling)": {name: Score(values) for name, values in content["episodes"].items()}}
+    return {}
+
+
+def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
+    """The table a run ends with: chance, floors, the method, the ceiling, and the times."""
+    if not content["evaluated"]:
+        return f"{args.method}: not evaluated (no image set given); the learner is in best.pt"
+    sets = list(content["accuracy"])
+    rows = [["chance", *[f"{100 / args.way_test:.2f}" for _ in sets]]]
+    marks = [] if args.select_on != "meta_test" else ["selected on test"]
+    marks += ["head rebuilt from class means"] if content["head"] != "as trained" else []
+    own = args.method + (f" ({', '.join(marks)})" if marks else "")
+    ceiling = {label: line for label, line in content["yardsticks"].items() if "ceiling" in label}
+    below = {label: line for label, line in content["yardsticks"].items() if label not in ceiling}
+    for label, line in (below | {own: content["accuracy"]} | ceiling).items():
+        cells = [f"{100 * line[name]['mean']:.2f} ± {100 * line[name]['half_width']:.2f}" if name in line else "" for name in sets]
+        rows.append([label, *cells])
+    title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
+    times = ", ".join(f"{name} {report.duration(value)}" for name, value in content["seconds"].items())
+    return report.table([title, *sets], rows) + (f"\ntime: {times}" if times else "")
+
+
+def dry_run(method: Method) -> str:
+    """What a run would do, with an estimate of its time from two iterations; writes nothing."""
+    args = method.args
+    lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
+    if isinstance(method, FewShotMethod) and method.pool:
+        lines.append(f"teachers found: {len(method.pool)}, classes: {len(method.pool.class_names)}")
+    if method.num_iterations:
+        after_warmup = getattr(args, "warmup", 0)
+        start = time.perf_counter()
+        for iteration in (after_warmup, after_warmup + 1):
+            method.train_iteration(iteration)
+        each = (time.perf_counter() - start) / 2
+        lines.append(f"{method.num_iterations} iterations of about {each:.2f} s: {report.duration(each * method.num_iterations)}")
+    return "\n".join(lines)

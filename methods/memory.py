@@ -1,0 +1,71 @@
+"""The memory bank: pseudo-images of every class met so far, kept as bytes where the training runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.episodes import Episodes, EpisodeShape, make_episodes
+from methods.inversion.generator import PseudoBatch
+from methods.metalearners.learner import Learner
+from utils.images import resize, to_uint8
+
+
+class MemoryBank:
+    """A ring of uint8 images (C, S, S) for each of the pool's classes; the oldest give way when it is full.
+
+    capacity: images kept of a class.
+    """
+
+    def __init__(self, num_classes: int, capacity: int, image_size: int, device: torch.device, channels: int = 3) -> None:
+        self.images = torch.zeros(
+            num_classes, capacity, channels, image_size, image_size, dtype=torch.uint8, device=device
+        )
+        self.added = torch.zeros(num_classes, dtype=torch.int64)  # ever, of each class; on the host, to decide without waiting
+
+    @property
+    def counts(self) -> Tensor:
+        """Images kept of each class, (num_classes,), on the host."""
+        return self.added.clamp(max=self.images.shape[1])
+
+    @torch.no_grad()
+    def add(self, batch: PseudoBatch) -> None:
+        """Keep a teacher's images, resized to the bank's size; of each class as many as there are in the batch."""
+        capacity, size = self.images.shape[1], self.images.shape[-1]
+        images = to_uint8(resize(batch.images, size))
+        for label, class_id in enumerate(batch.class_ids):
+            members = images[batch.labels == label][-capacity:]
+            slots = (int(self.added[class_id]) + torch.arange(len(members), device=images.device)) % capacity
+            self.images[class_id, slots] = members
+            self.added[class_id] += len(members)
+
+    def ready_for(self, shape: EpisodeShape) -> bool:
+        """Whether enough classes have enough images to draw an episode."""
+        return int((self.counts >= shape.shot + shape.query).sum()) >= shape.way
+
+    def sample_episodes(self, episodes: int, shape: EpisodeShape, learner: Learner) -> Episodes:
+        """Draw episodes over all classes that have enough images, in one gather, prepared for `learner`."""
+        way, per_class = shape.way, shape.shot + shape.query
+        device, counts = self.images.device, self.counts
+        classes = (counts >= per_class).nonzero().flatten()
+        chosen = classes[torch.rand(episodes, len(classes)).argsort(1)[:, :way]]  # (E, N)
+        order = torch.rand(episodes, way, self.images.shape[1])
+        order.masked_fill_(torch.arange(self.images.shape[1]) >= counts[chosen][..., None], 2.0)
+        slots = order.argsort(2)[..., :per_class]  # (E, N, K + Q), without replacement
+        drawn = self.images[chosen.to(device)[..., None], slots.to(device)]  # (E, N, K + Q, C, S, S)
+        support, query = drawn.split([shape.shot, shape.query], dim=2)
+        return make_episodes(learner.prepare(support.flatten(1, 2)), learner.prepare(query.flatten(1, 2)), way)
+
+    def examples(self, per_class: int) -> Tensor:
+        """The newest images of every class that has as many, uint8 (classes * per_class, C, S, S)."""
+        capacity = self.images.shape[1]
+        full = (self.counts >= per_class).nonzero().flatten()
+        slots = (self.added[full][:, None] - 1 - torch.arange(per_class)) % capacity  # (classes, per_class)
+        return self.images[full[:, None].to(self.images.device), slots.to(self.images.device)].flatten(0, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images[:, : int(self.counts.max())].clone(), "added": self.added.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images[:, : state["images"].shape[1]] = state["images"].to(self.images.device)
+        self.added.copy_(state["added"])

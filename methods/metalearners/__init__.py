@@ -1,0 +1,16 @@
+"""Metalearners: from episodes to a learner. One functional implementation, run by a loop or by `torch.func.vmap`."""
+
+from methods.metalearners.anil import ANIL
+from methods.metalearners.base import Metalearner
+from methods.metalearners.maml import MAML
+from methods.metalearners.protonet import ProtoNet
+from utils.errors import UserError
+
+METALEARNERS: dict[str, type[Metalearner]] = {"maml": MAML, "anil": ANIL, "protonet": ProtoNet}
+
+
+def get_metalearner(name: str) -> type[Metalearner]:
+    """The class of a metalearner. Raises `UserError` listing the names."""
+    if name not in METALEARNERS:
+        raise UserError(f"unknown metalearner {name!r}: choose from {', '.join(METALEARNERS)}")
+    return METALEARNERS[name]

@@ -1,0 +1,127 @@
+"""What all metalearners share: an episode in, loss and accuracy out, for many episodes at once."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from datasets.episodes import Episodes
+from models.norm import statistics_from, written_out
+
+Params = Mapping[str, Tensor]
+Execution = Literal["loop", "vmap"]
+
+
+class Network(Protocol):
+    """A learner network: features, a linear head, and their composition."""
+
+    head: nn.Linear
+
+    def features(self, x: Tensor) -> Tensor: ...
+
+
+class Metalearner:
+    """Adapts a network to the support set of an episode and classifies its query set.
+
+    The network's own parameters are never used: all functions take `params`, a mapping of names to tensors.
+    `execution` is "loop" (one episode after another, fastest on a CPU) or "vmap" (all together, for a GPU, where small
+    episodes are bound by kernel launches); both compute the same. With `inductive`, the query is normalised by the
+    statistics of the support set instead of its own.
+    """
+
+    ADAPTS = True  # whether a head of fixed width is adapted (ProtoNet has none)
+
+    def __init__(
+        self, network: nn.Module, inner_lr: float = 0.01, execution: Execution = "loop", inductive: bool = False
+    ) -> None:
+        self.network = network if execution == "loop" else written_out(network)
+        self._features = _Features(self.network)
+        self.inner_lr = inner_lr
+        self.execution = execution
+        self.inductive = inductive
+
+    def query_logits(
+        self, params: Params, support: Tensor, labels: Tensor, query: Tensor, way: int, steps: int, create_graph: bool
+    ) -> Tensor:
+        """Logits (N*Q, N) of one episode's query after adapting to support (N*K, C, H, W) with labels (N*K,)."""
+        raise NotImplementedError
+
+    def outer_loss(self, params: Params, episodes: Episodes, steps: int, create_graph: bool) -> tuple[Tensor, Tensor]:
+        """Loss (E,) and accuracy (E,) on the query sets after `steps` inner steps.
+
+        With `create_graph` the loss can be differentiated through the inner loop (second order); without, the inner
+        gradients count as constants (first order). Where the head's width is not the episodes' way, each episode
+        starts from a head made of its class means (`head_of_means`).
+        """
+        way = episodes.way
+        other_way = self.ADAPTS and len(params["head.bias"]) != way
+
+        def task(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor) -> tuple[Tensor, Tensor]:
+            start = self.head_of_means(params, support, labels, way) if other_way else params
+            logits = self.query_logits(start, support, labels, query, way, steps, create_graph)
+            hits = logits.detach().argmax(1) == query_labels
+            return F.cross_entropy(logits, query_labels), hits.float().mean()
+
+        tensors = (episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
+        if self.execution == "vmap":
+            return torch.func.vmap(task)(*tensors)
+        losses, accuracies = zip(*[task(*episode) for episode in zip(*tensors, strict=True)], strict=True)
+        return torch.stack(losses), torch.stack(accuracies)
+
+    def chunks(self, episodes: Episodes) -> Iterator[Episodes]:
+        """The pieces whose graphs are built and freed one after another: single episodes in the loop, all in vmap."""
+        size = 1 if self.execution == "loop" else len(episodes)
+        for start in range(0, len(episodes), size):
+            yield episodes[start : start + size]
+
+    def call(self, params: Params, x: Tensor) -> Tensor:
+        return functional_call(self.network, dict(params), (x,))
+
+    def features(self, params: Params, x: Tensor) -> Tensor:
+        """Features (B, D) under `params`."""
+        return functional_call(self._features, {f"network.{name}": value for name, value in params.items()}, (x,))
+
+    def head_of_means(self, params: Params, support: Tensor, labels: Tensor, way: int) -> Params:
+        """`params` with a head that classifies by the nearest class mean c of the support: weight 2c, bias -|c|^2."""
+        means = class_means(self.features(params, support), labels, way)  # (N, D)
+        return {**params, "head.weight": 2 * means, "head.bias": -means.square().sum(1)}
+
+    def together(self, call: Callable[[Params, Tensor], Tensor], params: Params, support: Tensor, query: Tensor) -> Tensor:
+        """`call` on the query, normalised by the query's statistics, or by the support's when inductive."""
+        if not self.inductive:
+            return call(params, query)
+        with statistics_from(self.network, len(support)):
+            return call(params, torch.cat([support, query]))[len(support) :]
+
+    def inner_gradient(
+        self, loss: Callable[[Params], Tensor], params: Params, create_graph: bool
+    ) -> dict[str, Tensor]:
+        """The gradient of `loss` at `params`, by the mechanism that the execution needs."""
+        if self.execution == "vmap":
+            gradient = torch.func.grad(loss)(dict(params))
+            return gradient if create_graph else {name: value.detach() for name, value in gradient.items()}
+        with torch.enable_grad():
+            if not create_graph:
+                params = {name: value.detach().requires_grad_() for name, value in params.items()}
+            gradients = torch.autograd.grad(loss(params), list(params.values()), create_graph=create_graph)
+        return dict(zip(params, gradients, strict=True))
+
+
+class _Features(nn.Module):
+    """Lets `functional_call` reach a network's `features`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.features(x)
+
+
+def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
+    """Mean feature of each class: features (M, D), labels (M,) to (way, D)."""
+    members = (labels[:, None] == torch.arange(way, device=labels.device)).to(features.dtype)  # (M, way)
+    return (members.T @ features) / members.sum(0)[:, None]

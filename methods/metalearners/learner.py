@@ -1,0 +1,57 @@
+"""The learner: the small network that is meta-trained, its parameters, and how it wants its images."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from models import create_model
+from utils import checkpoint
+from utils.images import channels_last, normalise, resize, to_float
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """All that is needed to build a learner again and to feed it."""
+
+    arch: str
+    way: int
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    global_pool: bool = False
+
+
+class Learner:
+    """A network whose parameters live outside of it, in `params`: a dict of leaf tensors that an optimizer can own."""
+
+    def __init__(self, spec: LearnerSpec, device: torch.device) -> None:
+        self.spec = spec
+        network = create_model(spec.arch, spec.way, spec.image_size, norm="batch", global_pool=spec.global_pool)
+        self.network = network.to(device).requires_grad_(False)
+        self.params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], (..., C, H, W) of any size, to the learner's size and normalisation."""
+        images = to_float(images) if images.dtype == torch.uint8 else images
+        flat = resize(images.flatten(0, -4), self.spec.image_size)  # (B, C, S, S)
+        flat = channels_last(normalise(flat, self.spec.mean, self.spec.std))
+        return flat.unflatten(0, images.shape[:-3])
+
+    def logits(self, images: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        """Class scores (B, way) of images (B, C, H, W) in [0, 1], under `params` (default: its own)."""
+        return functional_call(self.network, params or self.params, (self.prepare(images),))
+
+    def state_dict(self) -> dict[str, Any]:
+        spec = asdict(self.spec) | {"mean": list(self.spec.mean), "std": list(self.spec.std)}
+        return {"spec": spec, "params": {name: value.detach().clone() for name, value in self.params.items()}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `UserError` if the parameters do not fit."""
+        checkpoint.load_weights(self.network, state["params"], "the saved learner")
+        for name, value in self.params.items():
+            value.copy_(state["params"][name])

@@ -1,0 +1,64 @@
+"""Numbers: means with intervals, paired comparison, time by purpose."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of single episodes (0..1), with their mean and 95 % half-width 1.96 s / sqrt(n), s with n - 1."""
+
+    values: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def half_width(self) -> float:
+        if len(self.values) < 2:
+            return math.inf
+        mean = self.mean
+        variance = sum((value - mean) ** 2 for value in self.values) / (len(self.values) - 1)
+        return 1.96 * math.sqrt(variance / len(self.values))
+
+    def minus(self, other: "Score") -> "Score":
+        """The paired difference over the same episodes; one beats the other when its interval excludes 0."""
+        return Score([a - b for a, b in zip(self.values, other.values, strict=True)])
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent by purpose; kept across resumed runs."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, purpose: str) -> Iterator[None]:
+        """Add the time of the block to `purpose`."""
+        self._wait()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.seconds)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds = dict(state)

@@ -1,0 +1,100 @@
+"""The run directory: what was asked, what happened, and everything needed to go on."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from utils import checkpoint
+from utils.errors import UserError
+from utils.files import write_text
+from utils.images import save_grid
+
+PACKAGES = ("torch", "numpy", "pandas", "pillow")
+
+
+class RunLog:
+    """Writes `args.json`, `log.txt`, `metrics.jsonl`, TensorBoard events, `images/`, checkpoints and `result.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import; only runs need it
+
+        self.folder = folder
+        self.board = SummaryWriter(str(folder))
+
+    @classmethod
+    def create(cls, out: Path, name: str, chosen: bool, flags: Mapping[str, Any], argv: Sequence[str]) -> "RunLog":
+        """Make a new run directory `out/name`; a taken name gets a number, unless the user chose it (`UserError`)."""
+        folder, number = out / name, 2
+        while folder.exists():
+            if chosen:
+                raise UserError(f"--run_name {name}: {folder} exists already; choose another name, or --resume {folder}")
+            folder, number = out / f"{name}-{number}", number + 1
+        folder.mkdir(parents=True)
+        record = {"flags": flags, "argv": list(argv), "environment": _environment()}
+        write_text(folder / "args.json", json.dumps(record, indent=2, default=str) + "\n")
+        return cls(folder)
+
+    @staticmethod
+    def read_flags(folder: Path) -> dict[str, Any]:
+        """The flags of an earlier run. Raises `UserError` if `folder` is no run directory."""
+        try:
+            return json.loads((folder / "args.json").read_text(encoding="utf-8"))["flags"]
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} is no run directory: it has no args.json") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}/args.json is damaged and cannot be read") from error
+
+    def say(self, text: str) -> None:
+        """Print above the progress bar, and keep in log.txt."""
+        tqdm.write(text, file=sys.stdout)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def metrics(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Append one line of numbers to metrics.jsonl and show them in TensorBoard."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, iteration)
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop the metrics of iterations that will be run again."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+            write_text(path, "".join(kept))
+
+    def picture(self, name: str, images: torch.Tensor, columns: int, iteration: int) -> None:
+        """Save uint8 images (N, C, H, W) as images/<name>_<iteration>.png."""
+        save_grid(images, self.folder / "images" / f"{name}_{iteration:06d}.png", columns)
+
+    def save(self, name: str, content: Any) -> None:
+        checkpoint.save(content, self.folder / name)
+
+    def result(self, content: Mapping[str, Any], name: str = "result.json") -> None:
+        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def _environment() -> dict[str, str]:
+    root = Path(__file__).resolve().parents[1]
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "cuda": torch.version.cuda or "none",
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+    }
