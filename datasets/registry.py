@@ -34,7 +34,7 @@ SPECS = {
         DatasetSpec("miniimagenet", "Miniimagenet", 84, *IMAGENET, (64, 16, 20), 60_000, "write_miniimagenet_filelist.py"),
         DatasetSpec("cub", "CUB_200_2011", 84, *IMAGENET, (100, 50, 50), 11_788, "write_CUB_filelist.py", pretrain_epochs=100),
         DatasetSpec("flower", "flower", 84, *IMAGENET, (71, 15, 16), 8_189, "write_flower_filelist.py"),
-        DatasetSpec("glyphs", "glyphs", 32, *HALF, (64, 16, 20), 8_000, "write_glyphs_filelist.py", flip=False),
+        DatasetSpec("glyphs", "glyphs", 32, *HALF, (64, 16, 20), 20_000, "write_glyphs_filelist.py", flip=False),
     )
 }
 MIX = ("cifar100", "miniimagenet", "cub")  # what the papers' `--dataset mix` means
