@@ -1,6 +1,7 @@
 """The command line: spelling, errors, devices and threads. Which flags exist is the business of those who read them."""
 
 import argparse
+import ctypes
 import math
 import os
 import sys
@@ -111,8 +112,24 @@ def _chosen_card(args: argparse.Namespace) -> int:
         raise UserError(f"--gpu {position} picks beyond the {len(listed)} cards of --multigpu {args.multigpu}") from error
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks instead of returning each to the system.
+
+    Every training step frees and takes the same megabytes; handing them back and faulting them in again costs a CPU
+    run a quarter of its time. Elsewhere than under glibc this does nothing.
+    """
+    trim_threshold, mmap_max = -1, -4  # names of the two settings in malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
 def prepare_machine(args: argparse.Namespace) -> torch.device:
-    """Set the threads and return the device."""
+    """Set threads and memory, and return the device."""
+    keep_freed_memory()
     if args.threads < 0:
         raise UserError(f"--threads {args.threads}: expected 0 or more")
     if args.threads:
