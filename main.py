@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.run_log import RunLog
 
 # What may be typed again beside --resume and --evaluate; all else is the run's own.
-CHANGEABLE = {"resume", "evaluate", "device", "gpu", "multigpu", "threads", "epochs", "episode_test", "out"}
+CHANGEABLE = {"resume", "evaluate", "device", "gpu", "multigpu", "threads", "epochs", "episode_test", "out", "judge"}
 CHANGEABLE_IN_EVALUATION = CHANGEABLE | {"way_test", "shot_test", "query_test", "test_inner_steps"}
 
 

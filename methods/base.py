@@ -10,11 +10,12 @@ import torch
 from datasets.episodes import Episodes, EpisodeShape
 from datasets.registry import HALF, SPECS, get_domains
 from methods.evaluation.few_shot import Exam, examine
+from methods.inversion.generator import PseudoBatch
 from methods.metalearners import METALEARNERS, get_metalearner
 from methods.metalearners.gradients import meta_gradient, set_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows
-from methods.teachers.pool import TeacherPool, add_teacher_flags
+from methods.teachers.pool import Teacher, TeacherPool, add_teacher_flags
 from models import MODELS
 from utils import cli
 from utils.errors import UserError
@@ -135,6 +136,10 @@ class FewShotMethod(Method):
             exam.spec.name: examine(self.learner, self.metalearner, exam, steps) for exam in self.exams[split]
         }
 
+    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
+        """Fresh pseudo-images of some teachers, leaving the run as it is."""
+        raise UserError(f"--judge: {self.args.method} recovers no images")
+
     def outer_step(self, optimizer: torch.optim.Optimizer, episodes: Episodes) -> tuple[float, float]:
         """One meta-update of the learner on a batch of episodes; returns query loss and accuracy before it."""
         gradient, loss, accuracy = meta_gradient(
@@ -187,6 +192,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
     group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")
+    group.add_argument("--judge", action="store_true", help="ask a network trained on real images what it sees in the recovered")
     group.add_argument("--save_images", action="store_true", help="write grids of pseudo-images at every look at meta_val")
     group.add_argument("--save_interval", type=int, help="accepted for the papers' scripts")
 

@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from datasets.registry import get_spec
+from datasets.split import load_split
 from methods.base import FewShotMethod, Method
 from methods.evaluation.few_shot import Exam, examine
 from methods.evaluation.floors import cached, exam_key, pixel_floor, teacher_floors
+from methods.evaluation.recognition import beside_real, recognised, train_judge
 from methods.metalearners.learner import Learner
 from utils import checkpoint, report, seed
 from utils.errors import UserError
@@ -190,8 +193,35 @@ def report_result(method: FewShotMethod, log: RunLog, training: Training | None,
         "yardsticks": {label: _numbers(by_set) for label, by_set in yardsticks.items()},
         "episodes": {label: list(score.values) for label, score in scores.get(args.method, {}).items()},
     }
+    if args.judge:
+        content["recognised"] = judge(method, log)
     log.result(content, name)
     log.say("\n" + result_table(args, content))
+
+
+def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
+    """Share of fresh pseudo-images that a network trained on real images names right among the teacher's classes.
+
+    The teachers are drawn by the run's seed; images/recovered.png shows them with real images to the right.
+    """
+    draws = seed.generator(method.args.seed, "judge", "teachers")
+    chosen = [method.teachers[i] for i in torch.randperm(len(method.teachers), generator=draws)[:teachers].tolist()]
+    batches = method.recover(chosen)
+    hits, rows = [], []
+    for teacher, batch in zip(chosen, batches, strict=True):
+        spec = get_spec(teacher.row.dataset)
+        split = load_split(spec, "meta_train", method.args.data_root, method.image_size)
+        classes = [split.class_names.index(name) for name in teacher.row.class_names]
+        network = train_judge(split, spec, method.device)
+        hits.append(recognised(network, batch, classes, spec, method.image_size))
+        rows.append(beside_real([batch], split, [classes], 6, draws))
+    share = float(torch.cat(hits).float().mean())
+    log.picture("recovered", torch.cat(rows), 12, method.num_iterations)
+    log.say(
+        f"a network trained on real images recognises {100 * share:.1f} % of {len(torch.cat(hits))} recovered images "
+        f"among the teacher's classes (images/recovered_*.png: recovered left, real right)"
+    )
+    return share
 
 
 def _numbers(scores: dict[str, Score]) -> dict[str, dict[str, float]]:

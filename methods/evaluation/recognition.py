@@ -1,0 +1,55 @@
+"""Do pseudo-images look like their classes? An independent network, trained on real images, is asked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets.registry import DatasetSpec
+from datasets.split import ImageSplit
+from methods.inversion.generator import PseudoBatch
+from methods.teachers.pretraining import Recipe, train_teacher
+from models import create_model
+from utils import seed
+from utils.images import channels_last, normalise, resize, to_uint8
+
+
+def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> nn.Module:
+    """A conv4 over all classes of the real split; no inversion ever sees it."""
+    network = create_model("conv4", len(split.class_names), split.images.shape[-1]).to(device)
+    images, labels = split.images.to(device), split.labels.to(device)
+    order = torch.randperm(len(images), generator=seed.generator(seed_value, "judge")).to(device)
+    train, held_out = order[len(order) // 10 :], order[: len(order) // 10]
+    stream = seed.generator(seed_value, "judge", "batches")
+    with tqdm(total=epochs, desc="judge on real images", unit="epoch", leave=False) as progress:
+        parts = [(images[part], labels[part]) for part in (train, held_out)]
+        state, _ = train_teacher(network, "conv4", *parts, spec, Recipe(epochs=epochs), stream, progress)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+@torch.no_grad()
+def recognised(judge: nn.Module, batch: PseudoBatch, classes: Sequence[int], spec: DatasetSpec, size: int) -> Tensor:
+    """Whether the judge names each image's class, choosing among the teacher's: (M,) of bool.
+
+    `classes` are the judge's numbers of the teacher's classes, in the teacher's order.
+    """
+    logits = judge(channels_last(normalise(resize(batch.images, size), spec.mean, spec.std)))
+    return logits[:, list(classes)].argmax(1) == batch.labels
+
+
+def beside_real(
+    batches: Sequence[PseudoBatch], split: ImageSplit, classes: Sequence[Sequence[int]], per_class: int, draws: torch.Generator
+) -> Tensor:
+    """Rows of one class each, `per_class` recovered images, then as many real ones: uint8 (rows * 2 per_class, C, S, S).
+
+    Both are drawn by the generator, not chosen.
+    """
+    size, tiles = split.images.shape[-1], []
+    for batch, numbers in zip(batches, classes, strict=True):
+        images = to_uint8(resize(batch.images, size)).cpu()
+        for label, number in enumerate(numbers):
+            for members in (images[batch.labels.cpu() == label], split.images[split.labels == number]):
+                tiles.append(members[torch.randperm(len(members), generator=draws)[:per_class]])
+    return torch.cat(tiles)
