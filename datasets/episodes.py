@@ -27,8 +27,7 @@ class Episodes:
         return len(self.support)
 
     def __getitem__(self, index: slice) -> "Episodes":
-        parts = (self.support, self.support_labels, self.query, self.query_labels)
-        return Episodes(*(part[index] for part in parts), way=self.way)
+        return Episodes(self.support[index], self.support_labels[index], self.query[index], self.query_labels[index], self.way)
 
 
 def make_episodes(support: torch.Tensor, query: torch.Tensor, way: int) -> Episodes:

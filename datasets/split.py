@@ -1,5 +1,6 @@
 """From a CSV list of image files to one uint8 tensor, decoded once and cached beside the list."""
 
+import contextlib
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ class ImageSplit:
 def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
     """Read an image file of any size as uint8 (channels, size, size). Raises `UserError` naming a file it cannot read."""
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB" if channels == 3 else "L")
+        with Image.open(path) as file:
+            image = file.convert("RGB" if channels == 3 else "L")
             if image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
@@ -54,10 +55,14 @@ def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
     """The split's list with columns `filename` (below the data root) and `label` (class name), sorted by both."""
     path = csv_path(spec, split, data_root)
     if not path.is_file():
-        raise UserError(f"{path} is missing: put the images in {data_root / spec.folder} and run python write_file/{spec.script}")
+        raise UserError(
+            f"{path} is missing: put the images in {data_root / spec.folder} and run python write_file/{spec.script}"
+        )
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if list(table.columns) != ["filename", "label"]:
-        raise UserError(f"{path} has the columns {', '.join(table.columns)}; expected filename,label (run write_file/{spec.script})")
+        raise UserError(
+            f"{path} has the columns {', '.join(table.columns)}; expected filename,label (run write_file/{spec.script})"
+        )
     if table.empty:
         raise UserError(f"{path} lists no image: run write_file/{spec.script} again")
     return table.sort_values(["label", "filename"], ignore_index=True)
@@ -93,10 +98,8 @@ def _decode_cached(paths: list[Path], size: int, channels: int, csv: Path) -> to
         decoded = pool.map(lambda path: decode(path, size, channels), paths)
         progress = tqdm(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
         images = torch.from_numpy(np.stack(list(progress)))  # (N, C, S, S)
-    try:
+    with contextlib.suppress(OSError):  # a read-only data folder works, only slower
         checkpoint.save({"fingerprint": fingerprint, "images": images}, cache)
-    except OSError:
-        pass  # a read-only data folder works, only slower
     return images
 
 

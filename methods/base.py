@@ -94,9 +94,7 @@ class FewShotMethod(Method):
         self.train_shape = EpisodeShape(args.way_train, args.shot_train, args.query_train)
         self.test_shape = EpisodeShape(args.way_test, args.shot_test, args.query_test)
         self.exams = {
-            split: [
-                Exam(domain, split, args.data_root, self.image_size, self.test_shape, count) for domain in self.domains
-            ]
+            split: [Exam(domain, split, args.data_root, self.image_size, self.test_shape, count) for domain in self.domains]
             for split, count in (("meta_val", args.episode_val), ("meta_test", args.episode_test))
         }
         for exam in (exam for exams in self.exams.values() for exam in exams):
@@ -132,9 +130,7 @@ class FewShotMethod(Method):
 
     def evaluate(self, split: str) -> dict[str, Score]:
         steps = self.args.test_inner_steps
-        return {
-            exam.spec.name: examine(self.learner, self.metalearner, exam, steps) for exam in self.exams[split]
-        }
+        return {exam.spec.name: examine(self.learner, self.metalearner, exam, steps) for exam in self.exams[split]}
 
     def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
         """Fresh pseudo-images of some teachers, leaving the run as it is."""
@@ -167,9 +163,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("meta-training")
     group.add_argument("--backbone", default="conv4", help=f"the learner's architecture: {', '.join(MODELS)}")
-    group.add_argument(
-        "--teacherMethod", "--metalearner", dest="metalearner", default="maml", help=", ".join(METALEARNERS)
-    )
+    group.add_argument("--teacherMethod", "--metalearner", dest="metalearner", default="maml", help=", ".join(METALEARNERS))
     group.add_argument("--inner_lr", type=cli.rate, default=0.01, help="learning rate of the inner loop")
     group.add_argument("--outer_lr", type=cli.rate, default=1e-3, help="learning rate of the outer loop (Adam)")
     group.add_argument(
@@ -192,7 +186,9 @@ def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
     group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")
-    group.add_argument("--judge", action="store_true", help="ask a network trained on real images what it sees in the recovered")
+    group.add_argument(
+        "--judge", action="store_true", help="ask a network trained on real images what it sees in the recovered"
+    )
     group.add_argument("--save_images", action="store_true", help="write grids of pseudo-images at every look at meta_val")
     group.add_argument("--save_interval", type=int, help="accepted for the papers' scripts")
 

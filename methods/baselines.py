@@ -9,7 +9,6 @@ from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.split import load_split
 from methods.base import FewShotMethod
 from methods.evaluation.floors import teacher_floors
-from methods.teachers.manifest import TeacherRow
 from utils.errors import UserError
 from utils.metrics import Score
 
@@ -21,28 +20,22 @@ class Random(FewShotMethod):
 
 
 class Average(FewShotMethod):
-    """The mean of the teachers' parameters as the learner, adapted to each episode."""
+    """The mean parameters of the teachers that have the learner's architecture, adapted to each episode.
+
+    A head of another shape than the learner's is left out of the mean.
+    """
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
-        _require_like_learner(self.teachers.rows, args)
-        total = {name: torch.zeros_like(value) for name, value in self.learner.params.items()}
-        for teacher_id in range(len(self.teachers)):
-            weights = dict(self.teachers[teacher_id].network.named_parameters())
-            for name, value in total.items():
-                value += weights[name] / len(self.teachers)
+        alike = [index for index, row in enumerate(self.teachers.rows) if row.arch == args.backbone]
+        if not alike:
+            raise UserError(f"the mean needs teachers of the learner's architecture, {args.backbone}; the pool has none")
+        params = self.learner.params
+        weights = [dict(self.teachers[index].network.named_parameters()) for index in alike]
         with torch.no_grad():
-            for name, value in self.learner.params.items():
-                value.copy_(total[name])
-
-
-def _require_like_learner(rows: list[TeacherRow], args: argparse.Namespace) -> None:
-    for row in rows:
-        if (row.arch, len(row.class_ids)) != (args.backbone, args.way_train):
-            raise UserError(
-                f"the mean needs teachers like the learner ({args.backbone}, {args.way_train} classes); "
-                f"{row.path} is a {row.arch} of {len(row.class_ids)}"
-            )
+            for name in params:
+                if all(teacher[name].shape == params[name].shape for teacher in weights):
+                    params[name].copy_(torch.stack([teacher[name] for teacher in weights]).mean(0))
 
 
 class TeacherNCM(FewShotMethod):
@@ -78,5 +71,6 @@ class Real(FewShotMethod):
             support, query = self.samplers[turn].indices(self.args.episode_batch, torch.default_generator)
             images, device = self.splits[turn].images, self.device
             drawn = [self.learner.prepare(images[indices.to(device)]) for indices in (support, query)]
-            loss, accuracy = self.outer_step(self.optimizer, make_episodes(*drawn, way=self.train_shape.way))
+            episodes = make_episodes(drawn[0], drawn[1], self.train_shape.way)
+            loss, accuracy = self.outer_step(self.optimizer, episodes)
         return {"loss": loss, "accuracy": accuracy}

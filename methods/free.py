@@ -137,11 +137,10 @@ class FREE(FewShotMethod):
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         """The newest pseudo-images of up to 16 classes, one class a row."""
         columns = min(8, self.args.num_qur_kd)
-        return {"memory": (self.memory.examples(columns)[: 16 * columns], columns)}
+        newest = self.memory.examples(columns)[: 16 * columns]
+        return {"memory": (newest, columns)} if len(newest) else {}
 
     def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
         """Pseudo-images as the run makes them now, leaving the run untouched."""
         inverter = copy.deepcopy(self.inverter)
         return inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)[0]
-
-

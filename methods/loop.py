@@ -130,7 +130,7 @@ class Training:
 @contextmanager
 def _stop_flag() -> Iterator[Any]:
     """Turn the first Ctrl-C or SIGTERM into a flag, read by calling what is yielded; a second one acts at once."""
-    asked = []
+    asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if asked:
@@ -235,7 +235,8 @@ def _head_note(method: FewShotMethod) -> str:
 
 def floors(method: FewShotMethod, folder: Path) -> dict[str, dict[str, Score]]:
     """Every floor, by image set; computed once for a pool, split and set of episodes."""
-    args, lines = method.args, {}
+    args = method.args
+    lines: dict[str, dict[str, Score]] = {}
     for exam in method.exams["meta_test"]:
         learner = [args.backbone, args.metalearner, args.inner_lr, args.test_inner_steps, args.inductive, args.seed]
         pool = method.pool
@@ -257,9 +258,6 @@ def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, Score]:
         lines["one frozen teacher (mean)"] = one
         lines[f"all {len(method.pool)} frozen teachers"] = together
     return lines
-
-
-CEILING_KEYS = ("dataset", "way", "shot", "query", "backbone", "metalearner", "image_size", "batch_statistics")
 
 
 def ceilings(args: argparse.Namespace) -> dict[str, dict[str, Score]]:
@@ -289,7 +287,9 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     ceiling = {label: line for label, line in content["yardsticks"].items() if "ceiling" in label}
     below = {label: line for label, line in content["yardsticks"].items() if label not in ceiling}
     for label, line in (below | {own: content["accuracy"]} | ceiling).items():
-        cells = [f"{100 * line[name]['mean']:.2f} ± {100 * line[name]['half_width']:.2f}" if name in line else "" for name in sets]
+        cells = [
+            f"{100 * line[name]['mean']:.2f} ± {100 * line[name]['half_width']:.2f}" if name in line else "" for name in sets
+        ]
         rows.append([label, *cells])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
     times = ", ".join(f"{name} {report.duration(value)}" for name, value in content["seconds"].items())
@@ -308,5 +308,7 @@ def dry_run(method: Method) -> str:
         for iteration in (after_warmup, after_warmup + 1):
             method.train_iteration(iteration)
         each = (time.perf_counter() - start) / 2
-        lines.append(f"{method.num_iterations} iterations of about {each:.2f} s: {report.duration(each * method.num_iterations)}")
+        lines.append(
+            f"{method.num_iterations} iterations of about {each:.2f} s: {report.duration(each * method.num_iterations)}"
+        )
     return "\n".join(lines)

@@ -18,9 +18,7 @@ class MemoryBank:
     """
 
     def __init__(self, num_classes: int, capacity: int, image_size: int, device: torch.device, channels: int = 3) -> None:
-        self.images = torch.zeros(
-            num_classes, capacity, channels, image_size, image_size, dtype=torch.uint8, device=device
-        )
+        self.images = torch.zeros(num_classes, capacity, channels, image_size, image_size, dtype=torch.uint8, device=device)
         self.added = torch.zeros(num_classes, dtype=torch.int64)  # ever, of each class; on the host, to decide without waiting
 
     @property

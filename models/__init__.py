@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import nn
 
+from models.backbone import Backbone
 from models.conv4 import Conv4
 from models.norm import BatchStatsNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
@@ -12,7 +13,7 @@ from utils.errors import UserError
 
 WIDE = (256, 512, 1024, 2048)
 NARROW = (64, 128, 256, 512)
-RESNETS: dict[str, Callable[..., ResNet]] = {
+RESNETS: dict[str, Callable[..., Backbone]] = {
     "resnet10": partial(ResNet, BasicBlock, (1, 1, 1, 1), NARROW),
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2), NARROW),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3), NARROW),
@@ -26,7 +27,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {"running": nn.BatchNorm2d, "batc
 
 def create_model(
     name: str, num_classes: int, image_size: int, channels: int = 3, norm: str = "running", global_pool: bool = False
-) -> Conv4 | ResNet:
+) -> Backbone:
     """Build a network that maps (B, channels, image_size, image_size) to (B, num_classes).
 
     `norm="running"` is for teachers (ordinary batch normalisation, whose running statistics inversion reads),

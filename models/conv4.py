@@ -1,19 +1,9 @@
 """The four-block convolutional network of few-shot learning."""
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-Norm = Callable[[int], nn.Module]
-
-
-def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """He initialisation by the number of outputs a filter touches, as in the papers' networks."""
-    fan_out = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels
-    nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / fan_out))
-    return conv
+from models.backbone import Backbone, Norm, init_conv
 
 
 class ConvBlock(nn.Module):
@@ -30,11 +20,10 @@ class ConvBlock(nn.Module):
         return self.relu(self.pool(self.norm(self.conv(x))))
 
 
-class Conv4(nn.Module):
+class Conv4(Backbone):
     """Four blocks of 32 filters and a linear head.
 
     `global_pool` ends the features in a global maximum (32 numbers), for learners that meet several image sizes.
-    Maps (B, C, S, S) to (B, num_classes); `features` gives the (B, feature_dim) input of the head.
     """
 
     def __init__(
@@ -44,11 +33,7 @@ class Conv4(nn.Module):
         self.blocks = nn.Sequential(*[ConvBlock(channels if i == 0 else width, width, norm) for i in range(4)])
         side = image_size // 16
         self.reduce = nn.AdaptiveMaxPool2d(1) if global_pool else nn.Identity()
-        self.feature_dim = width if global_pool else width * side * side
-        self.head = nn.Linear(self.feature_dim, num_classes)
+        self.head = nn.Linear(width if global_pool else width * side * side, num_classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.reduce(self.blocks(x)).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))

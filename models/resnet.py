@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.conv4 import Norm, init_conv
+from models.backbone import Backbone, Norm, init_conv
 
 
 class BasicBlock(nn.Module):
@@ -49,8 +49,8 @@ class Bottleneck(nn.Module):
         return self.relu(self.norm3(self.conv3(out)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """Four stages of blocks; maps (B, C, S, S) to (B, num_classes), `features` gives (B, feature_dim)."""
+class ResNet(Backbone):
+    """Stem, four stages of `depths` blocks with `widths` channels, global average, head."""
 
     def __init__(
         self,
@@ -72,11 +72,7 @@ class ResNet(nn.Module):
                 in_channels = width
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.feature_dim = in_channels
         self.head = nn.Linear(in_channels, num_classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.pool(self.blocks(self.stem_norm(self.stem(x)))).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))

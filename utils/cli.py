@@ -21,8 +21,9 @@ WITHOUT_EFFECT = {
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes flags unabbreviated and raises `UserError` instead of leaving the program."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, prog: str, description: str | None = None, add_help: bool = True) -> None:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(prog, description=description, add_help=add_help, allow_abbrev=False, formatter_class=formatter)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

@@ -23,8 +23,7 @@ from write_file.filelist import ClassFiles, make_parser, run_script, split_folde
 
 # The official split; every class that is in neither list is in meta_train.
 META_VAL = (
-    "beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter sea shark "
-    "television tractor"
+    "beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter sea shark television tractor"
 ).split()
 META_TEST = (
     "baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy rocket rose snail sweet_pepper table "

@@ -24,7 +24,7 @@ from write_file.filelist import ClassFiles, make_parser, run_script, split_folde
 
 # One letter for each shape: of look-alikes (Latin P, Greek rho, Cyrillic er) at most one is here, in either case.
 LETTERS = {
-    "meta_train": "ABCEHIJKMNPQRSUVWXYZabdefgkmrt" "ΞΣΦΨΩαβδζηθλμπςτφχ" "ДЖЙЛЦЧЩЪЫЮЯЂЉЊЋђ",
+    "meta_train": "ABCEHIJKMNPQRSUVWXYZabdefgkmrtΞΣΦΨΩαβδζηθλμπςτφχДЖЙЛЦЧЩЪЫЮЯЂЉЊЋђ",
     "meta_val": "აბდეთიკლრტფქყშჩც",
     "meta_test": "ԴԶԷԸԹԻԽԾԿՃՄՇՊՌՎՔՖզձկ",
 }

@@ -78,4 +78,13 @@ def exam_key(exam: Exam) -> list[object]:
     """What identifies an exam: its images and its episodes."""
     shape = exam.shape
     listed = hashlib.sha256(exam.split.images.numpy().tobytes()).hexdigest()
-    return [SPECS[exam.spec.name].name, exam.split_name, listed, exam.image_size, shape.way, shape.shot, shape.query, exam.count]
+    return [
+        SPECS[exam.spec.name].name,
+        exam.split_name,
+        listed,
+        exam.image_size,
+        shape.way,
+        shape.shot,
+        shape.query,
+        exam.count,
+    ]

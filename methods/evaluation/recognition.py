@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.registry import DatasetSpec
@@ -11,11 +11,12 @@ from datasets.split import ImageSplit
 from methods.inversion.generator import PseudoBatch
 from methods.teachers.pretraining import Recipe, train_teacher
 from models import create_model
+from models.backbone import Backbone
 from utils import seed
 from utils.images import channels_last, normalise, resize, to_uint8
 
 
-def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> nn.Module:
+def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> Backbone:
     """A conv4 over all classes of the real split; no inversion ever sees it."""
     network = create_model("conv4", len(split.class_names), split.images.shape[-1]).to(device)
     images, labels = split.images.to(device), split.labels.to(device)
@@ -23,14 +24,14 @@ def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epoc
     train, held_out = order[len(order) // 10 :], order[: len(order) // 10]
     stream = seed.generator(seed_value, "judge", "batches")
     with tqdm(total=epochs, desc="judge on real images", unit="epoch", leave=False) as progress:
-        parts = [(images[part], labels[part]) for part in (train, held_out)]
-        state, _ = train_teacher(network, "conv4", *parts, spec, Recipe(epochs=epochs), stream, progress)
+        seen, unseen = ((images[part], labels[part]) for part in (train, held_out))
+        state, _ = train_teacher(network, "conv4", seen, unseen, spec, Recipe(epochs=epochs), stream, progress)
     network.load_state_dict(state)
     return network.eval()
 
 
 @torch.no_grad()
-def recognised(judge: nn.Module, batch: PseudoBatch, classes: Sequence[int], spec: DatasetSpec, size: int) -> Tensor:
+def recognised(judge: Backbone, batch: PseudoBatch, classes: Sequence[int], spec: DatasetSpec, size: int) -> Tensor:
     """Whether the judge names each image's class, choosing among the teacher's: (M,) of bool.
 
     `classes` are the judge's numbers of the teacher's classes, in the teacher's order.

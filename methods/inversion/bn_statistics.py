@@ -19,6 +19,8 @@ def record_bn_distances(network: nn.Module) -> Iterator[list[Tensor]]:
 
     def record(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)  # (C,), (C,)
+        assert isinstance(layer.running_mean, Tensor)
+        assert isinstance(layer.running_var, Tensor)
         distances.append((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
 
     handles = [layer.register_forward_pre_hook(record) for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -19,8 +19,11 @@ LearnerLogits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> l
 class Invertible(Protocol):
     """What inversion needs of a teacher: logits (B, way) of images (B, C, H, W) in [0, 1], and the network inside."""
 
-    network: nn.Module
-    class_ids: tuple[int, ...]
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def class_ids(self) -> tuple[int, ...]: ...
 
     @property
     def way(self) -> int: ...
@@ -101,7 +104,7 @@ def descend(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for sum_, parameter in zip(total, parameters, strict=True):
-            if gradient_of == "sum" or step == steps - 1:
+            if parameter.grad is not None and (gradient_of == "sum" or step == steps - 1):
                 sum_ += parameter.grad
         optimizer.step()
         better = loss.detach() < best

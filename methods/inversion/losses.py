@@ -12,7 +12,5 @@ def adversarial_loss(teacher_logits: Tensor, learner_logits: Tensor) -> Tensor:
     no gradient; temperature 1 (Fang et al., AAAI 2022, and the data-free meta-learning papers after it).
     """
     agree = teacher_logits.argmax(1) == learner_logits.argmax(1)  # (B,)
-    divergence = F.kl_div(
-        F.log_softmax(learner_logits, 1), F.log_softmax(teacher_logits, 1), reduction="none", log_target=True
-    )
+    divergence = F.kl_div(F.log_softmax(learner_logits, 1), F.log_softmax(teacher_logits, 1), reduction="none", log_target=True)
     return -torch.where(agree, divergence.sum(1), 0.0).mean()

@@ -1,7 +1,7 @@
 """What all metalearners share: an episode in, loss and accuracy out, for many episodes at once."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from datasets.episodes import Episodes
+from models.backbone import Backbone
 from models.norm import statistics_from, written_out
 
 Params = Mapping[str, Tensor]
 Execution = Literal["loop", "vmap"]
-
-
-class Network(Protocol):
-    """A learner network: features, a linear head, and their composition."""
-
-    head: nn.Linear
-
-    def features(self, x: Tensor) -> Tensor: ...
 
 
 class Metalearner:
@@ -35,7 +28,7 @@ class Metalearner:
     ADAPTS = True  # whether a head of fixed width is adapted (ProtoNet has none)
 
     def __init__(
-        self, network: nn.Module, inner_lr: float = 0.01, execution: Execution = "loop", inductive: bool = False
+        self, network: Backbone, inner_lr: float = 0.01, execution: Execution = "loop", inductive: bool = False
     ) -> None:
         self.network = network if execution == "loop" else written_out(network)
         self._features = _Features(self.network)
@@ -96,9 +89,7 @@ class Metalearner:
         with statistics_from(self.network, len(support)):
             return call(params, torch.cat([support, query]))[len(support) :]
 
-    def inner_gradient(
-        self, loss: Callable[[Params], Tensor], params: Params, create_graph: bool
-    ) -> dict[str, Tensor]:
+    def inner_gradient(self, loss: Callable[[Params], Tensor], params: Params, create_graph: bool) -> dict[str, Tensor]:
         """The gradient of `loss` at `params`, by the mechanism that the execution needs."""
         if self.execution == "vmap":
             gradient = torch.func.grad(loss)(dict(params))
@@ -113,7 +104,7 @@ class Metalearner:
 class _Features(nn.Module):
     """Lets `functional_call` reach a network's `features`."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Backbone) -> None:
         super().__init__()
         self.network = network
 

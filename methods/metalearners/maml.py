@@ -12,9 +12,7 @@ class MAML(Metalearner):
     def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
         """The fast weights after `steps` inner steps on support (M, C, H, W) with labels (M,)."""
         for _ in range(steps):
-            gradient = self.inner_gradient(
-                lambda fast: F.cross_entropy(self.call(fast, support), labels), params, create_graph
-            )
+            gradient = self.inner_gradient(lambda fast: F.cross_entropy(self.call(fast, support), labels), params, create_graph)
             params = {name: value - self.inner_lr * gradient[name] for name, value in params.items()}
         return params
 

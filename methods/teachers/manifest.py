@@ -94,7 +94,9 @@ def find_rows(args: Namespace) -> list[TeacherRow]:
 
 
 def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
-    way = f"--num_class_per_task {args.num_class_per_task}" if args.num_class_per_task else f"--way_pretrain {args.way_pretrain}"
+    way = (
+        f"--num_class_per_task {args.num_class_per_task}" if args.num_class_per_task else f"--way_pretrain {args.way_pretrain}"
+    )
     parts = ["python pretrain.py", f"--dataset {spec.name}", f"--pre_backbone {arch}", way]
     if args.pre_model_num and not args.num_class_per_task:
         parts.append(f"--pre_model_num {args.pre_model_num}")
@@ -133,7 +135,7 @@ def read_manifest(path: Path) -> list[TeacherRow]:
     rows = []
     for line, record in enumerate(table.to_dict("records"), start=2):
         try:
-            rows.append(_row_from_record(record, path.parent))
+            rows.append(_row_from_record({str(key): value for key, value in record.items()}, path.parent))
         except ValueError as error:
             raise UserError(f"{path}, line {line}: {error}") from error
     return rows

@@ -13,6 +13,7 @@ from torch import nn
 from datasets.registry import SPECS
 from methods.teachers.manifest import NUMBER, TeacherRow
 from models import create_model
+from models.backbone import Backbone
 from models.published import Published, read_published
 from utils import checkpoint
 from utils.errors import UserError
@@ -28,9 +29,9 @@ class Teacher(nn.Module):
     never the weights.
     """
 
-    def __init__(self, network: nn.Module, row: TeacherRow, class_ids: Sequence[int]) -> None:
+    def __init__(self, network: Backbone, row: TeacherRow, class_ids: Sequence[int]) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).eval()
+        self.network: Backbone = network.requires_grad_(False).eval()
         self.row = row
         self.class_ids = tuple(class_ids)
 
@@ -118,7 +119,9 @@ class TeacherPool:
         if class_order is not None:
             order = class_order.read_text(encoding="utf-8").split()
             if max(class_ids) >= len(order):
-                raise UserError(f"--class_order {class_order} names {len(order)} classes; {row.path} has class {max(class_ids)}")
+                raise UserError(
+                    f"--class_order {class_order} names {len(order)} classes; {row.path} has class {max(class_ids)}"
+                )
             names = tuple(order[class_id] for class_id in class_ids)
         accuracy = row.accuracy if published.accuracy is None else published.accuracy
         return replace(row, class_ids=tuple(class_ids), class_names=names, accuracy=accuracy)

@@ -3,7 +3,6 @@
 import copy
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F

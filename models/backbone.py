@@ -1,0 +1,31 @@
+"""What every network of the few-shot zoo is: features and a linear head."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]  # channels -> normalisation layer
+
+
+class Backbone(nn.Module):
+    """Maps images (B, C, S, S) to logits (B, num_classes) by a linear `head` on `features` (B, feature_dim)."""
+
+    head: nn.Linear
+
+    @property
+    def feature_dim(self) -> int:
+        return self.head.in_features
+
+    def features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    """He initialisation by the number of outputs a filter touches, as in the papers' networks."""
+    fan_out = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels
+    nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / fan_out))
+    return conv
