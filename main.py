@@ -8,7 +8,7 @@ from pathlib import Path
 from methods import METHODS, get_method
 from methods.base import FewShotMethod, check_few_shot_args, default_run_name
 from methods.loop import Training, dry_run, report_result
-from methods.teachers.pretraining import pretrain_pools
+from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, seed
 from utils.errors import UserError
 from utils.run_log import RunLog
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = cli.prepare_machine(args)
     seed.seed_everything(args.seed)
     if args.pretrain:
-        pretrain_pools(args, device)
+        pretrain_pools(args, Recipe(), device)
         return
     method = get_method(args.method)(args, device)
     assert isinstance(method, FewShotMethod)

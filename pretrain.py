@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from methods.teachers.manifest import add_pool_flags
-from methods.teachers.pretraining import add_recipe_flags, pretrain_pools
+from methods.teachers.pretraining import add_recipe_flags, pretrain_pools, recipe_from
 from utils import cli
 
 
@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
-    pretrain_pools(args, cli.prepare_machine(args))
+    pretrain_pools(args, recipe_from(args), cli.prepare_machine(args), args.overwrite)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from utils.files import atomic_path
 
 
 def save(value: Any, path: str | Path) -> None:
-    """Save `value` (tensors, numbers, strings, lists, dicts) to `path`."""
-    with atomic_path(path) as temporary:
-        torch.save(value, temporary)
+    """Save `value` (tensors, numbers, strings, lists, dicts) to `path`; equal values give equal files."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(value, file)  # given a path, torch would write the temporary name into the file
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Any:

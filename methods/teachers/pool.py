@@ -100,7 +100,8 @@ class TeacherPool:
     def _load(self, row: TeacherRow) -> Teacher:
         published = self._published.get(row.path) or read_published(checkpoint.load(row.path), str(row.path))
         outputs = len(published.state["head.bias"]) if row.path in self._published else len(row.class_ids)
-        network = create_model(row.arch, outputs, row.image_size)
+        with torch.random.fork_rng(devices=[]):  # when a teacher is loaded must not change what the run draws
+            network = create_model(row.arch, outputs, row.image_size)
         checkpoint.load_weights(network, published.state, row.path)
         return Teacher(network.to(self.device), row, [self._index[key] for key in row.class_keys]).to(self.device)
 

@@ -2,7 +2,7 @@
 
 import copy
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from utils.images import channels_last, normalise, to_float
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one teacher is trained; `None` means the paper's value for the architecture and set."""
+    """How one teacher is trained; `None` means the papers' value for the image set or the kind of pool."""
 
     epochs: int | None = None
     lr: float = 1e-2
@@ -42,15 +42,8 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
 
 
 def recipe_from(args: Namespace) -> Recipe:
-    milestones = getattr(args, "milestones", None)
-    if milestones is None and args.num_class_per_task:
-        milestones = (30, 40, 50)
-    return Recipe(
-        getattr(args, "pretrain_epochs", None),
-        getattr(args, "pretrain_lr", Recipe.lr),
-        getattr(args, "batch_size", Recipe.batch_size),
-        None if milestones is None else tuple(milestones),
-    )
+    milestones = None if args.milestones is None else tuple(args.milestones)
+    return Recipe(args.pretrain_epochs, args.pretrain_lr, args.batch_size, milestones)
 
 
 def make_optimizer(
@@ -62,7 +55,7 @@ def make_optimizer(
         milestones: tuple[int, ...] = ()
     else:
         optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
-        milestones = recipe.milestones if recipe.milestones is not None else (30, 50, 80)
+        milestones = recipe.milestones or ()
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.2)
 
 
@@ -111,21 +104,24 @@ def train_teacher(
     return best_state, best
 
 
-def pretrain_pools(args: Namespace, device: torch.device) -> None:
+def pretrain_pools(args: Namespace, recipe: Recipe, device: torch.device, overwrite: bool = False) -> None:
     """Train every pool that the command line names, skipping finished teachers, and print the accuracies."""
+    if recipe.milestones is None:
+        recipe = replace(recipe, milestones=(30, 40, 50) if args.num_class_per_task else (30, 50, 80))
     for spec, arch in pool_specs(args):
-        _pretrain_pool(args, spec, arch, device)
+        _pretrain_pool(args, spec, arch, recipe, device, overwrite)
 
 
-def _pretrain_pool(args: Namespace, spec: DatasetSpec, arch: str, device: torch.device) -> None:
-    recipe = recipe_from(args)
+def _pretrain_pool(
+    args: Namespace, spec: DatasetSpec, arch: str, recipe: Recipe, device: torch.device, overwrite: bool
+) -> None:
     size = args.image_size if args.image_size and args.dataset != "mix" else spec.image_size
     split = load_split(spec, "meta_train", args.data_root, size).to(device)
     folder = pool_folder(args, spec, arch)
     groups = _class_groups(args, split, spec)
     epochs = recipe.epochs or spec.pretrain_epochs
     manifest = folder / "teachers.csv"
-    rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() and not args.overwrite else {}
+    rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() and not overwrite else {}
     finished = {name: row for name, row in rows.items() if row.path.is_file()}
     others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, args.seed)]
     if others:

@@ -1,0 +1,109 @@
+"""Tiny image sets, written by the project's own scripts, and tiny pools of teachers on them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+import pretrain
+from write_file import (
+    write_cifar100_filelist,
+    write_CUB_filelist,
+    write_flower_filelist,
+    write_glyphs_filelist,
+    write_miniimagenet_filelist,
+)
+
+IMAGES_PER_CLASS = 8
+TREES = {"cifar100": "cifar100", "miniimagenet": "Miniimagenet"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_images(folder: Path, count: int, seed: int, size: tuple[int, int] = (20, 18), suffix: str = "png") -> None:
+    """Noise around a colour of its own for each folder, so that classes can be told apart."""
+    rng = np.random.default_rng(seed)
+    colour = rng.uniform(40, 215, 3)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.clip(colour + rng.normal(0, 30, (*size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.{suffix}")
+
+
+def make_data(root: Path) -> Path:
+    """All five image sets in their papers' layouts, with lists."""
+    for name, folder in TREES.items():
+        for split, classes in (("meta_train", 7), ("meta_val", 5), ("meta_test", 6)):
+            for label in range(classes):
+                write_images(
+                    root / folder / split / f"{split}_{label}",
+                    IMAGES_PER_CLASS,
+                    seed=len(name) * 1000 + len(split) * 100 + label,
+                )
+    for label in range(24):
+        write_images(root / "CUB_200_2011" / "images" / f"{label:03d}.Bird", IMAGES_PER_CLASS, label, suffix="jpg")
+    labels = [label for label in (1, 2, 3, 4, 6, 10, 16, 17, 23, 26, 5, 9, 15, 19, 35) for _ in range(IMAGES_PER_CLASS)]
+    write_images(root / "flower" / "jpg", len(labels), 7, suffix="jpg")
+    for number, file in enumerate(sorted((root / "flower" / "jpg").iterdir()), start=1):
+        file.rename(file.with_name(f"image_{number:05d}.jpg"))
+    scipy.io.savemat(root / "flower" / "imagelabels.mat", {"labels": [labels]})
+    where = ["--data_root", str(root)]
+    for script in (write_cifar100_filelist, write_miniimagenet_filelist, write_CUB_filelist, write_flower_filelist):
+        script.main(where)
+    write_glyphs_filelist.main([*where, "--images", str(IMAGES_PER_CLASS)])
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image sets and, below teachers/, the pools that the tests of the methods use. Read only."""
+    root = make_data(tmp_path_factory.mktemp("data"))
+    common = ["--data_root", str(root), "--way_pretrain", "3", "--pre_model_num", "2", "--pretrain_epochs", "1"]
+    pretrain.main([*common, "--dataset", "cifar100", "--pre_backbone", "mix", "--image_size", "16"])
+    pretrain.main([*common, "--dataset", "mix", "--pre_backbone", "conv4"])
+    return root
+
+
+@pytest.fixture
+def tiny(data_root: Path, tmp_path: Path) -> list[str]:
+    """Flags that make a run of any few-shot method take a second."""
+    text = f"""
+        --data_root {data_root} --out {tmp_path / "runs"} --image_size 16 --way_pretrain 3 --way_train 3 --way_test 3
+        --num_qur_train 2 --num_qur_test 2 --episode_test 4 --episode_val 3 --inner_update_num 1 --test_inner_update_num 2
+        --episode_batch 2 --val_interval 1 --epochs 2 --threads 1
+    """
+    return text.split()
+
+
+@pytest.fixture
+def tiny_free() -> list[str]:
+    """FREE's own flags for the same purpose."""
+    return "--warmup 0 --teacher_batch 2 --num_qur_kd 8 --inversion_steps 2 --patience 1 --bn 0.1".split()
+
+
+@pytest.fixture
+def papers_conv4() -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Renames a conv4 to the papers' names: each block's layers twice, the linear layer behind the flattening."""
+
+    def rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        renamed = {}
+        for name, value in state.items():
+            if name.startswith("head."):
+                renamed["trunk.5." + name[5:]] = value
+                continue
+            _, block, layer, rest = name.split(".")
+            renamed[f"trunk.{block}.{'C' if layer == 'conv' else 'BN'}.{rest}"] = value
+            renamed[f"trunk.{block}.trunk.{0 if layer == 'conv' else 1}.{rest}"] = value
+        return renamed
+
+    return rename

@@ -1,0 +1,89 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from datasets.registry import SPECS, get_domains, get_spec
+from datasets.split import csv_path, decode, load_split, read_list
+from utils.errors import UserError
+
+CIFAR = SPECS["cifar100"]
+
+
+@pytest.fixture
+def root(data_root: Path, tmp_path: Path) -> Path:
+    """A copy of one image set that a test may damage."""
+    shutil.copytree(data_root / "cifar100", tmp_path / "cifar100")
+    return tmp_path
+
+
+def test_a_split_is_one_tensor_in_the_order_of_names(root: Path) -> None:
+    split = load_split(CIFAR, "meta_test", root)
+    assert split.images.shape == (48, 3, 32, 32)
+    assert split.images.dtype == torch.uint8
+    assert split.class_names == sorted(split.class_names)
+    assert split.labels.tolist() == [label for label in range(6) for _ in range(8)]
+    table = read_list(CIFAR, "meta_test", root)
+    assert torch.equal(split.images[11], torch.from_numpy(decode(root / table.filename[11], 32).copy()))
+
+
+def test_the_cache_follows_the_files(root: Path) -> None:
+    before = load_split(CIFAR, "meta_test", root)
+    file = root / read_list(CIFAR, "meta_test", root).filename[0]
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(file)
+    os.utime(file, ns=(1, 1))
+    after = load_split(CIFAR, "meta_test", root)
+    assert after.images[0].unique().tolist() == [0, 255]
+    assert torch.equal(before.images[1:], after.images[1:])
+    assert torch.equal(load_split(CIFAR, "meta_test", root).images, after.images)
+
+
+def test_a_damaged_cache_is_made_anew(root: Path) -> None:
+    before = load_split(CIFAR, "meta_test", root)
+    caches = list((root / "cifar100" / "split").glob(".meta_test*.pt"))
+    assert len(caches) == 1
+    caches[0].write_bytes(b"damaged")
+    assert torch.equal(load_split(CIFAR, "meta_test", root).images, before.images)
+
+
+def test_a_moved_tree_still_works(root: Path, tmp_path: Path) -> None:
+    before = load_split(CIFAR, "meta_val", root)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(root / "cifar100", moved / "cifar100")
+    assert torch.equal(load_split(CIFAR, "meta_val", moved).images, before.images)
+
+
+def test_bad_lists_are_named(root: Path) -> None:
+    path = csv_path(CIFAR, "meta_test", root)
+    lines = path.read_text().splitlines()
+    cases = {
+        "columns": ["file,label", *lines[1:]],
+        "lists no image": lines[:1],
+        "leaves": [lines[0], "../../etc/passwd,secret"],
+        "does not exist": [lines[0], "cifar100/gone.png,gone"],
+    }
+    for message, content in cases.items():
+        path.write_text("\n".join(content) + "\n")
+        with pytest.raises(UserError, match=message):
+            load_split(CIFAR, "meta_test", root)
+    path.unlink()
+    with pytest.raises(UserError, match=r"write_cifar100_filelist\.py"):
+        load_split(CIFAR, "meta_test", root)
+
+
+def test_a_truncated_image_is_named(root: Path) -> None:
+    file = root / read_list(CIFAR, "meta_test", root).filename[5]
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(UserError, match=file.name):
+        load_split(CIFAR, "meta_test", root)
+
+
+def test_registry() -> None:
+    assert [spec.name for spec in get_domains("mix")] == ["cifar100", "miniimagenet", "cub"]
+    assert get_spec("cub").pretrain_epochs == 100
+    with pytest.raises(UserError, match="choose from cifar100"):
+        get_spec("imagenet")

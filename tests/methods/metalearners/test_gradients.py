@@ -1,0 +1,172 @@
+"""Meta-gradients against references that share no code with ours."""
+
+import copy
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from datasets.episodes import Episodes, make_episodes
+from methods.metalearners import ANIL, MAML, ProtoNet
+from methods.metalearners.base import Metalearner
+from methods.metalearners.gradients import meta_gradient, reptile_step
+from models import create_model
+from models.backbone import Backbone
+from models.norm import BatchStatsNorm2d
+from utils.vision import import_torchvision
+
+STEPS, INNER_LR = 3, 0.4  # a large rate makes second-order terms show
+
+
+class Smooth(Backbone):
+    """Small and without kinks, so that finite differences can be trusted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = BatchStatsNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(torch.tanh(self.norm(self.conv(x))), x.shape[-1]).flatten(1)
+
+
+def make(network: Backbone, size: int = 8) -> tuple[Backbone, dict[str, torch.Tensor], Episodes]:
+    network = network.double()
+    params = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
+    images = torch.randn(2, 3 * (1 + 2), 3, size, size, dtype=torch.float64)
+    return network, params, make_episodes(images[:, :3], images[:, 3:], way=3)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def mean_loss(metalearner: Metalearner, params: dict[str, torch.Tensor], episodes: Episodes) -> float:
+    return float(metalearner.outer_loss(params, episodes, STEPS, create_graph=False)[0].mean())
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
+@pytest.mark.parametrize("execution", ["loop", "vmap"])
+def test_second_order_equals_finite_differences(kind: type[Metalearner], execution: str) -> None:
+    network, params, episodes = make(Smooth())
+    metalearner = kind(network, INNER_LR, execution)
+    gradient, loss, _ = meta_gradient(metalearner, params, episodes, STEPS)
+    assert float(loss) == pytest.approx(mean_loss(metalearner, params, episodes))
+    for name, value in params.items():
+        direction = torch.randn_like(value)
+        shifted = [{**params, name: (value + sign * 1e-5 * direction).detach()} for sign in (1, -1)]
+        slope = (mean_loss(metalearner, shifted[0], episodes) - mean_loss(metalearner, shifted[1], episodes)) / 2e-5
+        assert float((gradient[name] * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-8), name
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("arch", ["conv4", "resnet10"])
+def test_loop_and_vmap_agree(kind: type[Metalearner], first_order: bool, arch: str) -> None:
+    network, params, episodes = make(create_model(arch, 3, 16, norm="batch"), size=16)
+    results = [meta_gradient(kind(network, 0.05, how), params, episodes, STEPS, first_order) for how in ("loop", "vmap")]
+    for name in params:
+        assert torch.allclose(results[0][0][name], results[1][0][name], rtol=1e-6, atol=1e-9), name
+    assert torch.allclose(results[0][1], results[1][1])
+    assert torch.equal(results[0][2], results[1][2])
+
+
+@pytest.fixture(scope="module")
+def learn2learn() -> ModuleType:
+    import_torchvision()  # learn2learn imports it by the front door
+    return pytest.importorskip("learn2learn", reason="optional: bash scripts/install_learn2learn.sh")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("execution", ["loop", "vmap"])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("arch", ["conv4", "resnet10"])
+@pytest.mark.parametrize("kind", [MAML, ANIL])
+def test_equal_to_learn2learn(
+    learn2learn: ModuleType, kind: type[Metalearner], arch: str, first_order: bool, execution: str
+) -> None:
+    network, params, episodes = make(create_model(arch, 3, 16, norm="batch"), size=16)
+    model = copy.deepcopy(network).requires_grad_()
+    model.load_state_dict(params)
+    total = 0.0
+    for support, labels, query, query_labels in zip(
+        episodes.support, episodes.support_labels, episodes.query, episodes.query_labels, strict=True
+    ):
+        if kind is MAML:
+            learner = learn2learn.algorithms.MAML(model, lr=0.05, first_order=first_order).clone()
+            inputs = (support, query)
+        else:
+            head = learn2learn.algorithms.MAML(model.head, lr=0.05, first_order=first_order)
+            learner = head.clone()
+            inputs = (model.features(support), model.features(query))
+        inner = inputs[0].detach() if first_order else inputs[0]
+        for _ in range(STEPS):
+            learner.adapt(F.cross_entropy(learner(inner), labels))
+        total = total + F.cross_entropy(learner(inputs[1]), query_labels) / len(episodes)
+    wanted = torch.autograd.grad(total, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    gradient, loss, _ = meta_gradient(kind(network, 0.05, execution), params, episodes, STEPS, first_order)
+    assert float(loss) == pytest.approx(float(total), rel=1e-9)
+    for (name, _), reference in zip(model.named_parameters(), wanted, strict=True):
+        error = (gradient[name] - reference).norm() / reference.norm().clamp_min(1e-8)
+        assert float(error) < 1e-6, name
+
+
+def test_first_order_differs_from_second_order() -> None:
+    network, params, episodes = make(Smooth())
+    second = meta_gradient(MAML(network, INNER_LR), params, episodes, STEPS)[0]
+    first = meta_gradient(MAML(network, INNER_LR), params, episodes, STEPS, first_order=True)[0]
+    assert not torch.allclose(first["conv.weight"], second["conv.weight"], rtol=1e-2)
+
+
+def test_reptile_goes_the_given_part_of_the_way() -> None:
+    params, adapted = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 0.0])}
+    reptile_step(params, adapted, 0.25)
+    assert params["w"].tolist() == [1.5, 1.5]
+
+
+def test_protonet_by_hand() -> None:
+    """Features are the head's input; with an identity body the nearest mean is easy to see."""
+
+    class Identity(Backbone):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    network = Identity()
+    support = torch.tensor([[[0.0, 0, 0], [2, 0, 0], [0, 4, 0], [0, 6, 0]]]).view(1, 4, 3, 1, 1)
+    query = torch.tensor([[[1.0, 1, 0], [0, 4, 0]]]).view(1, 2, 3, 1, 1)
+    logits = ProtoNet(network).query_logits(
+        dict(network.named_parameters()), support[0], torch.tensor([0, 0, 1, 1]), query[0], 2, 0, False
+    )
+    assert logits.tolist() == [[-1.0, -17.0], [-17.0, -1.0]]
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL])
+@pytest.mark.parametrize("execution", ["loop", "vmap"])
+def test_another_way_starts_from_class_means(kind: type[Metalearner], execution: str) -> None:
+    network, params, _ = make(Smooth())
+    images = torch.randn(2, 5 * 3, 3, 8, 8, dtype=torch.float64)
+    episodes = make_episodes(images[:, :5], images[:, 5:], way=5)
+    metalearner = kind(network, 1e-9, execution)
+    loss, accuracy = metalearner.outer_loss(params, episodes, 1, create_graph=False)
+    near = ProtoNet(network, execution=execution).outer_loss(params, episodes, 0, create_graph=False)
+    assert torch.allclose(loss, near[0], atol=1e-6)  # 2cx - |c|^2 and -|x - c|^2 differ by |x|^2, which softmax ignores
+    assert torch.equal(accuracy, near[1])
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
+def test_inductive_answers_do_not_depend_on_the_other_queries(kind: type[Metalearner]) -> None:
+    network, params, episodes = make(Smooth())
+    support, labels, query = episodes.support[0], episodes.support_labels[0], episodes.query[0]
+    for inductive in (True, False):
+        metalearner = kind(network, INNER_LR, inductive=inductive)
+        whole = metalearner.query_logits(params, support, labels, query, 3, STEPS, False)
+        alone = metalearner.query_logits(params, support, labels, query[:1], 3, STEPS, False)
+        assert torch.allclose(whole[:1], alone) == inductive

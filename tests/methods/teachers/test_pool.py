@@ -1,0 +1,143 @@
+import argparse
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import pretrain
+from methods.teachers.manifest import COLUMNS, find_rows, read_manifest, write_manifest
+from methods.teachers.pool import TeacherPool
+from models import create_model
+from utils import checkpoint
+from utils.errors import UserError
+from utils.images import to_float
+
+DEVICE = torch.device("cpu")
+
+
+def pool_args(root: Path, **changes: object) -> argparse.Namespace:
+    flags = ["--data_root", str(root), "--way_pretrain", "3", "--image_size", "16"]
+    extra = {"teachers": None, "pretrained_path_prefix": None, "class_order": None}
+    return argparse.Namespace(**(vars(pretrain.parse_args(flags)) | extra | changes))
+
+
+def test_a_pool_shares_classes_between_teachers(data_root: Path) -> None:
+    rows = find_rows(pool_args(data_root))
+    pool = TeacherPool(rows, DEVICE)
+    assert len(pool) == 2
+    for teacher_id, row in enumerate(rows):
+        teacher = pool[teacher_id]
+        assert [pool.class_names[i] for i in teacher.class_ids] == [f"cifar100/{name}" for name in row.class_names]
+        assert teacher(torch.rand(2, 3, 40, 40)).shape == (2, 3)
+        assert teacher.features(torch.rand(2, 3, 16, 16)).shape == (2, 32)
+        assert not teacher.network.training
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert pool.class_names == sorted(set(pool.class_names))
+    assert sorted(id(teacher) for teacher in pool.sample(9)) == sorted(id(pool[i]) for i in range(2))
+
+
+def test_labels_keep_their_order(data_root: Path, tmp_path: Path) -> None:
+    """A teacher must be right about the class names that its manifest gives it: colours here, easily learnt."""
+    from datasets.registry import SPECS
+    from datasets.split import load_split
+
+    shutil.copytree(data_root / "cifar100", tmp_path / "cifar100")
+    flags = ["--data_root", str(tmp_path), "--way_pretrain", "3", "--image_size", "16", "--pre_model_num", "3"]
+    pretrain.main([*flags, "--pretrain_epochs", "8"])
+    split = load_split(SPECS["cifar100"], "meta_train", tmp_path, 16)
+    pool = TeacherPool(find_rows(pool_args(tmp_path)), DEVICE)
+    right = []
+    for teacher_id, row in enumerate(pool.rows):
+        for output, name in enumerate(row.class_names):
+            images = to_float(split.images[split.labels == split.class_names.index(name)])
+            right.append(float((pool[teacher_id](images).argmax(1) == output).float().mean()))
+    assert sum(right) / len(right) > 0.8
+
+
+def test_loading_a_teacher_draws_no_random_number(data_root: Path) -> None:
+    """A resumed run loads its teachers again; that must not shift what it draws."""
+    pool = TeacherPool(find_rows(pool_args(data_root)), DEVICE)
+    before = torch.get_rng_state()
+    _ = pool[0]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_disjoint_and_random_pools_have_their_own_folders(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python pretrain.py --dataset cifar100 --pre_backbone conv4 --num_class_per_task 2"):
+        find_rows(pool_args(data_root, num_class_per_task=2))
+    with pytest.raises(UserError, match=r"--way_pretrain 4 --pre_model_num 7"):
+        find_rows(pool_args(tmp_path, way_pretrain=4, pre_model_num=7))
+
+
+def test_manifests_survive_writing(data_root: Path, tmp_path: Path) -> None:
+    rows = [row.__class__(**(vars(row) | {"path": tmp_path / row.path.name})) for row in find_rows(pool_args(data_root))]
+    write_manifest(rows, tmp_path / "teachers.csv")
+    again = read_manifest(tmp_path / "teachers.csv")
+    assert [vars(row) | {"accuracy": 0} for row in again] == [vars(row) | {"accuracy": 0} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="mean"), "lacks the column mean"),
+        (lambda table: table.head(0), "lists no teacher"),
+        (lambda table: table.assign(class_ids="1;2"), "line 2: 2 class_ids and 3 class_names"),
+        (lambda table: table.assign(image_size="big"), "line 2"),
+    ],
+)
+def test_bad_manifests_name_line_and_column(data_root: Path, tmp_path: Path, change, message: str) -> None:
+    source = find_rows(pool_args(data_root))[0].path.parent / "teachers.csv"
+    change(pd.read_csv(source, dtype=str)).to_csv(tmp_path / "teachers.csv", index=False)
+    with pytest.raises(UserError, match=message):
+        read_manifest(tmp_path / "teachers.csv")
+
+
+def test_teachers_that_are_not_what_the_manifest_says(data_root: Path, tmp_path: Path) -> None:
+    row = find_rows(pool_args(data_root))[0]
+    changed = [
+        ({"class_ids": (0, 1, 2, 3), "class_names": ()}, "head"),
+        ({"arch": "resnet10"}, "does not fit"),
+        ({"arch": "conv9"}, "unknown backbone"),
+        ({"path": tmp_path / "gone.pth"}, "does not exist"),
+    ]
+    for change, message in changed:
+        with pytest.raises(UserError, match=message):
+            TeacherPool([row.__class__(**(vars(row) | change))], DEVICE)[0]
+
+
+def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFixture[str]) -> None:
+    network = create_model("conv4", 3, 32).eval()
+    state = papers_conv4(network.state_dict())
+    folders = {
+        "free": tmp_path / "free" / "cifar100" / "conv4" / "meta_train" / "3way" / "model",
+        "plus": tmp_path / "plus" / "cifar100_conv4" / "3way" / "model",
+        "purer": tmp_path / "purer",
+    }
+    checkpoint.save({"teacher": state, "specific": [40, 2, 11]}, folders["free"] / "model_specific_0.pth")
+    checkpoint.save(
+        {"teacher": state, "specific": [40, 2, 11], "acc": torch.tensor(70.0)}, folders["plus"] / "model_specific_acc_0.pth"
+    )
+    for number in (0, 21):
+        checkpoint.save(state, folders["purer"] / f"model_{number}.pth")
+    x = torch.rand(2, 3, 32, 32)
+    for kind in folders:
+        args = pool_args(tmp_path, pretrained_path_prefix=str(tmp_path / kind), image_size=None)
+        pool = TeacherPool(find_rows(args), DEVICE)
+        assert "unsorted order" in capsys.readouterr().err
+        wanted = (
+            ("cifar100/#000", "cifar100/#001", "cifar100/#002")
+            if kind == "purer"
+            else ("cifar100/#040", "cifar100/#002", "cifar100/#011")
+        )
+        assert pool.rows[0].class_keys == wanted
+        assert torch.allclose(pool[0](x), network(pool[0].prepare(x)), atol=1e-6)
+    assert pool.rows[1].class_ids == (63,)  # 64 classes: two outputs of the last teacher are spare
+    assert pool[1](x).shape == (2, 1)
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join(f"name{i}" for i in range(64)))
+    args = pool_args(tmp_path, teachers=[folders["free"]], image_size=None)
+    named = TeacherPool(find_rows(args), DEVICE, class_order=order)
+    assert named.rows[0].class_names == ("name40", "name2", "name11")
+    assert COLUMNS[0] == "path"

@@ -1,0 +1,64 @@
+"""Files as the papers' code writes them: the same network must come out of every one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from models import create_model
+from models.published import read_published, to_our_names
+from utils import checkpoint
+from utils.errors import UserError
+
+Rename = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def papers_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    for name, value in state.items():
+        parts = name.split(".")
+        if parts[0] == "stem":
+            new = ["trunk.0", parts[1]]
+        elif parts[0] == "stem_norm":
+            new = ["trunk.1", parts[1]]
+        elif parts[0] == "head":
+            new = [f"trunk.{blocks + 4}", parts[1]]
+        else:
+            layer = parts[2].replace("conv", "C").replace("norm", "BN")
+            if layer == "shortcut" and len(parts) == 5:
+                layer = "shortcut" if parts[3] == "0" else "BNshortcut"
+            new = [f"trunk.{int(parts[1]) + 2}", layer, parts[-1]]
+        renamed[".".join(new)] = value
+    return renamed
+
+
+@pytest.mark.parametrize("arch", ["conv4", "resnet10", "resnet18", "resnet50"])
+def test_papers_names_are_understood(arch: str, papers_conv4: Rename) -> None:
+    torch.manual_seed(0)
+    source, target = create_model(arch, 5, 32).eval(), create_model(arch, 5, 32).eval()
+    papers = (papers_conv4 if arch == "conv4" else papers_resnet)(source.state_dict())
+    if arch == "conv4":
+        assert len(papers) == 58
+    checkpoint.load_weights(target, to_our_names(papers), "file")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(source(x), target(x))
+
+
+def test_four_kinds_of_files(papers_conv4: Rename) -> None:
+    ours = create_model("conv4", 5, 32).state_dict()
+    papers = papers_conv4(ours)
+    kinds = {
+        "with ids": ({"teacher": papers, "specific": [9, 3, 1, 0, 7]}, [9, 3, 1, 0, 7], None),
+        "with accuracy": ({"teacher": papers, "specific": [1, 2, 3, 4, 5], "acc": torch.tensor(81.5)}, [1, 2, 3, 4, 5], 0.815),
+        "bare": (papers, None, None),
+        "state_dict": ({"state_dict": ours, "epoch": 3}, None, None),
+    }
+    for content, class_ids, accuracy in kinds.values():
+        read = read_published(content, "file")
+        assert read.state.keys() == ours.keys()
+        assert read.class_ids == class_ids
+        assert read.accuracy == pytest.approx(accuracy)
+    for nonsense in ([1, 2], {"a": 1}, {}, "text"):
+        with pytest.raises(UserError, match="file is no checkpoint"):
+            read_published(nonsense, "file")

@@ -1,0 +1,68 @@
+"""The plan of the house: which room may import which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# From the top of the house down; an import may only point to a later line. Rooms of one line may not import each other.
+FLOORS = [
+    ["main", "pretrain", "write_file"],
+    ["methods.loop"],
+    ["methods.free", "methods.baselines"],
+    ["methods.base"],
+    ["methods.evaluation"],
+    ["methods.teachers"],
+    ["methods.memory"],
+    ["methods.distillation"],
+    ["methods.inversion"],
+    ["methods.metalearners"],
+    ["datasets", "models"],
+    ["utils"],
+]
+HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+FILES = [
+    path.relative_to(ROOT)
+    for folder in ("utils", "models", "datasets", "methods", "write_file")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+] + [Path("main.py"), Path("pretrain.py")]
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return next((room for length in (2, 1) if (room := ".".join(parts[:length])) in HEIGHT), None)
+
+
+def imported_modules(path: Path) -> list[str]:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_down(path: Path) -> None:
+    own = room_of(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    if own is None:
+        assert path == Path("methods/__init__.py"), f"{path} is in no room: give it a line in FLOORS"
+        return
+    for module in imported_modules(path):
+        other = room_of(module)
+        if other is not None and other != own:
+            assert HEIGHT[own] < HEIGHT[other], f"{path} imports {module}, which is not below it"
+
+
+def test_every_file_is_reached() -> None:
+    """A module that nothing imports and nobody runs is dead."""
+    imported = {name for path in FILES for name in imported_modules(path)}
+    registry = (ROOT / "methods" / "__init__.py").read_text(encoding="utf-8")
+    for path in FILES:
+        module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        is_entry = path.parent.name == "write_file" or module in ("main", "pretrain")
+        known = any(name == module or name.startswith(module + ".") for name in imported)
+        assert is_entry or known or f'"{module}:' in registry, f"{path} is imported by nothing"

@@ -1,0 +1,345 @@
+"""The program as its users run it, on tiny data."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import main
+import pretrain
+from methods import METHODS, get_method
+from utils import checkpoint
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = pd.read_csv(ROOT / "tests" / "commands.tsv", sep="\t").command.tolist()
+
+
+def only_run(out: Path) -> Path:
+    (run,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("."))
+    return run
+
+
+def flags_for(method: str, tiny: list[str], tiny_free: list[str]) -> list[str]:
+    return ["--method", method, *tiny, *(tiny_free if method == "free" else [])]
+
+
+# ---------------------------------------------------------------- every method, one after another
+
+
+@pytest.mark.parametrize("shot", ["1", "5"])
+@pytest.mark.parametrize("scenario", [["--dataset", "cifar100"], ["--dataset", "mix"], ["--pre_backbone", "mix"]])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_every_scenario(
+    method: str, scenario: list[str], shot: str, tiny: list[str], tiny_free: list[str], tmp_path: Path
+) -> None:
+    main.main([*flags_for(method, tiny, tiny_free), *scenario, "--num_sup_train", shot])
+    run = only_run(tmp_path)
+    result = json.loads((run / "result.json").read_text())
+    sets = ["cifar100", "miniimagenet", "cub"] if scenario[1] == "mix" and scenario[0] == "--dataset" else ["cifar100"]
+    assert list(result["accuracy"]) == sets
+    assert all(0 <= result["accuracy"][name]["mean"] <= 1 for name in sets)
+    assert result["shot"] == int(shot)
+    assert len(result["episodes"][sets[0]]) == 4
+    assert "random learner, adapted" in result["yardsticks"]
+    for name in ("args.json", "log.txt", "best.pt"):
+        assert (run / name).is_file()
+    if get_method(method).STATE:
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+        assert list(run.glob("events.*"))
+    best = checkpoint.load(run / "best.pt")
+    assert best["learner"]["spec"]["image_size"] == 16
+
+
+@pytest.mark.parametrize("dataset", ["cifar100", "miniimagenet", "cub", "flower", "glyphs"])
+def test_every_image_set_from_teachers_to_a_number(
+    dataset: str, data_root: Path, tiny: list[str], tiny_free: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "data"  # teachers go here, not into the shared tree
+    root.mkdir()
+    for folder in data_root.iterdir():
+        if folder.name != "teachers":
+            (root / folder.name).symlink_to(folder)
+    flags = [*flags_for("free", tiny, tiny_free), "--dataset", dataset, "--data_root", str(root)]
+    pretrain.main(
+        f"--dataset {dataset} --data_root {root} --image_size 16 --way_pretrain 3 --pre_model_num 2 --pretrain_epochs 1".split()
+    )
+    main.main(flags)
+    run = only_run(tmp_path)
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["accuracy"]) == [dataset]
+    assert list((run / "images").glob("memory_*.png"))
+
+
+@pytest.mark.parametrize("metalearner", ["anil", "protonet"])
+def test_free_with_other_metalearners(metalearner: str, tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    main.main([*flags_for("free", tiny, tiny_free), "--metalearner", metalearner, "--inductive"])
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["metalearner"] == metalearner
+    assert result["batch_statistics"] == "support"
+
+
+def test_teachers_alone_without_any_image_set(
+    data_root: Path, tmp_path: Path, tiny_free: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    teachers = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
+    main.main(
+        f"--method free --teachers {teachers} --data_root {tmp_path / 'empty'} --out {tmp_path / 'runs'} --way_train 3 "
+        "--num_qur_train 2 --inner_update_num 1 --episode_batch 2 --val_interval 1 --epochs 2 --threads 1".split()
+        + tiny_free
+    )
+    assert "not evaluated" in capsys.readouterr().out
+    assert json.loads((only_run(tmp_path) / "result.json").read_text())["evaluated"] is False
+    assert checkpoint.load(only_run(tmp_path) / "best.pt")["iteration"] == 2
+
+
+def test_the_judge_draws_its_picture(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    main.main([*flags_for("free", tiny, tiny_free), "--judge", "--epochs", "1"])
+    run = only_run(tmp_path)
+    assert 0 <= json.loads((run / "result.json").read_text())["recognised"] <= 1
+    assert list((run / "images").glob("recovered_*.png"))
+
+
+def test_the_ceiling_appears_once_it_was_measured(
+    tiny: list[str], tiny_free: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(flags_for("free", tiny, tiny_free))
+    assert "real data (ceiling)" not in capsys.readouterr().out
+    main.main(flags_for("real", tiny, tiny_free))
+    main.main(flags_for("random", tiny, tiny_free))
+    assert "real data (ceiling)" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- stopping, resuming, evaluating
+
+
+def state_of(run: Path) -> tuple[dict, list[dict]]:
+    """All of last.pt but its times, and the metrics without theirs."""
+    last = checkpoint.load(run / "last.pt")
+    del last["seconds"], last["method"]["clock"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return last, [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same(one: object, other: object) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).STATE])
+def test_a_killed_run_goes_on_bit_for_bit(method: str, tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    flags = [*flags_for(method, tiny, tiny_free), "--epochs", "6", "--no_floors"]
+    main.main([*flags, "--run_name", "whole"])
+    killed = tmp_path / "runs" / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *flags, "--run_name", "killed"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "last.pt").is_file() and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (killed / "last.pt").is_file()
+    assert not (killed / "result.json").exists(), "the run ended before it was killed"
+    main.main(["--resume", str(killed)])
+    for one, other in zip(state_of(tmp_path / "runs" / "whole"), state_of(killed), strict=True):
+        assert_same(one, other)
+    results = [json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("whole", "killed")]
+    assert results[0]["episodes"] == results[1]["episodes"]
+
+
+def test_a_polite_stop_leaves_a_checkpoint(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *flags_for("free", tiny, tiny_free), "--epochs", "500", "--run_name", "stopped"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+    )
+    run = tmp_path / "runs" / "stopped"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"--resume {run}" in errors
+    assert checkpoint.load(run / "last.pt")["iteration"] >= 1
+
+
+def test_evaluate_again_at_another_way_and_shot(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    main.main(flags_for("free", tiny, tiny_free))
+    run = only_run(tmp_path)
+    first = json.loads((run / "result.json").read_text())
+    main.main(["--evaluate", str(run)])
+    again = json.loads((run / "evaluate-3w1s.json").read_text())
+    assert again["episodes"] == first["episodes"]
+    main.main(["--evaluate", str(run), "--way_test", "5", "--num_sup_test", "2", "--episode_test", "3"])
+    other = json.loads((run / "evaluate-5w2s.json").read_text())
+    assert "class means" in other["head"]
+    assert len(other["episodes"]["cifar100"]) == 3
+
+
+def test_runs_are_never_overwritten(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        main.main(flags_for("random", tiny, tiny_free))
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != ".")
+    assert names == ["random-cifar100-3w1s-conv4", "random-cifar100-3w1s-conv4-2"]
+    with pytest.raises(UserError, match="exists already"):
+        main.main([*flags_for("random", tiny, tiny_free), "--run_name", names[0]])
+
+
+def test_nonsense_in_a_loss_stops_the_run(
+    tiny: list[str], tiny_free: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = get_method("real")
+    train = real.train_iteration
+
+    def poisoned(self, iteration: int) -> dict[str, float]:
+        numbers = train(self, iteration)
+        return numbers | {"loss": float("nan")} if iteration == 2 else numbers
+
+    monkeypatch.setattr(real, "train_iteration", poisoned)
+    with pytest.raises(UserError, match=r"iteration 3: loss is nan.*last\.pt"):
+        main.main([*flags_for("real", tiny, tiny_free), "--epochs", "5"])
+    assert checkpoint.load(only_run(tmp_path) / "last.pt")["iteration"] == 2
+
+
+def test_dry_run_writes_nothing(
+    tiny: list[str], tiny_free: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main([*flags_for("free", tiny, tiny_free), "--dry_run"])
+    printed = capsys.readouterr().out
+    assert "teachers found: 2" in printed
+    assert "inversion_steps = 2" in printed
+    assert "iterations of about" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+def test_the_papers_commands_parse_and_mean_the_same(command: str) -> None:
+    program, *argv = command.split()
+    args = (main if program == "main.py" else pretrain).parse_args(argv)
+    typed = {flag[2:]: value for flag, value in itertools.pairwise(argv) if flag.startswith("--")}
+    words = {"num_sup_": "shot_", "num_qur_": "query_", "inner_update_num": "inner_steps"}
+    for flag, value in typed.items():
+        if flag == "pretrain":
+            continue
+        for old, new in words.items():
+            flag = flag.replace(old, new)
+        assert str(getattr(args, flag)) == value or float(getattr(args, flag)) == float(value)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+def test_the_papers_commands_start(
+    command: str, data_root: Path, tiny: list[str], tiny_free: list[str], tmp_path: Path
+) -> None:
+    """Later flags win, so the sizes are tiny and everything else is as typed."""
+    program, *argv = command.split()
+    if program == "pretrain.py":
+        (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
+        pretrain.main([*argv, "--data_root", str(tmp_path), "--pretrain_epochs", "1", "--image_size", "16"])
+        assert list((tmp_path / "teachers").rglob("teacher_*.pth"))
+        return
+    main.main([*argv, *tiny, *tiny_free, "--pre_model_num", "2"])
+    if "--pretrain" not in argv:
+        assert (only_run(tmp_path) / "result.json").is_file()
+
+
+def test_help_shows_the_methods_own_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, wanted in ((["--method", "free", "--help"], "--Glr"), (["--help"], "teacher_ncm")):
+        with pytest.raises(SystemExit) as stop:
+            main.parse_args(argv)
+        assert stop.value.code == 0
+        assert wanted in capsys.readouterr().out
+    assert main.parse_args(["--method", "real"]).episode_batch == 4
+    assert main.parse_args(["--method", "free"]).episode_batch == 10
+
+
+def test_parsing_has_no_side_effects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main.parse_args(["--method", "free", "--num-sup-train", "5"])
+    pretrain.parse_args([])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--method is missing"),
+        (["--method", "fre"], "unknown method 'fre': choose from free"),
+        (["--method", "free", "--dataset", "imagenet"], "unknown dataset"),
+        (["--method", "free", "--backbone", "vgg"], "unknown backbone"),
+        (["--method", "free", "--pre_backbone", "vgg"], "unknown backbone"),
+        (["--method", "free", "--teacherMethod", "svm"], "unknown metalearner"),
+        (["--method", "real", "--Glr", "1"], "--Glr is no flag of --method real; it belongs to free"),
+        (["--method", "free", "--colour", "red"], "unknown: --colour red"),
+        (["--method", "free", "--epoch", "3"], "unknown: --epoch 3"),
+        (["--method", "free", "--way_train", "0"], "expected 1 or more"),
+        (["--method", "free", "--way_train", "five"], "invalid count"),
+        (["--method", "free", "--inner_lr", "nan"], "expected a positive number"),
+        (["--method", "free", "--start_id", "7"], "--resume"),
+        (["--method", "free", "--way_train", "4"], "set --way_train"),
+        (["--method", "free", "--way_test", "9"], "6 classes|5 classes"),
+        (["--method", "free", "--num_sup_test", "9"], r"9 shots \+ 2 queries = 11"),
+        (["--method", "free", "--way_pretrain", "4"], "python pretrain.py --dataset cifar100"),
+        (["--method", "free", "--dataset", "flower"], "pretrain.py --dataset flower"),
+        (["--method", "free", "--teachers", "nowhere"], "nowhere does not exist"),
+        (["--method", "free", "--data_root", "nowhere"], "nowhere"),
+        (["--method", "free", "--device", "cuda:99"], "CUDA cards"),
+        (["--resume", "nowhere"], "no run directory"),
+    ],
+)
+def test_mistakes_are_explained(argv: list[str], message: str, data_root: Path, tiny: list[str], tmp_path: Path) -> None:
+    changed = dict(zip(tiny[::2], tiny[1::2], strict=True)) if argv and argv[0] == "--method" else {}
+    changed = {flag: value for flag, value in changed.items() if flag not in argv}
+    with pytest.raises(UserError, match=message):
+        main.main([*argv, *[token for pair in changed.items() for token in pair]])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_that_a_resumed_run_may_not_change(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    main.main(flags_for("random", tiny, tiny_free))
+    run = only_run(tmp_path)
+    for flags in (["--resume", str(run), "--backbone", "resnet10"], ["--evaluate", str(run), "--inner_lr", "1"]):
+        with pytest.raises(UserError, match="cannot change"):
+            main.parse_args(flags)
+    assert main.parse_args(["--evaluate", str(run), "--way_test", "2"]).way_test == 2
+    assert main.parse_args(["--resume", str(run), "--epochs", "9"]).data_root == Path(tiny[1])
+
+
+def test_the_command_line_prints_one_line_and_exits_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "main.py", "--method", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: unknown method 'nothing'")
+    assert done.stderr.count("\n") == 1

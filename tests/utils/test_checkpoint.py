@@ -1,0 +1,43 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from utils import checkpoint
+from utils.errors import UserError
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def test_nothing_is_executed_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Hostile()}, "hostile.pth")
+    Path("plain.pth").write_bytes(pickle.dumps(Hostile()))
+    for name in ("hostile.pth", "plain.pth"):
+        with pytest.raises(UserError, match=name):
+            checkpoint.load(name)
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 broken zip"])
+def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.pth"):
+        checkpoint.load(path)
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path / "missing.pth")
+
+
+def test_weights_that_do_not_fit_say_where() -> None:
+    layer, wide = nn.Linear(3, 2), nn.Linear(3, 4)
+    with pytest.raises(UserError, match=r"'(weight|bias)' is \(4"):
+        checkpoint.load_weights(layer, wide.state_dict(), "teacher 7")
+    with pytest.raises(UserError, match="lacks 'bias'"):
+        checkpoint.load_weights(layer, {"weight": layer.weight}, "teacher 7")

@@ -1,0 +1,46 @@
+import argparse
+
+import pytest
+import torch
+
+from utils import cli
+from utils.errors import UserError
+
+
+def args(**changes: object) -> argparse.Namespace:
+    return argparse.Namespace(**({"device": "auto", "gpu": None, "multigpu": None} | changes))
+
+
+def test_hyphens_are_underscores() -> None:
+    assert cli.underscored(["--batch-size=4-5", "--log-tag", "a-b", "-h"]) == ["--batch_size=4-5", "--log_tag", "a-b", "-h"]
+
+
+def test_the_papers_cards_are_positions_in_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert cli.select_device(args(multigpu="5", gpu=0)) == torch.device("cuda:5")
+    assert cli.select_device(args(multigpu="2,6", gpu=1)) == torch.device("cuda:6")
+    assert cli.select_device(args(gpu=3)) == torch.device("cuda:3")
+    for wrong in ({"multigpu": "9", "gpu": 0}, {"multigpu": "1", "gpu": 1}, {"multigpu": "x"}, {"device": "cuda:8"}):
+        with pytest.raises(UserError):
+            cli.select_device(args(**wrong))
+
+
+def test_without_a_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert cli.select_device(args()) == torch.device("cpu")
+    assert cli.select_device(args(multigpu="5", gpu=0)) == torch.device("cpu")
+    assert "warning" in capsys.readouterr().err
+    with pytest.raises(UserError, match="0 CUDA"):
+        cli.select_device(args(device="cuda"))
+    with pytest.raises(UserError, match="no device"):
+        cli.select_device(args(device="gpu"))
+
+
+def test_errors_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise UserError("first\n  second")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.exit_with_message(work)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: first second\n"

@@ -1,0 +1,181 @@
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+from PIL import Image
+
+from datasets.registry import SPECS
+from utils.files import write_text
+from write_file import (
+    write_cifar100_filelist,
+    write_CUB_filelist,
+    write_flower_filelist,
+    write_miniimagenet_filelist,
+)
+from write_file.write_glyphs_filelist import LETTERS, draw, faces, shape
+
+
+def read(root: Path, name: str, split: str) -> pd.DataFrame:
+    return pd.read_csv(root / SPECS[name].folder / "split" / f"{split}.csv", dtype=str)
+
+
+def fails(script, root: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--data_root", str(root)])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_lists_are_sorted_and_relative(data_root: Path, name: str) -> None:
+    seen = set()
+    for split in ("meta_train", "meta_val", "meta_test"):
+        table = read(data_root, name, split)
+        assert list(table.columns) == ["filename", "label"]
+        rows = list(zip(table.label, table.filename, strict=True))
+        assert rows == sorted(rows)
+        assert all((data_root / file).is_file() for file in table.filename)
+        assert not seen & set(table.label)
+        seen |= set(table.label)
+
+
+def test_the_cub_rule(data_root: Path) -> None:
+    for split, wanted in (("meta_train", [0, 2, 4]), ("meta_val", [1, 5, 9]), ("meta_test", [3, 7, 11])):
+        labels = sorted(set(read(data_root, "cub", split).label))
+        assert [int(label[:3]) for label in labels[:3]] == wanted
+
+
+def test_the_flower_split(data_root: Path) -> None:
+    assert set(read(data_root, "flower", "meta_val").label) == {"010", "016", "017", "023", "026"}
+    assert set(read(data_root, "flower", "meta_test").label) == {"005", "009", "015", "019", "035"}
+    assert 102 - len(write_flower_filelist.META_VAL) - len(write_flower_filelist.META_TEST) == 71
+
+
+def test_the_official_cifar_fs_split() -> None:
+    assert len(write_cifar100_filelist.META_VAL) == 16
+    assert len(write_cifar100_filelist.META_TEST) == 20
+    assert write_cifar100_filelist.split_of("apple") == "meta_train"
+    assert write_cifar100_filelist.split_of("otter") == "meta_val"
+    assert write_cifar100_filelist.split_of("worm") == "meta_test"
+
+
+def test_the_papers_typo_is_understood(data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root / "cifar100", tmp_path / "cifar100")
+    for split in ("train", "val", "test"):
+        (tmp_path / "cifar100" / f"meta_{split}").rename(tmp_path / "cifar100" / f"mete_{split}")
+    write_cifar100_filelist.main(["--data_root", str(tmp_path)])
+    assert read(tmp_path, "cifar100", "meta_val").filename[0].startswith("cifar100/mete_val/")
+
+
+def test_cifar_arrays_are_laid_out(tmp_path: Path) -> None:
+    images = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
+    write_cifar100_filelist.lay_out(images, [0, 1, 0], ["apple", "worm"], "train", tmp_path)
+    with Image.open(tmp_path / "meta_train" / "apple" / "train_00002.png") as image:
+        assert np.array_equal(np.asarray(image), images[2])
+    assert (tmp_path / "meta_test" / "worm" / "train_00001.png").is_file()
+
+
+def test_ravi_and_larochelles_lists(data_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Miniimagenet"
+    (folder / "images").mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        table = read(data_root, "miniimagenet", f"meta_{split}")
+        names = []
+        for number, file in enumerate(table.filename):
+            names.append(f"{split}{number:04d}.png")
+            shutil.copy(data_root / file, folder / "images" / names[-1])
+        write_text(folder / f"{split}.csv", pd.DataFrame({"filename": names, "label": table.label}).to_csv(index=False))
+    write_miniimagenet_filelist.main(["--data_root", str(tmp_path)])
+    assert list(read(tmp_path, "miniimagenet", "meta_val").label) == list(read(data_root, "miniimagenet", "meta_val").label)
+
+
+def test_official_archives(data_root: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as tar:
+        tar.add(data_root / "CUB_200_2011" / "images", "CUB_200_2011/images")
+    write_CUB_filelist.main(["--data_root", str(tmp_path)])
+    assert read(tmp_path, "cub", "meta_test").equals(read(data_root, "cub", "meta_test"))
+    (tmp_path / "flower").mkdir()
+    shutil.copy(data_root / "flower" / "imagelabels.mat", tmp_path / "flower")
+    with tarfile.open(tmp_path / "flower" / "102flowers.tgz", "w:gz") as tar:
+        tar.add(data_root / "flower" / "jpg", "jpg")
+    write_flower_filelist.main(["--data_root", str(tmp_path)])
+    assert read(tmp_path, "flower", "meta_test").equals(read(data_root, "flower", "meta_test"))
+
+
+def test_hostile_and_broken_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = tmp_path / "evil.txt"
+    secret.write_text("evil")
+    root = tmp_path / "data"
+    root.mkdir()
+    with tarfile.open(root / "CUB_200_2011.tgz", "w:gz") as tar:
+        tar.add(secret, "../../escaped.txt")
+    assert "CUB_200_2011.tgz" in fails(write_CUB_filelist, root, capsys)
+    assert not (tmp_path.parent / "escaped.txt").exists()
+    (root / "CUB_200_2011.tgz").write_bytes(b"not an archive")
+    assert "download it again" in fails(write_CUB_filelist, root, capsys)
+    assert not (root / "CUB_200_2011" / "images").exists()
+
+
+def test_bad_folders_are_named(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for script in (write_cifar100_filelist, write_miniimagenet_filelist, write_CUB_filelist, write_flower_filelist):
+        assert "missing" in fails(script, tmp_path, capsys)
+    shutil.copytree(data_root / "cifar100", tmp_path / "cifar100")
+    folder = tmp_path / "cifar100" / "meta_val" / "meta_val_1"
+    broken = sorted(folder.iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:80])
+    assert str(broken) in fails(write_cifar100_filelist, tmp_path, capsys)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert "'meta_val_1'" in fails(write_cifar100_filelist, tmp_path, capsys)
+
+
+def test_a_label_file_that_is_none(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(data_root / "flower", tmp_path / "flower")
+    scipy.io.savemat(tmp_path / "flower" / "imagelabels.mat", {"other": [1]})
+    assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path, capsys)
+
+
+def outline(letter: str, face: Path) -> np.ndarray:
+    """The letter's shape, whatever its size: blurred, centred, unit length."""
+    mask = shape(letter, face, 96)
+    side = max(mask.size)
+    square = Image.new("L", (side, side))
+    square.paste(mask, ((side - mask.width) // 2, (side - mask.height) // 2))
+    small = np.asarray(square.resize((16, 16), Image.Resampling.BOX), dtype=float).ravel()
+    small -= small.mean()
+    return small / np.linalg.norm(small)
+
+
+def test_no_two_letters_look_alike() -> None:
+    """Also across scripts: Latin A, Greek Alpha and Cyrillic A would be one shape with three names."""
+    letters = "".join(LETTERS.values())
+    assert [len(LETTERS[split]) for split in LETTERS] == list(SPECS["glyphs"].classes)
+    assert len(set(letters)) == len(letters)
+    outlines = {letter: outline(letter, faces(letter)[0]) for letter in letters + "AΑ"}
+    assert float(outlines["A"] @ outlines["Α"]) > 0.99  # the measure sees look-alikes
+    for index, one in enumerate(letters):
+        for other in letters[:index]:
+            assert float(outlines[one] @ outlines[other]) < 0.9, f"{one} looks like {other}"
+
+
+def test_every_face_really_has_its_letters() -> None:
+    """A missing letter would be drawn as the face's box for unknown characters."""
+    for letter in "".join(LETTERS.values()):
+        for face in faces(letter):
+            unknown = shape("\U0010fffd", face, 40)
+            drawn = shape(letter, face, 40)
+            assert drawn.size != unknown.size or np.asarray(drawn).tobytes() != np.asarray(unknown).tobytes()
+
+
+def test_glyphs_depend_on_the_seed_alone() -> None:
+    first = np.asarray(draw("A", 3, seed=0))
+    assert np.array_equal(first, np.asarray(draw("A", 3, seed=0)))
+    assert not np.array_equal(first, np.asarray(draw("A", 3, seed=1)))
+    assert not np.array_equal(first, np.asarray(draw("A", 4, seed=0)))
+    assert first.shape == (32, 32, 3)
