@@ -24,6 +24,7 @@ class DatasetSpec:
     script: str  # what writes its lists
     pretrain_epochs: int = 60
     flip: bool = True  # whether a mirrored image is still an image of its class
+    recolour: bool = False  # whether colours mean nothing
     channels: int = 3
 
 
@@ -34,7 +35,7 @@ SPECS = {
         DatasetSpec("miniimagenet", "Miniimagenet", 84, *IMAGENET, (64, 16, 20), 60_000, "write_miniimagenet_filelist.py"),
         DatasetSpec("cub", "CUB_200_2011", 84, *IMAGENET, (100, 50, 50), 11_788, "write_CUB_filelist.py", pretrain_epochs=100),
         DatasetSpec("flower", "flower", 84, *IMAGENET, (71, 15, 16), 8_189, "write_flower_filelist.py"),
-        DatasetSpec("glyphs", "glyphs", 32, *HALF, (64, 16, 20), 20_000, "write_glyphs_filelist.py", flip=False),
+        DatasetSpec("glyphs", "glyphs", 32, *HALF, (64, 16, 20), 20_000, "write_glyphs_filelist.py", flip=False, recolour=True),
     )
 }
 MIX = ("cifar100", "miniimagenet", "cub")  # what the papers' `--dataset mix` means

@@ -8,17 +8,19 @@ from typing import Any, ClassVar
 import torch
 
 from datasets.episodes import Episodes, EpisodeShape
-from datasets.registry import HALF, SPECS, get_domains
+from datasets.registry import HALF, SPECS, SPLITS, get_domains
+from datasets.split import csv_path
 from methods.evaluation.few_shot import Exam, examine
 from methods.inversion.generator import PseudoBatch
 from methods.metalearners import METALEARNERS, get_metalearner
 from methods.metalearners.gradients import meta_gradient, set_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
-from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows
+from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows, pool_folder, pool_specs, pretrain_command
 from methods.teachers.pool import Teacher, TeacherPool, add_teacher_flags
 from models import MODELS
 from utils import cli
 from utils.errors import UserError
+from utils.images import Augmentation
 from utils.metrics import Score, Stopwatch
 
 
@@ -80,6 +82,9 @@ class FewShotMethod(Method):
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
+        steps = missing_steps(args, self.NEEDS_TEACHERS)
+        if steps:
+            raise UserError("first " + "; then ".join(steps))
         rows = find_rows(args) if self.NEEDS_TEACHERS else []
         self.domains = get_domains(args.dataset) if args.dataset else []
         self.image_size, mean, std = self._image_form(rows)
@@ -118,9 +123,10 @@ class FewShotMethod(Method):
         return self.args.image_size or common, *HALF
 
     @property
-    def flip(self) -> bool:
-        """Whether mirrored images keep their class, as far as the image set says."""
-        return all(SPECS[row.dataset].flip for row in self.teachers.rows if row.dataset in SPECS)
+    def augmentation(self) -> Augmentation:
+        """What may be done to the teachers' images without changing their class, as far as their image sets say."""
+        specs = {SPECS[row.dataset] for row in self.teachers.rows if row.dataset in SPECS}
+        return Augmentation(all(spec.flip for spec in specs), bool(specs) and all(spec.recolour for spec in specs))
 
     @property
     def teachers(self) -> TeacherPool:
@@ -191,6 +197,22 @@ def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--save_images", action="store_true", help="write grids of pseudo-images at every look at meta_val")
     group.add_argument("--save_interval", type=int, help="accepted for the papers' scripts")
+
+
+def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
+    """What must be done before this command line can run, in order, with the commands."""
+    steps = []
+    for domain in get_domains(args.dataset) if args.dataset else []:
+        if not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
+            steps.append(
+                f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
+                f"python write_file/{domain.script}"
+            )
+    if needs_teachers and not args.teachers and not args.pretrained_path_prefix:
+        for spec, arch in pool_specs(args):
+            if not (pool_folder(args, spec, arch) / "teachers.csv").is_file():
+                steps.append(f"train the teachers: {pretrain_command(args, spec, arch)}")
+    return steps
 
 
 def check_few_shot_args(args: argparse.Namespace) -> None:

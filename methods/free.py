@@ -16,6 +16,8 @@ From the released code:
 - Every image is cropped and mirrored by itself, and images of other sizes are resized, not cut.
 Our own:
 - `--bn` adds the teachers' batch statistics to the inversion loss (the paper's script has none; default 0).
+- `--augment` augments pseudo-images in distillation and replay as inversion does before the teacher. A generator gives
+  each class a look of its own in every visit, and a learner that is never shown a changed look learns that instead.
 """
 
 import argparse
@@ -57,6 +59,7 @@ class FREE(FewShotMethod):
         group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term")
         group.add_argument("--warmup", type=int, default=20, help="first iterations, which train the generator alone")
         group.add_argument("--reptile_lr", type=float, default=1.0, help="how far the learner follows its distilled copy")
+        group.add_argument("--augment", action="store_true", help="augment pseudo-images in distillation and replay too")
         group.add_argument(
             "--generate_interval", "--patience", dest="patience", type=cli.count, default=10,
             help="replay updates without a better accuracy before new teachers come",
@@ -70,10 +73,11 @@ class FREE(FewShotMethod):
                 f"FREE distils teachers into a learner of {args.way_train} classes, and {odd.path} has "
                 f"{len(odd.class_ids)}: set --way_train to the teachers' number"
             )
-        weights = InversionWeights(args.oh, args.bn, args.adv, self.flip)
+        weights = InversionWeights(args.oh, args.bn, args.adv)
         self.inverter = MetaGenerator(
             Generator(self.image_size).to(device),
             weights,
+            self.augmentation,
             args.inversion_steps,
             lr=args.Glr,
             lr_latent=args.zlr,
@@ -114,6 +118,7 @@ class FREE(FewShotMethod):
         losses: list[Tensor] = []
         for index in torch.randperm(len(teachers)).tolist():
             images = batches[index].images
+            images = self.augmentation(images) if self.args.augment else images
             with torch.no_grad():
                 answers = teachers[index](images)
             loss = kl_divergence(answers, self.learner.logits(images, params))
@@ -128,7 +133,9 @@ class FREE(FewShotMethod):
         """BELL, second half: meta-updates on episodes of memory until the accuracy has not risen for `patience` updates."""
         best, waited, updates, accuracy, loss = -1.0, 0, 0, 0.0, 0.0
         while waited < self.args.patience:
-            episodes = self.memory.sample_episodes(self.args.episode_batch, self.train_shape, self.learner)
+            episodes = self.memory.sample_episodes(
+                self.args.episode_batch, self.train_shape, self.learner, self.augmentation if self.args.augment else None
+            )
             loss, accuracy = self.outer_step(self.optimizer, episodes)
             best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
             updates += 1

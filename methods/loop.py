@@ -208,12 +208,16 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
     chosen = [method.teachers[i] for i in torch.randperm(len(method.teachers), generator=draws)[:teachers].tolist()]
     batches = method.recover(chosen)
     hits, rows = [], []
+    splits = {
+        teacher.row.dataset: load_split(get_spec(teacher.row.dataset), "meta_train", method.args.data_root, method.image_size)
+        for teacher in chosen
+    }
+    judges = {name: train_judge(split, get_spec(name), method.device) for name, split in splits.items()}
     for teacher, batch in zip(chosen, batches, strict=True):
-        spec = get_spec(teacher.row.dataset)
-        split = load_split(spec, "meta_train", method.args.data_root, method.image_size)
-        classes = [split.class_names.index(name) for name in teacher.row.class_names]
-        network = train_judge(split, spec, method.device)
-        hits.append(recognised(network, batch, classes, spec, method.image_size))
+        name = teacher.row.dataset
+        split = splits[name]
+        classes = [split.class_names.index(label) for label in teacher.row.class_names]
+        hits.append(recognised(judges[name], batch, classes, get_spec(name), method.image_size))
         rows.append(beside_real([batch], split, [classes], 6, draws))
     share = float(torch.cat(hits).float().mean())
     log.picture("recovered", torch.cat(rows), 12, method.num_iterations)

@@ -8,7 +8,7 @@ from torch import Tensor
 from datasets.episodes import Episodes, EpisodeShape, make_episodes
 from methods.inversion.generator import PseudoBatch
 from methods.metalearners.learner import Learner
-from utils.images import resize, to_uint8
+from utils.images import Augmentation, resize, to_float, to_uint8
 
 
 class MemoryBank:
@@ -41,8 +41,10 @@ class MemoryBank:
         """Whether enough classes have enough images to draw an episode."""
         return int((self.counts >= shape.shot + shape.query).sum()) >= shape.way
 
-    def sample_episodes(self, episodes: int, shape: EpisodeShape, learner: Learner) -> Episodes:
-        """Draw episodes over all classes that have enough images, in one gather, prepared for `learner`."""
+    def sample_episodes(
+        self, episodes: int, shape: EpisodeShape, learner: Learner, augment: Augmentation | None = None
+    ) -> Episodes:
+        """Draw episodes over all classes that have enough images, in one gather, augmented and prepared for `learner`."""
         way, per_class = shape.way, shape.shot + shape.query
         device, counts = self.images.device, self.counts
         classes = (counts >= per_class).nonzero().flatten()
@@ -51,6 +53,8 @@ class MemoryBank:
         order.masked_fill_(torch.arange(self.images.shape[1]) >= counts[chosen][..., None], 2.0)
         slots = order.argsort(2)[..., :per_class]  # (E, N, K + Q), without replacement
         drawn = self.images[chosen.to(device)[..., None], slots.to(device)]  # (E, N, K + Q, C, S, S)
+        if augment is not None:
+            drawn = augment(to_float(drawn).flatten(0, 2)).unflatten(0, drawn.shape[:3])
         support, query = drawn.split([shape.shot, shape.query], dim=2)
         return make_episodes(learner.prepare(support.flatten(1, 2)), learner.prepare(query.flatten(1, 2)), way)
 

@@ -1,22 +1,37 @@
-# Sourced by the other scripts: go to the project's root, make or find a Python environment, install what is missing.
-# An environment that is already active is used as it is; otherwise .venv is made once.
+# Sourced by the other scripts: goes to the project's root and readies `python`.
+# An environment that is already active is used as it is and nothing is installed into it; otherwise .venv is made.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-use_environment() {  # use_environment REQUIREMENTS...: leaves `python` ready
-    if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-        if [ ! -x .venv/bin/python ]; then
-            echo "making a Python environment in .venv"
-            "${PYTHON:-python3}" -m venv .venv
+use_environment() {  # use_environment REQUIREMENTS...
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        echo "making a Python environment in .venv"
+        "${PYTHON:-python3}" -m venv .venv
+    fi
+    source .venv/bin/activate
+    local file stamp
+    for file in "$@"; do
+        stamp=".venv/.$file-$(cksum < "$file" | cut -d' ' -f1)"
+        if [ ! -e "$stamp" ]; then
+            echo "installing $file"
+            python -m pip install --quiet --disable-pip-version-check -r "$file"
+            touch "$stamp"
         fi
-        # shellcheck disable=SC1091
-        source .venv/bin/activate
+    done
+}
+
+run_row() {  # run_row [METHOD] [FLAGS...]: main.py with the row of METHOD (FREE without a word); flags typed here win
+    local method=free
+    if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
+        method="$1"
+        shift
     fi
-    local arguments=() stamp
-    for file in "$@"; do arguments+=(-r "$file"); done
-    stamp="$(python -c 'import sys; print(sys.prefix)')/.installed-$(cat "$@" | cksum | cut -d' ' -f1)"
-    if [ ! -e "$stamp" ]; then
-        echo "installing $*"
-        python -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
-        touch "$stamp"
+    if [ -z "${ROW[$method]:-}" ]; then
+        echo "error: no row for $method; there are: ${!ROW[*]}" >&2
+        exit 2
     fi
+    # shellcheck disable=SC2086  # a row is a list of words
+    python main.py --method "$method" ${ROW[$method]} "$@"
 }

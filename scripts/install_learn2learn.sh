@@ -6,4 +6,4 @@ use_environment requirements.txt
 python -m pip install --quiet --disable-pip-version-check -r requirements-learn2learn.txt
 python -m pip install --quiet --disable-pip-version-check --use-pep517 --no-build-isolation --no-deps \
     --config-settings=--build-option=build_ext learn2learn==0.2.0
-python -c 'from utils.vision import import_torchvision; import_torchvision(); import learn2learn; print("learn2learn", learn2learn.__version__, "is ready")'
+python -W ignore -c 'from utils.vision import import_torchvision; import_torchvision(); import learn2learn; print("learn2learn", learn2learn.__version__, "is ready")' 2>/dev/null

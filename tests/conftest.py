@@ -88,7 +88,7 @@ def tiny(data_root: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture
 def tiny_free() -> list[str]:
     """FREE's own flags for the same purpose."""
-    return "--warmup 0 --teacher_batch 2 --num_qur_kd 8 --inversion_steps 2 --patience 1 --bn 0.1".split()
+    return "--warmup 0 --teacher_batch 2 --num_qur_kd 8 --inversion_steps 2 --patience 1 --bn 0.1 --augment".split()
 
 
 @pytest.fixture

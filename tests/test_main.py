@@ -312,7 +312,10 @@ def test_parsing_has_no_side_effects(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--method", "free", "--way_pretrain", "4"], "python pretrain.py --dataset cifar100"),
         (["--method", "free", "--dataset", "flower"], "pretrain.py --dataset flower"),
         (["--method", "free", "--teachers", "nowhere"], "nowhere does not exist"),
-        (["--method", "free", "--data_root", "nowhere"], "nowhere"),
+        (
+            ["--method", "free", "--data_root", "nowhere"],
+            "write_cifar100_filelist.py; then train the teachers: python pretrain.py",
+        ),
         (["--method", "free", "--device", "cuda:99"], "CUDA cards"),
         (["--resume", "nowhere"], "no run directory"),
     ],

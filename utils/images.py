@@ -1,6 +1,7 @@
 """Pictures as tensors: bytes to floats and back, normalisation, resizing, augmentation, grids for people."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,6 +53,28 @@ def shift_and_flip(images: torch.Tensor, padding: int = 4, flip: bool = True) ->
     index = torch.arange(batch, device=device)[:, None, None]
     pixels = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
     return pixels.permute(0, 3, 1, 2)  # in channels-last layout
+
+
+def recolour(images: torch.Tensor) -> torch.Tensor:
+    """Permute the colour channels at random and invert each at random, for each image of (B, C, H, W) in [0, 1] by itself."""
+    batch, channels = images.shape[:2]
+    order = torch.rand(batch, channels, device=images.device).argsort(1)  # (B, C)
+    mixed = images.gather(1, order[:, :, None, None].expand_as(images))
+    inverted = torch.rand(batch, channels, 1, 1, device=images.device) < 0.5
+    return torch.where(inverted, 1 - mixed, mixed)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to an image without changing its class: shift always, mirror and recolour where it holds."""
+
+    flip: bool = True
+    recolour: bool = False
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Change every image of (B, C, H, W) in [0, 1] by itself; differentiable."""
+        images = shift_and_flip(images, flip=self.flip)
+        return recolour(images) if self.recolour else images
 
 
 def save_grid(images: torch.Tensor, path: str | Path, columns: int, scale: int = 1) -> None:

@@ -66,20 +66,20 @@ def draw(letter: str, number: int, seed: int) -> Image.Image:
     """Image `number` of a letter: RGB, SIZE x SIZE."""
     rng = np.random.default_rng([seed, ord(letter), number])
     options = faces(letter)
-    mask = shape(letter, options[rng.integers(len(options))], int(rng.integers(46, 78)))
+    mask = shape(letter, options[rng.integers(len(options))], int(rng.integers(60, 88)))
     canvas = Image.new("L", (CANVAS, CANVAS))
-    shift = rng.uniform(-0.5, 0.5, 2) * np.maximum(0, CANVAS - np.array(mask.size)) * 0.6
+    shift = rng.uniform(-0.5, 0.5, 2) * np.maximum(0, CANVAS - np.array(mask.size)) * 0.5
     canvas.paste(mask, tuple(((CANVAS - np.array(mask.size)) / 2 + shift).astype(int)))
-    angle, shear = np.deg2rad(rng.uniform(-18, 18)), rng.uniform(-0.25, 0.25)
+    angle, shear = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.array([[1, shear], [0, 1]])
     offset = CANVAS / 2 - matrix @ np.full(2, CANVAS / 2)
     affine = (*matrix[0], offset[0], *matrix[1], offset[1])
     canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
     ink = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=float)[..., None] / 255  # (S, S, 1)
     paper_colour, ink_colour = rng.uniform(0, 1, (2, 3))
-    while np.abs(paper_colour - ink_colour).mean() < 0.35:
+    while np.abs(paper_colour - ink_colour).mean() < 0.4:
         paper_colour, ink_colour = rng.uniform(0, 1, (2, 3))
-    paper, stroke = texture(rng, paper_colour, 0.12), texture(rng, ink_colour, 0.06)
+    paper, stroke = texture(rng, paper_colour, 0.1), texture(rng, ink_colour, 0.05)
     pixels = paper * (1 - ink) + stroke * ink
     return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
 

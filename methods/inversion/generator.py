@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.losses import adversarial_loss
 from models.generator import Generator
-from utils.images import shift_and_flip
 
 LearnerLogits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, N)
 
@@ -42,19 +41,23 @@ class PseudoBatch:
 
 @dataclass(frozen=True)
 class InversionWeights:
-    """Weights of the loss terms (the papers' oh, bn, adv) and whether images may be mirrored before the teacher."""
+    """Weights of the loss terms: the papers' oh, bn and adv."""
 
     ce: float = 1.0
     bn: float = 0.0
     adv: float = 1.0
-    flip: bool = True
 
 
 def inversion_loss(
-    teacher: Invertible, images: Tensor, labels: Tensor, weights: InversionWeights, learner: LearnerLogits | None
+    teacher: Invertible,
+    images: Tensor,
+    labels: Tensor,
+    weights: InversionWeights,
+    augment: Callable[[Tensor], Tensor],
+    learner: LearnerLogits | None,
 ) -> Tensor:
-    """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = images (M, C, h, w) shifted and mirrored one by one."""
-    x = shift_and_flip(images, flip=weights.flip)
+    """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = augment(images), images (M, C, h, w) in [0, 1]."""
+    x = augment(images)
     if weights.bn:
         with record_bn_distances(teacher.network) as distances:
             logits = teacher(x)

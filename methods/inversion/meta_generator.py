@@ -16,6 +16,7 @@ from methods.inversion.generator import (
     labels_of,
 )
 from models.generator import Generator
+from utils.images import Augmentation
 
 
 class MetaGenerator:
@@ -29,6 +30,7 @@ class MetaGenerator:
         self,
         generator: Generator,
         weights: InversionWeights,
+        augment: Augmentation,
         steps: int = 5,
         lr: float = 1e-3,
         lr_latent: float = 1e-3,
@@ -37,6 +39,7 @@ class MetaGenerator:
     ) -> None:
         self.generator = generator
         self.weights = weights
+        self.augment = augment
         self.steps = steps
         self.lr = lr
         self.lr_latent = lr_latent
@@ -55,7 +58,7 @@ class MetaGenerator:
             descent = descend(
                 copy.deepcopy(self.generator),
                 lambda images, teacher=teacher, labels=labels: inversion_loss(  # type: ignore[misc]
-                    teacher, images, labels, self.weights, learner
+                    teacher, images, labels, self.weights, self.augment, learner
                 ),
                 len(labels),
                 self.steps,

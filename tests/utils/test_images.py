@@ -1,6 +1,6 @@
 import torch
 
-from utils.images import normalise, resize, shift_and_flip, to_float, to_uint8
+from utils.images import Augmentation, normalise, recolour, resize, shift_and_flip, to_float, to_uint8
 
 
 def test_bytes_survive_the_way_through_floats() -> None:
@@ -31,6 +31,25 @@ def test_augmentation_passes_gradients_and_can_leave_the_side() -> None:
     shift_and_flip(images, padding=0).sum().backward()
     assert torch.equal(images.grad, torch.ones_like(images))
     assert torch.equal(shift_and_flip(images, padding=0, flip=False), images)
+
+
+def test_recolouring_permutes_and_inverts_whole_channels() -> None:
+    torch.manual_seed(0)
+    image = torch.tensor([0.1, 0.3, 0.6]).view(1, 3, 1, 1).expand(2000, 3, 2, 2)
+    changed = recolour(image)
+    assert all(len(channel.unique()) == 1 for picture in changed[:20] for channel in picture)
+    kinds = {tuple(round(float(v), 1) for v in picture[:, 0, 0]) for picture in changed}
+    assert len(kinds) == 48  # 6 orders, 8 choices of inversion
+    assert all(sorted(min(v, round(1 - v, 1)) for v in kind) == [0.1, 0.3, 0.4] for kind in kinds)
+
+
+def test_augmentation_does_what_the_image_set_allows() -> None:
+    images = torch.rand(8, 3, 8, 8)
+    torch.manual_seed(0)
+    plain = Augmentation(flip=False)(images)
+    torch.manual_seed(0)
+    assert torch.equal(plain, shift_and_flip(images, flip=False))
+    assert not torch.equal(Augmentation(flip=False, recolour=True)(images), plain)
 
 
 def test_resize_keeps_constants_and_sizes() -> None:

@@ -14,6 +14,7 @@ from methods.teachers.manifest import TeacherRow
 from methods.teachers.pool import Teacher
 from models import create_model
 from models.generator import Generator
+from utils.images import Augmentation, shift_and_flip
 
 
 def teacher(seed: int = 0, way: int = 3) -> Teacher:
@@ -92,7 +93,7 @@ def test_inversion_leaves_teachers_unchanged(bn: float) -> None:
     subject = teacher()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     subject.train()
-    inverter = MetaGenerator(Generator(16), InversionWeights(bn=bn), steps=2)
+    inverter = MetaGenerator(Generator(16), InversionWeights(bn=bn), Augmentation(), steps=2)
     learner = teacher(5)
     batches, loss = inverter.invert([subject], 4, learner)
     assert all(torch.equal(before[name], value) for name, value in subject.state_dict().items())
@@ -107,10 +108,8 @@ def test_inversion_leaves_teachers_unchanged(bn: float) -> None:
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     subject, learner = teacher(), teacher(3)
     images, labels = torch.rand(6, 3, 16, 16), labels_of(subject, 2, torch.device("cpu"))
-    from utils.images import shift_and_flip
-
     torch.manual_seed(1)
-    loss = inversion_loss(subject, images, labels, InversionWeights(2.0, 0.5, 3.0), learner)
+    loss = inversion_loss(subject, images, labels, InversionWeights(2.0, 0.5, 3.0), shift_and_flip, learner)
     torch.manual_seed(1)
     x = shift_and_flip(images)
     with record_bn_distances(subject.network) as distances:
@@ -170,18 +169,20 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
     """One outer step, against Adam on the gradients that the same descents give one by one."""
     torch.manual_seed(0)
     generator = Generator(16, width=8)
-    inverter = MetaGenerator(generator, InversionWeights(adv=0.0), steps=2, lr=1e-3, lr_latent=1e-2, lr_outer=5e-3)
+    weights, augment = InversionWeights(adv=0.0), Augmentation()
+    inverter = MetaGenerator(generator, weights, augment, steps=2, lr=1e-3, lr_latent=1e-2, lr_outer=5e-3)
     reference = copy.deepcopy(generator)
     start = torch.get_rng_state()
     inverter.invert([Colours(), Colours()], 4)
     torch.set_rng_state(start)
     labels = torch.arange(3).repeat_interleave(4)
     total = [torch.zeros_like(parameter) for parameter in reference.parameters()]
+
+    def loss_of(images: torch.Tensor) -> torch.Tensor:
+        return inversion_loss(Colours(), images, labels, weights, augment, None)
+
     for _ in range(2):
-        weights = InversionWeights(adv=0.0)
-        descent = descend(
-            copy.deepcopy(reference), lambda x: inversion_loss(Colours(), x, labels, weights, None), 12, 2, 1e-3, 1e-2
-        )
+        descent = descend(copy.deepcopy(reference), loss_of, 12, 2, 1e-3, 1e-2)
         total = [one + other for one, other in zip(total, descent.gradient, strict=True)]
     optimizer = torch.optim.Adam(reference.parameters(), lr=5e-3, betas=(0.5, 0.999))
     for parameter, gradient in zip(reference.parameters(), total, strict=True):
