@@ -7,7 +7,8 @@ from pathlib import Path
 
 from methods import METHODS, get_method
 from methods.base import FewShotMethod, check_few_shot_args, default_run_name
-from methods.loop import Training, dry_run, report_result
+from methods.loop import Training, dry_run
+from methods.report import report_result
 from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, seed
 from utils.errors import UserError
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         training.restore()
     training.run()
-    report_result(method, log, training)
+    report_result(method, log, training.elapsed)
     log.close()
     print(f"everything is in {log.folder}")
 

@@ -25,7 +25,7 @@ from utils.metrics import Score, Stopwatch
 
 
 class Method:
-    """One paper. The outer loop (logging, evaluation, checkpoints, resuming) is not its business: see `methods.loop`.
+    """One paper. Logging, checkpoints and resuming are not its business (`methods.loop`), nor the report (`methods.report`).
 
     PAPER: what to cite. SHARED_DEFAULTS: the paper's values of shared flags. STATE: the attributes that a checkpoint
     must hold; each has `state_dict` and `load_state_dict`.

@@ -11,6 +11,6 @@ python pretrain.py --dataset glyphs --pre_model_num 8 --pretrain_epochs 15
 echo "3/3  FREE: invert the teachers and meta-train a learner on what comes back"
 # ProtoNet instead of MAML, few iterations with more inversion steps, and augmented replay: chosen on meta_val for a laptop
 python main.py --method free --dataset glyphs --pre_model_num 8 --metalearner protonet \
-    --epochs 6 --warmup 0 --inversion_steps 30 --Glr 5e-3 --zlr 1e-2 --bn 0.03 --adv 0 --meta_grad sum \
+    --epochs 9 --warmup 0 --inversion_steps 30 --Glr 5e-3 --zlr 1e-2 --bn 0.03 --adv 0 --meta_grad sum \
     --num_qur_kd 10 --patience 20 --augment --val_interval 3 --episode_val 100 --judge "$@"
 echo "look at images/recovered_*.png in that folder; python main.py --evaluate scores its learner again"

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 
 # Flags of the papers' code that do nothing here, with the sentence to say once.
 WITHOUT_EFFECT = {
@@ -57,9 +57,12 @@ def rate(text: str) -> float:
 
 
 def exit_with_message(work: Callable[[], None]) -> None:
-    """Run `work`; turn a `UserError` into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    """Run `work`; turn a `UserError` into one line on stderr and exit status 2, being stopped into status 130."""
     try:
         work()
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exceptions that are meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it as one line and exits with 2. Code that is used as a library may catch it.
     """
+
+
+class Stopped(Exception):
+    """The user stopped the work and it stopped in good order; the message says how to go on. Exit status 130."""

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -18,6 +19,9 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.images import save_grid
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 PACKAGES = ("torch", "numpy", "pandas", "pillow")
 
 
@@ -25,10 +29,14 @@ class RunLog:
     """Writes `args.json`, `log.txt`, `metrics.jsonl`, TensorBoard events, `images/`, checkpoints and `result.json`."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import; only runs need it
-
         self.folder = folder
-        self.board = SummaryWriter(str(folder))
+
+    @cached_property
+    def board(self) -> "SummaryWriter":
+        """TensorBoard's writer, made when there is something to write."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        return SummaryWriter(str(self.folder))
 
     @classmethod
     def create(cls, out: Path, name: str, chosen: bool, flags: Mapping[str, Any], argv: Sequence[str]) -> "RunLog":
@@ -85,7 +93,8 @@ class RunLog:
         write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     def close(self) -> None:
-        self.board.close()
+        if "board" in vars(self):
+            self.board.close()
 
 
 def _environment() -> dict[str, str]:
