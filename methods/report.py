@@ -15,6 +15,7 @@ from methods.evaluation.floors import cached, exam_key, pixel_floor, teacher_flo
 from methods.evaluation.recognition import beside_real, recognised, train_judge
 from methods.metalearners.learner import Learner
 from utils import checkpoint, report, seed
+from utils.errors import UserError
 from utils.metrics import Score
 from utils.run_log import RunLog
 
@@ -26,8 +27,8 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float | None, nam
     kept = checkpoint.load(best, method.device) if best.is_file() else {}
     if kept:
         method.learner.load_state_dict(kept["learner"])
-    scores = {args.method: method.evaluate("meta_test")} if method.domains else {}
-    yardsticks = {} if args.no_floors or not method.domains else floors(method, args.out / ".floors") | ceilings(args)
+    scores = method.evaluate("meta_test") if method.domains else {}
+    yardsticks = {} if args.no_floors or not method.domains else floors(method, args.out / ".floors") | ceilings(method)
     times = dict(method.clock.seconds) | ({"total": seconds} if seconds is not None else {})
     content = {
         "method": args.method,
@@ -46,9 +47,12 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float | None, nam
         "selected_at": kept.get("iteration", 0),
         "image_size": method.image_size,
         "seconds": times,
-        "accuracy": _numbers(scores.get(args.method, {})),
-        "yardsticks": {label: _numbers(by_set) for label, by_set in yardsticks.items()},
-        "episodes": {label: list(score.values) for label, score in scores.get(args.method, {}).items()},
+        "accuracy": {name: _numbers(score) for name, score in scores.items()},
+        "yardsticks": {
+            label: {name: _numbers(score) | _beside(scores[name], score) for name, score in by_set.items()}
+            for label, by_set in yardsticks.items()
+        },
+        "episodes": {name: list(score.values) for name, score in scores.items()},
     }
     if args.judge:
         content["recognised"] = judge(method, log)
@@ -63,6 +67,9 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
     """
     draws = seed.generator(method.args.seed, "judge", "teachers")
     chosen = [method.teachers[i] for i in torch.randperm(len(method.teachers), generator=draws)[:teachers].tolist()]
+    nameless = next((teacher.row for teacher in chosen if not teacher.row.class_names), None)
+    if nameless is not None:
+        raise UserError(f"--judge needs the names of the teachers' classes; {nameless.path} has only numbers (--class_order)")
     batches = method.recover(chosen)
     hits, rows = [], []
     splits = {
@@ -85,8 +92,16 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
     return share
 
 
-def _numbers(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: {"mean": score.mean, "half_width": score.half_width} for name, score in scores.items()}
+def _numbers(score: Score) -> dict[str, float]:
+    return {"mean": score.mean, "half_width": score.half_width}
+
+
+def _beside(own: Score, other: Score) -> dict[str, float]:
+    """How far the method lies above a yardstick, episode by episode, where both met the same ones."""
+    if len(own.values) != len(other.values):
+        return {}
+    difference = own.minus(other)
+    return {"above": difference.mean, "above_half_width": difference.half_width}
 
 
 def _head_note(method: FewShotMethod) -> str:
@@ -121,13 +136,14 @@ def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, Score]:
     return lines
 
 
-def ceilings(args: argparse.Namespace) -> dict[str, dict[str, Score]]:
+def ceilings(method: FewShotMethod) -> dict[str, dict[str, Score]]:
     """The newest finished run of `real` in the output folder that is like this one."""
+    args = method.args
     if args.method == "real":
         return {}
     wanted = {
         "method": "real", "dataset": args.dataset, "way": args.way_test, "shot": args.shot_test, "query": args.query_test,
-        "backbone": args.backbone, "metalearner": args.metalearner,
+        "backbone": args.backbone, "metalearner": args.metalearner, "image_size": method.image_size,
     }  # fmt: skip
     for path in sorted(args.out.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -137,21 +153,32 @@ def ceilings(args: argparse.Namespace) -> dict[str, dict[str, Score]]:
 
 
 def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
-    """The table a run ends with: chance, floors, the method, the ceiling, and the times."""
+    """The table a run ends with: chance, floors, the method, the ceiling, and the times.
+
+    Behind a yardstick stands how far the method is above it, with the interval of the paired difference.
+    """
     if not content["evaluated"]:
         return f"{args.method}: not evaluated (no image set given); the learner is in best.pt"
     sets = list(content["accuracy"])
-    rows = [["chance", *[f"{100 / args.way_test:.2f}" for _ in sets]]]
+    chance = {"mean": 1 / args.way_test}
+    rows = [["chance", *[_cell(chance) for _ in sets]]]
     marks = [] if args.select_on != "meta_test" else ["selected on test"]
     marks += ["head rebuilt from class means"] if content["head"] != "as trained" else []
     own = args.method + (f" ({', '.join(marks)})" if marks else "")
     ceiling = {label: line for label, line in content["yardsticks"].items() if "ceiling" in label}
     below = {label: line for label, line in content["yardsticks"].items() if label not in ceiling}
     for label, line in (below | {own: content["accuracy"]} | ceiling).items():
-        cells = [
-            f"{100 * line[name]['mean']:.2f} ± {100 * line[name]['half_width']:.2f}" if name in line else "" for name in sets
-        ]
-        rows.append([label, *cells])
+        rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
     times = ", ".join(f"{name} {report.duration(value)}" for name, value in content["seconds"].items())
-    return report.table([title, *sets], rows) + (f"\ntime: {times}" if times else "")
+    header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
+    return report.table(header, rows) + (f"\ntime: {times}" if times else "")
+
+
+def _cell(numbers: dict[str, float]) -> str:
+    if not numbers:
+        return ""
+    value = f"{100 * numbers['mean']:.2f}"
+    value += f" ± {100 * numbers['half_width']:.2f}" if "half_width" in numbers else " " * 7
+    above = f"({100 * numbers['above']:+.2f} ± {100 * numbers['above_half_width']:.2f})" if "above" in numbers else ""
+    return f"{value}  {above:>16}"
