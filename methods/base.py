@@ -105,6 +105,8 @@ class FewShotMethod(Method):
         for exam in (exam for exams in self.exams.values() for exam in exams):
             _ = exam.indices  # missing lists and splits that are too small show before any work is done
         self.pool = TeacherPool(rows, device, args.class_order) if rows else None
+        if self.pool:
+            self.pool.check()
 
     @staticmethod
     def add_shared_args(parser: argparse.ArgumentParser) -> None:

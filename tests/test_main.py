@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,6 +326,27 @@ def test_mistakes_are_explained(argv: list[str], message: str, data_root: Path, 
     changed = {flag: value for flag, value in changed.items() if flag not in argv}
     with pytest.raises(UserError, match=message):
         main.main([*argv, *[token for pair in changed.items() for token in pair]])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_teachers_show_before_a_run_begins(data_root: Path, tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    source = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
+    pool = tmp_path / "pool"
+    shutil.copytree(source, pool)
+    damaged = pool / "teacher_001.pth"
+    flags = [*flags_for("free", tiny, tiny_free), "--teachers", str(pool)]
+    for content in (damaged.read_bytes()[:500], b"", None):
+        damaged.unlink()
+        if content is not None:
+            damaged.write_bytes(content)
+        with pytest.raises(UserError, match=r"teacher_001\.pth"):
+            main.main(flags)
+        damaged.touch()
+    manifest = pool / "teachers.csv"
+    shutil.copy(source / "teacher_001.pth", damaged)
+    manifest.write_text(manifest.read_text().replace("conv4,", "resnet10,"))
+    with pytest.raises(UserError, match="does not fit the ResNet"):
+        main.main(flags)
     assert not (tmp_path / "runs").exists()
 
 

@@ -92,6 +92,11 @@ class TeacherPool:
         """`count` different teachers at random (all, in random order, where there are fewer)."""
         return [self[teacher_id] for teacher_id in torch.randperm(len(self))[:count].tolist()]
 
+    def check(self) -> None:
+        """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work."""
+        for teacher_id in range(len(self)):
+            _ = self[teacher_id]
+
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """What identifies the pool's files: name, size and time of each."""
         stats = [(row.path, row.path.stat()) for row in self.rows if row.path.is_file()]
