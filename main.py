@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from methods import METHODS, get_method
-from methods.base import FewShotMethod, check_few_shot_args, default_run_name
+from methods.base import FewShotMethod, Method, check_few_shot_args, default_run_name
 from methods.loop import Training, dry_run
 from methods.report import report_result
 from methods.teachers.pretraining import Recipe, pretrain_pools
@@ -23,16 +23,16 @@ def build_parser(method: str) -> cli.Parser:
     """The parser of one method: shared flags with its defaults, and its own."""
     method_class = get_method(method)
     parser = cli.Parser(f"main.py --method {method}", description=method_class.PAPER or method_class.__doc__)
-    parser.add_argument("--method", default=method, help=", ".join(METHODS))
-    _add_run_flags(parser)
-    cli.add_machine_flags(parser)
-    method_class.add_shared_args(parser)
+    _add_shared_flags(parser, method_class)
     method_class.add_args(parser.add_argument_group(method))
-    parser.set_defaults(**method_class.SHARED_DEFAULTS)
+    parser.set_defaults(method=method, **method_class.SHARED_DEFAULTS)
     return parser
 
 
-def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
+    parser.add_argument("--method", help=f"{', '.join(METHODS)}; with --help it shows the method's own flags too")
+    cli.add_machine_flags(parser)
+    method_class.add_shared_args(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path("runs"), help="folder of run directories")
     group.add_argument("--run_name", help="name of the run directory; must be new")
@@ -58,7 +58,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         return _parse_again(argv, run, evaluating=early.resume is None)
     if early.method is None:
         if {"-h", "--help"} & set(argv):
-            build_parser("free").print_help()
+            shared = cli.Parser("main.py", description=__doc__)
+            _add_shared_flags(shared, FewShotMethod)
+            shared.print_help()
             raise SystemExit(0)
         raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
     args = _parse_known(build_parser(early.method.replace("-", "_")), argv)

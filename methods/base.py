@@ -62,6 +62,10 @@ class Method:
         """Scores on meta_val or meta_test, by image set."""
         raise NotImplementedError
 
+    def effort(self) -> dict[str, int]:
+        """What inverting one teacher costs, in images and steps; nothing for a method that inverts none."""
+        return {}
+
     def pictures(self) -> dict[str, tuple[torch.Tensor, int]]:
         """Images worth looking at now: name -> uint8 (N, C, H, W) and how many stand in a row."""
         return {}

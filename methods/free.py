@@ -141,6 +141,9 @@ class FREE(FewShotMethod):
             updates += 1
         return {"loss": loss, "accuracy": accuracy, "replay_updates": float(updates)}
 
+    def effort(self) -> dict[str, int]:
+        return {"images": self.args.way_train * self.args.num_qur_kd, "steps": self.args.inversion_steps}
+
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         """The newest pseudo-images of up to 16 classes, one class a row."""
         columns = min(8, self.args.num_qur_kd)

@@ -47,6 +47,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float | None, nam
         "selected_at": kept.get("iteration", 0),
         "image_size": method.image_size,
         "seconds": times,
+        "inversion_of_one_teacher": method.effort(),
         "accuracy": {name: _numbers(score) for name, score in scores.items()},
         "yardsticks": {
             label: {name: _numbers(score) | _beside(scores[name], score) for name, score in by_set.items()}
@@ -171,6 +172,8 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
         rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
     times = ", ".join(f"{name} {report.duration(value)}" for name, value in content["seconds"].items())
+    if content["inversion_of_one_teacher"]:
+        times += "; one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"])
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
     return report.table(header, rows) + (f"\ntime: {times}" if times else "")
 
