@@ -17,6 +17,7 @@ from methods.metalearners.learner import Learner
 from utils import checkpoint, report, seed
 from utils.errors import UserError
 from utils.metrics import Score
+from utils.plots import draw_curve
 from utils.run_log import RunLog
 
 
@@ -55,6 +56,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float | None, nam
         },
         "episodes": {name: list(score.values) for name, score in scores.items()},
     }
+    draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
     if args.judge:
         content["recognised"] = judge(method, log)
     log.result(content, name)

@@ -56,6 +56,7 @@ def test_every_method_in_every_scenario(
     if get_method(method).STATE:
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
         assert list(run.glob("events.*"))
+        assert (run / "images" / "curve.png").stat().st_size > 1000
     best = checkpoint.load(run / "best.pt")
     assert best["learner"]["spec"]["image_size"] == 16
 

@@ -121,8 +121,8 @@ def _pretrain_pool(
     groups = _class_groups(args, split, spec)
     epochs = recipe.epochs or spec.pretrain_epochs
     manifest = folder / "teachers.csv"
-    rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() and not overwrite else {}
-    finished = {name: row for name, row in rows.items() if row.path.is_file()}
+    rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() else {}
+    finished = {} if overwrite else {name: row for name, row in rows.items() if row.path.is_file()}
     others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, args.seed)]
     if others:
         print(
@@ -156,9 +156,9 @@ def _pretrain_pool(
                 args.seed,
             )
             checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
-            rows[name] = finished[name] = row
+            rows[name] = row
             write_manifest([rows[name] for name in sorted(rows)], manifest)
-    accuracies = [finished[f"teacher_{teacher_id:03d}.pth"].accuracy for teacher_id in range(len(groups))]
+    accuracies = [rows[f"teacher_{teacher_id:03d}.pth"].accuracy for teacher_id in range(len(groups))]
     mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
     print(
         f"{spec.name} {arch}: {len(accuracies)} teachers, accuracy on held-out images: "

@@ -40,7 +40,10 @@ def test_finished_teachers_are_kept(root: Path, capsys: pytest.CaptureFixture[st
     pretrain.main([*where, "--pre_model_num", "3", "--seed", "5"])
     assert "are kept" in capsys.readouterr().out
     pretrain.main([*where, "--pre_model_num", "1", "--seed", "5", "--overwrite"])
-    assert read_manifest(manifest(root))[0].path.read_bytes() != before[0]
+    rows = read_manifest(manifest(root))
+    assert rows[0].path.read_bytes() != before[0]
+    assert [row.path.read_bytes() for row in rows[1:2]] == before[1:]  # the others are still listed
+    assert len(rows) == 3
 
 
 def test_disjoint_classes_cover_the_set(root: Path) -> None:

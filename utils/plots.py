@@ -1,0 +1,28 @@
+"""Plots of a run."""
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from utils.files import atomic_path
+
+
+def draw_curve(metrics: Path, target: Path) -> None:
+    """Draw the validation accuracy over the minutes of a run, with its 95 % band; nothing where there was no look."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    looks = [line for line in lines if "val" in line]
+    if not looks:
+        return
+    minutes = [line["seconds"] / 60 for line in looks]
+    mean = [100 * line["val"] for line in looks]
+    half = [100 * line["val_half_width"] for line in looks]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(minutes, mean, marker=".")
+    below, above = zip(*[(m - h, m + h) for m, h in zip(mean, half, strict=True)], strict=True)
+    axes.fill_between(minutes, below, above, alpha=0.2)
+    axes.set(xlabel="minutes", ylabel="accuracy in %", title=metrics.parent.name)
+    axes.grid(alpha=0.3)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=120)
