@@ -10,6 +10,7 @@ from PIL import Image
 
 from datasets.registry import SPECS
 from utils.files import write_text
+from utils.vision import import_torchvision
 from write_file import (
     write_cifar100_filelist,
     write_CUB_filelist,
@@ -179,3 +180,29 @@ def test_glyphs_depend_on_the_seed_alone() -> None:
     assert not np.array_equal(first, np.asarray(draw("A", 3, seed=1)))
     assert not np.array_equal(first, np.asarray(draw("A", 4, seed=0)))
     assert first.shape == (32, 32, 3)
+
+
+def test_the_tree_is_made_from_ordinary_cifar_100(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Reader:
+        """What torchvision's reader shows of the files."""
+
+        classes = ("apple", "otter", "worm")
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            self.data = np.full((6 if train else 3, 32, 32, 3), 7, dtype=np.uint8)
+            self.targets = [number % 3 for number in range(len(self.data))]
+
+    import_torchvision()
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Reader)
+    write_cifar100_filelist.main(["--data_root", str(tmp_path), "--download"])
+    assert list(read(tmp_path, "cifar100", "meta_val").filename) == [
+        "cifar100/meta_val/otter/test_00001.png",
+        "cifar100/meta_val/otter/train_00001.png",
+        "cifar100/meta_val/otter/train_00004.png",
+    ]
+    assert "(published: 64)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        write_cifar100_filelist.main(["--data_root", str(tmp_path), "--download"])
+    assert "is there already" in capsys.readouterr().err
