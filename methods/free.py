@@ -73,6 +73,10 @@ class FREE(FewShotMethod):
                 f"FREE distils teachers into a learner of {args.way_train} classes, and {odd.path} has "
                 f"{len(odd.class_ids)}: set --way_train to the teachers' number"
             )
+        if args.warmup >= args.epochs:
+            raise UserError(
+                f"--warmup {args.warmup} leaves none of --epochs {args.epochs} for the learner: lower it or train longer"
+            )
         weights = InversionWeights(args.oh, args.bn, args.adv)
         self.inverter = MetaGenerator(
             Generator(self.image_size).to(device),

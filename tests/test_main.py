@@ -309,6 +309,7 @@ def test_parsing_has_no_side_effects(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--method", "free", "--inner_lr", "nan"], "expected a positive number"),
         (["--method", "free", "--start_id", "7"], "--resume"),
         (["--method", "free", "--way_train", "4"], "set --way_train"),
+        (["--method", "free", "--warmup", "2"], "leaves none of --epochs 2"),
         (["--method", "free", "--way_test", "9"], "6 classes|5 classes"),
         (["--method", "free", "--num_sup_test", "9"], r"9 shots \+ 2 queries = 11"),
         (["--method", "free", "--way_pretrain", "4"], "python pretrain.py --dataset cifar100"),
