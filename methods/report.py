@@ -173,11 +173,11 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     for label, line in (below | {own: content["accuracy"]} | ceiling).items():
         rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
-    times = ", ".join(f"{name} {report.duration(value)}" for name, value in content["seconds"].items())
+    notes = [f"{name} {report.duration(value)}" for name, value in content["seconds"].items()]
     if content["inversion_of_one_teacher"]:
-        times += "; one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"])
+        notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
-    return report.table(header, rows) + (f"\ntime: {times}" if times else "")
+    return "\n".join([report.table(header, rows), ", ".join(notes)]).rstrip()
 
 
 def _cell(numbers: dict[str, float]) -> str:
