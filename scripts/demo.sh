@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way on letters: draw the image set, train 8 teachers, forget the images, run FREE, judge it.
-# A few minutes on two CPU cores; finished steps are kept, so it can be run again.
+# Four minutes on two CPU cores after the install; finished steps are kept, so it can be run again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt
