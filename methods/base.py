@@ -208,11 +208,12 @@ def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
 def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
     """What must be done before this command line can run, in order, with the commands."""
     steps = []
+    elsewhere = "" if args.data_root == Path("DFL2Ldata") else f" --data_root {args.data_root}"
     for domain in get_domains(args.dataset) if args.dataset else []:
         if not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
             steps.append(
                 f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
-                f"python write_file/{domain.script}"
+                f"python write_file/{domain.script}{elsewhere}"
             )
     if needs_teachers and not args.teachers and not args.pretrained_path_prefix:
         for spec, arch in pool_specs(args):

@@ -317,7 +317,7 @@ def test_parsing_has_no_side_effects(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--method", "free", "--teachers", "nowhere"], "nowhere does not exist"),
         (
             ["--method", "free", "--data_root", "nowhere"],
-            "write_cifar100_filelist.py; then train the teachers: python pretrain.py",
+            "write_cifar100_filelist.py --data_root nowhere; then train the teachers: python pretrain.py",
         ),
         (["--method", "free", "--device", "cuda:99"], "CUDA cards"),
         (["--resume", "nowhere"], "no run directory"),
