@@ -9,7 +9,7 @@ python write_file/write_glyphs_filelist.py
 echo "2/3  teachers: 8 classifiers of 5 letters each"
 python pretrain.py --dataset glyphs --pre_model_num 8 --pretrain_epochs 15
 echo "3/3  FREE: invert the teachers and meta-train a learner on what comes back"
-# ProtoNet instead of MAML, few iterations with more inversion steps, and augmented replay: chosen on meta_val for a laptop
+# ProtoNet instead of MAML, few iterations with more inversion steps, and augmented replay: tuned to be quick on a laptop
 python main.py --method free --dataset glyphs --pre_model_num 8 --metalearner protonet \
     --epochs 9 --warmup 0 --inversion_steps 30 --Glr 5e-3 --zlr 1e-2 --bn 0.03 --adv 0 --meta_grad sum \
     --num_qur_kd 10 --patience 20 --augment --val_interval 3 --episode_val 100 --judge "$@"
