@@ -63,8 +63,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             shared.print_help()
             raise SystemExit(0)
         raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
-    args = _parse_known(build_parser(early.method.replace("-", "_")), argv)
-    args.method = early.method.replace("-", "_")
+    method = early.method.replace("-", "_")
+    args = _parse_known(build_parser(method), argv)
+    args.method = method
     check_few_shot_args(args)
     return args
 
@@ -112,13 +113,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(dry_run(method))
         return
-    if args.evaluate:
-        report_result(method, RunLog(args.evaluate), None, f"evaluate-{args.way_test}w{args.shot_test}s.json")
-        return
     log = _open_log(args, argv)
     training = Training(method, log)
-    if args.resume:
+    if args.resume or args.evaluate:
         training.restore()
+    if args.evaluate:
+        report_result(method, log, training.seconds, f"evaluate-{args.way_test}w{args.shot_test}s.json")
+        return
     training.run()
     report_result(method, log, training.elapsed)
     log.close()
@@ -126,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
-    if args.resume:
-        return RunLog(args.resume)
+    if args.resume or args.evaluate:
+        return RunLog(args.resume or args.evaluate)
     return RunLog.create(args.out, args.run_name or default_run_name(args), bool(args.run_name), vars(args), argv)
 
 

@@ -36,6 +36,7 @@ class Training:
         if total == 0:
             self.log.save("best.pt", best_content(method, 0, None))
             return
+        self.log.forget_after(self.iteration)
         with _stop_flag() as stop, tqdm(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
             while self.iteration < total:
                 numbers = method.train_iteration(self.iteration)
@@ -103,17 +104,15 @@ class Training:
         )
 
     def restore(self) -> None:
-        """Go back to the last checkpoint of the run directory (to the start, where there is none yet)."""
+        """Go back to the last checkpoint of the run directory (to the start, where there is none yet); writes nothing."""
         path = self.log.folder / "last.pt"
         if not path.is_file():
-            self.log.forget_after(0)
             return
         state = checkpoint.load(path, "cpu")
         self.method.load_state_dict(state["method"])
         self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
         self.seconds = state["seconds"]
         seed.set_rng_state(state["rng"])
-        self.log.forget_after(self.iteration)
 
 
 @contextmanager

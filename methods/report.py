@@ -21,7 +21,7 @@ from utils.plots import draw_curve
 from utils.run_log import RunLog
 
 
-def report_result(method: FewShotMethod, log: RunLog, seconds: float | None, name: str = "result.json") -> None:
+def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str = "result.json") -> None:
     """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result."""
     args = method.args
     best = log.folder / "best.pt"
@@ -30,7 +30,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float | None, nam
         method.learner.load_state_dict(kept["learner"])
     scores = method.evaluate("meta_test") if method.domains else {}
     yardsticks = {} if args.no_floors or not method.domains else floors(method, args.out / ".floors") | ceilings(method)
-    times = dict(method.clock.seconds) | ({"total": seconds} if seconds is not None else {})
+    times = method.clock.seconds | {"total": seconds}
     content = {
         "method": args.method,
         "paper": method.PAPER,
@@ -85,7 +85,7 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
         split = splits[name]
         classes = [split.class_names.index(label) for label in teacher.row.class_names]
         hits.append(recognised(judges[name], batch, classes, get_spec(name), method.image_size))
-        rows.append(beside_real([batch], split, [classes], 6, draws))
+        rows.append(beside_real(batch, split, classes, 6, draws))
     share = float(torch.cat(hits).float().mean())
     log.picture("recovered", torch.cat(rows), 12, method.num_iterations)
     log.say(

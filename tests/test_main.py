@@ -110,6 +110,18 @@ def test_the_judge_draws_its_picture(tiny: list[str], tiny_free: list[str], tmp_
     assert list((run / "images").glob("recovered_*.png"))
 
 
+def test_the_judge_sees_the_same_images_again(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+    """--evaluate must judge what the run recovers, not what an untrained generator makes."""
+    main.main([*flags_for("free", tiny, tiny_free), "--judge"])
+    run = only_run(tmp_path)
+    (picture,) = (run / "images").glob("recovered_*.png")
+    before = picture.read_bytes()
+    main.main(["--evaluate", str(run)])
+    assert picture.read_bytes() == before
+    results = [json.loads((run / name).read_text()) for name in ("result.json", "evaluate-3w1s.json")]
+    assert results[0]["recognised"] == results[1]["recognised"]
+
+
 def test_the_ceiling_appears_once_it_was_measured(
     tiny: list[str], tiny_free: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,16 +41,14 @@ def recognised(judge: Backbone, batch: PseudoBatch, classes: Sequence[int], spec
 
 
 def beside_real(
-    batches: Sequence[PseudoBatch], split: ImageSplit, classes: Sequence[Sequence[int]], per_class: int, draws: torch.Generator
+    batch: PseudoBatch, split: ImageSplit, classes: Sequence[int], per_class: int, draws: torch.Generator
 ) -> Tensor:
     """Rows of one class each, `per_class` recovered images, then as many real ones: uint8 (rows * 2 per_class, C, S, S).
 
     Both are drawn by the generator, not chosen.
     """
-    size, tiles = split.images.shape[-1], []
-    for batch, numbers in zip(batches, classes, strict=True):
-        images = to_uint8(resize(batch.images, size)).cpu()
-        for label, number in enumerate(numbers):
-            for members in (images[batch.labels.cpu() == label], split.images[split.labels == number]):
-                tiles.append(members[torch.randperm(len(members), generator=draws)[:per_class]])
+    images, tiles = to_uint8(resize(batch.images, split.images.shape[-1])).cpu(), []
+    for label, number in enumerate(classes):
+        for members in (images[batch.labels.cpu() == label], split.images[split.labels == number]):
+            tiles.append(members[torch.randperm(len(members), generator=draws)[:per_class]])
     return torch.cat(tiles)
