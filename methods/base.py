@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,7 +129,7 @@ class FewShotMethod(Method):
         common = sizes.pop() if not self.domains and len(sizes) == 1 else 84
         return self.args.image_size or common, *HALF
 
-    @property
+    @cached_property
     def augmentation(self) -> Augmentation:
         """What may be done to the teachers' images without changing their class, as far as their image sets say."""
         specs = {SPECS[row.dataset] for row in self.teachers.rows if row.dataset in SPECS}

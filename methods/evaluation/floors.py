@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.registry import SPECS
 from methods.evaluation.few_shot import Exam, Indices
 from methods.teachers.pool import TeacherPool
 from utils.files import write_text
@@ -79,7 +78,7 @@ def exam_key(exam: Exam) -> list[object]:
     shape = exam.shape
     listed = hashlib.sha256(exam.split.images.numpy().tobytes()).hexdigest()
     return [
-        SPECS[exam.spec.name].name,
+        exam.spec.name,
         exam.split_name,
         listed,
         exam.image_size,

@@ -1,6 +1,7 @@
 """Inversion through a generator: descend on its weights and its latents until the teacher sees the wanted classes."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,13 +59,12 @@ def inversion_loss(
 ) -> Tensor:
     """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = augment(images), images (M, C, h, w) in [0, 1]."""
     x = augment(images)
-    if weights.bn:
-        with record_bn_distances(teacher.network) as distances:
-            logits = teacher(x)
-        loss = weights.ce * F.cross_entropy(logits, labels) + weights.bn * torch.stack(distances).sum()
-    else:
+    recording: AbstractContextManager[list[Tensor]] = record_bn_distances(teacher.network) if weights.bn else nullcontext([])
+    with recording as distances:
         logits = teacher(x)
-        loss = weights.ce * F.cross_entropy(logits, labels)
+    loss = weights.ce * F.cross_entropy(logits, labels)
+    if distances:
+        loss = loss + weights.bn * torch.stack(distances).sum()
     if weights.adv and learner is not None:
         loss = loss + weights.adv * adversarial_loss(logits, learner(x))
     return loss

@@ -66,11 +66,16 @@ def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
     return [(spec, arch) for spec in get_domains(args.dataset) for arch in architectures]
 
 
+def teacher_size(args: Namespace, spec: DatasetSpec) -> int:
+    """The image size of a set's teachers; in a mixture --image_size is the learner's, and teachers keep their own."""
+    return spec.image_size if args.image_size is None or args.dataset == "mix" else args.image_size
+
+
 def pool_folder(args: Namespace, spec: DatasetSpec, arch: str) -> Path:
     """Where pretrain.py puts a pool and where it is looked for."""
     way = f"{args.num_class_per_task}way-disjoint" if args.num_class_per_task else f"{args.way_pretrain}way"
-    size = f"-{args.image_size}px" if args.dataset != "mix" and args.image_size not in (None, spec.image_size) else ""
-    return args.data_root / "teachers" / spec.name / arch / (way + size)
+    size = teacher_size(args, spec)
+    return args.data_root / "teachers" / spec.name / arch / (way if size == spec.image_size else f"{way}-{size}px")
 
 
 def find_rows(args: Namespace) -> list[TeacherRow]:
@@ -210,5 +215,5 @@ def _rows_of_papers(folder: Path, args: Namespace, spec: DatasetSpec, arch: str)
     files = _numbered_files(folder)
     if not files:
         raise UserError(f"no teachers.csv and no model_<i>.pth in {folder}")
-    size = args.image_size if args.image_size and args.dataset != "mix" else spec.image_size
+    size = teacher_size(args, spec)
     return [TeacherRow(file, arch, (), (), size, spec.mean, spec.std, spec.name) for file in files]

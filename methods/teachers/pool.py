@@ -108,7 +108,7 @@ class TeacherPool:
         with torch.random.fork_rng(devices=[]):  # when a teacher is loaded must not change what the run draws
             network = create_model(row.arch, outputs, row.image_size)
         checkpoint.load_weights(network, published.state, row.path)
-        return Teacher(network.to(self.device), row, [self._index[key] for key in row.class_keys]).to(self.device)
+        return Teacher(network.to(self.device), row, [self._index[key] for key in row.class_keys])
 
     def _complete(self, row: TeacherRow, class_order: Path | None) -> TeacherRow:
         """Fill the class ids of a papers' file from its content, or from its number where it holds only weights."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
 from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
-from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, write_manifest
+from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, teacher_size, write_manifest
 from models import create_model
 from utils import checkpoint, seed
 from utils.errors import UserError
@@ -115,7 +115,7 @@ def pretrain_pools(args: Namespace, recipe: Recipe, device: torch.device, overwr
 def _pretrain_pool(
     args: Namespace, spec: DatasetSpec, arch: str, recipe: Recipe, device: torch.device, overwrite: bool
 ) -> None:
-    size = args.image_size if args.image_size and args.dataset != "mix" else spec.image_size
+    size = teacher_size(args, spec)
     split = load_split(spec, "meta_train", args.data_root, size).to(device)
     folder = pool_folder(args, spec, arch)
     groups = _class_groups(args, split, spec)
