@@ -11,8 +11,8 @@ HEAD = ("head.weight", "head.bias")
 class ANIL(Metalearner):
     """As MAML with the body fixed inside an episode, so the body's features are computed once for all inner steps."""
 
-    def adapt_head(self, params: Params, features: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
-        """The head after `steps` inner steps on support features (M, D) with labels (M,)."""
+    def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
+        features = self.features(params, support)  # (N*K, D)
         inputs = features if create_graph else features.detach()
         head: Params = {name: params[name] for name in HEAD}
         for _ in range(steps):
@@ -20,11 +20,4 @@ class ANIL(Metalearner):
                 lambda fast: F.cross_entropy(F.linear(inputs, *(fast[name] for name in HEAD)), labels), head, create_graph
             )
             head = {name: value - self.inner_lr * gradient[name] for name, value in head.items()}
-        return head
-
-    def query_logits(
-        self, params: Params, support: Tensor, labels: Tensor, query: Tensor, way: int, steps: int, create_graph: bool
-    ) -> Tensor:
-        head = self.adapt_head(params, self.features(params, support), labels, steps, create_graph)
-        features = self.together(self.features, params, support, query)
-        return F.linear(features, head["head.weight"], head["head.bias"])
+        return {**params, **head}

@@ -36,11 +36,13 @@ class Metalearner:
         self.execution = execution
         self.inductive = inductive
 
-    def query_logits(
-        self, params: Params, support: Tensor, labels: Tensor, query: Tensor, way: int, steps: int, create_graph: bool
-    ) -> Tensor:
-        """Logits (N*Q, N) of one episode's query after adapting to support (N*K, C, H, W) with labels (N*K,)."""
+    def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
+        """The inner loop: parameters after `steps` steps on support (N*K, C, H, W) with labels (N*K,)."""
         raise NotImplementedError
+
+    def classify(self, fast: Params, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        """Logits (B, N) of query (B, C, H, W) under adapted parameters: here, the network's own."""
+        return self.together(self.call, fast, support, query)
 
     def outer_loss(self, params: Params, episodes: Episodes, steps: int, create_graph: bool) -> tuple[Tensor, Tensor]:
         """Loss (E,) and accuracy (E,) on the query sets after `steps` inner steps.
@@ -54,7 +56,8 @@ class Metalearner:
 
         def task(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor) -> tuple[Tensor, Tensor]:
             start = self.head_of_means(params, support, labels, way) if other_way else params
-            logits = self.query_logits(start, support, labels, query, way, steps, create_graph)
+            fast = self.adapt(start, support, labels, steps, create_graph)
+            logits = self.classify(fast, support, labels, query, way)
             hits = logits.detach().argmax(1) == query_labels
             return F.cross_entropy(logits, query_labels), hits.float().mean()
 

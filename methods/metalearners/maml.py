@@ -10,14 +10,7 @@ class MAML(Metalearner):
     """theta' = theta - inner_lr * gradient of the support loss, `steps` times; the query is classified by theta'."""
 
     def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
-        """The fast weights after `steps` inner steps on support (M, C, H, W) with labels (M,)."""
         for _ in range(steps):
             gradient = self.inner_gradient(lambda fast: F.cross_entropy(self.call(fast, support), labels), params, create_graph)
             params = {name: value - self.inner_lr * gradient[name] for name, value in params.items()}
         return params
-
-    def query_logits(
-        self, params: Params, support: Tensor, labels: Tensor, query: Tensor, way: int, steps: int, create_graph: bool
-    ) -> Tensor:
-        fast = self.adapt(params, support, labels, steps, create_graph)
-        return self.together(self.call, fast, support, query)

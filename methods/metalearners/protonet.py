@@ -10,10 +10,10 @@ class ProtoNet(Metalearner):
 
     ADAPTS = False
 
-    def query_logits(
-        self, params: Params, support: Tensor, labels: Tensor, query: Tensor, way: int, steps: int, create_graph: bool
-    ) -> Tensor:
-        features = self.features(params, support)  # (N*K, D)
-        means = class_means(features, labels, way)  # (N, D)
-        queries = self.together(self.features, params, support, query)  # (N*Q, D)
+    def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
+        return params
+
+    def classify(self, fast: Params, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        means = class_means(self.features(fast, support), labels, way)  # (N, D)
+        queries = self.together(self.features, fast, support, query)  # (B, D)
         return -(queries[:, None] - means[None]).square().sum(2)

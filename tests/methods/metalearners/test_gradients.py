@@ -146,9 +146,8 @@ def test_protonet_by_hand() -> None:
     network = Identity()
     support = torch.tensor([[[0.0, 0, 0], [2, 0, 0], [0, 4, 0], [0, 6, 0]]]).view(1, 4, 3, 1, 1)
     query = torch.tensor([[[1.0, 1, 0], [0, 4, 0]]]).view(1, 2, 3, 1, 1)
-    logits = ProtoNet(network).query_logits(
-        dict(network.named_parameters()), support[0], torch.tensor([0, 0, 1, 1]), query[0], 2, 0, False
-    )
+    labels = torch.tensor([0, 0, 1, 1])
+    logits = ProtoNet(network).classify(dict(network.named_parameters()), support[0], labels, query[0], 2)
     assert logits.tolist() == [[-1.0, -17.0], [-17.0, -1.0]]
 
 
@@ -171,6 +170,6 @@ def test_inductive_answers_do_not_depend_on_the_other_queries(kind: type[Metalea
     support, labels, query = episodes.support[0], episodes.support_labels[0], episodes.query[0]
     for inductive in (True, False):
         metalearner = kind(network, INNER_LR, inductive=inductive)
-        whole = metalearner.query_logits(params, support, labels, query, 3, STEPS, False)
-        alone = metalearner.query_logits(params, support, labels, query[:1], 3, STEPS, False)
+        fast = metalearner.adapt(params, support, labels, STEPS, create_graph=False)
+        whole, alone = (metalearner.classify(fast, support, labels, part, 3) for part in (query, query[:1]))
         assert torch.allclose(whole[:1], alone) == inductive
