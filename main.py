@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from methods import METHODS, get_method
-from methods.base import FewShotMethod, Method, check_few_shot_args, default_run_name
+from methods.base import FewShotMethod, Method, default_run_name
 from methods.loop import Training, dry_run
 from methods.report import report_result
 from methods.teachers.pretraining import Recipe, pretrain_pools
@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.run_log import RunLog
 
 # What may be typed again beside --resume and --evaluate; all else is the run's own.
-CHANGEABLE = {"resume", "evaluate", "device", "gpu", "multigpu", "threads", "epochs", "episode_test", "out", "judge"}
+CHANGEABLE = set("resume evaluate device gpu multigpu threads epochs episode_train episode_test out judge".split())
 CHANGEABLE_IN_EVALUATION = CHANGEABLE | {"way_test", "shot_test", "query_test", "test_inner_steps"}
 
 
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     method = early.method.replace("-", "_")
     args = _parse_known(build_parser(method), argv)
     args.method = method
-    check_few_shot_args(args)
+    get_method(method).finish_args(args)
     return args
 
 

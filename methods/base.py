@@ -13,6 +13,7 @@ from datasets.registry import HALF, SPECS, SPLITS, get_domains
 from datasets.split import csv_path
 from methods.evaluation.few_shot import Exam, examine
 from methods.inversion.generator import PseudoBatch
+from methods.memory import MemoryBank
 from methods.metalearners import METALEARNERS, get_metalearner
 from methods.metalearners.gradients import meta_gradient, set_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
@@ -42,8 +43,8 @@ class Method:
         self.device = device
         self.clock = Stopwatch(device)
 
-    @staticmethod
-    def add_shared_args(parser: argparse.ArgumentParser) -> None:
+    @classmethod
+    def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
         """Flags of the method's task."""
         raise NotImplementedError
 
@@ -51,9 +52,17 @@ class Method:
     def add_args(group: argparse._ArgumentGroup) -> None:
         """Flags of this method alone."""
 
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
+
     @property
     def num_iterations(self) -> int:
-        return 0
+        """Iterations of the whole run; 0 for a method that trains nothing."""
+        raise NotImplementedError
+
+    def prepare(self, folder: Path) -> None:
+        """Work before the first iteration, done again on resuming; may write for people into the run directory."""
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One iteration, counted from 0; returns the numbers to log."""
@@ -84,6 +93,7 @@ class FewShotMethod(Method):
 
     TASK = "few_shot"
     NEEDS_TEACHERS: ClassVar[bool] = True
+    COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
@@ -92,6 +102,7 @@ class FewShotMethod(Method):
             raise UserError("first " + "; then ".join(steps))
         rows = find_rows(args) if self.NEEDS_TEACHERS else []
         self.domains = get_domains(args.dataset) if args.dataset else []
+        self.exam_domains = get_domains(args.testdataset) if args.testdataset else self.domains
         self.image_size, mean, std = self._image_form(rows)
         spec = LearnerSpec(args.backbone, args.way_train, self.image_size, mean, std, global_pool=len(self.domains) > 1)
         self.learner = Learner(spec, device)
@@ -104,7 +115,9 @@ class FewShotMethod(Method):
         self.train_shape = EpisodeShape(args.way_train, args.shot_train, args.query_train)
         self.test_shape = EpisodeShape(args.way_test, args.shot_test, args.query_test)
         self.exams = {
-            split: [Exam(domain, split, args.data_root, self.image_size, self.test_shape, count) for domain in self.domains]
+            split: [
+                Exam(domain, split, args.data_root, self.image_size, self.test_shape, count) for domain in self.exam_domains
+            ]
             for split, count in (("meta_val", args.episode_val), ("meta_test", args.episode_test))
         }
         for exam in (exam for exams in self.exams.values() for exam in exams):
@@ -113,12 +126,33 @@ class FewShotMethod(Method):
         if self.pool:
             self.pool.check()
 
-    @staticmethod
-    def add_shared_args(parser: argparse.ArgumentParser) -> None:
+    @classmethod
+    def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
         add_pool_flags(parser)
         parser.set_defaults(dataset=None)
         add_teacher_flags(parser)
-        add_few_shot_flags(parser)
+        add_few_shot_flags(parser, cls.COUNTS_EPISODES)
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.start_id != 1:
+            raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
+        if args.dataset is None and not args.teachers:
+            args.dataset = "cifar100"
+        if args.shot_test is None:
+            args.shot_test = args.shot_train
+
+    @property
+    def num_iterations(self) -> int:
+        """Outer updates or the paper's epochs; a method without `STATE` trains nothing."""
+        if not self.STATE:
+            return 0
+        return max(1, self.args.episode_train // self.args.episode_batch) if self.COUNTS_EPISODES else self.args.epochs
+
+    @property
+    def val_interval(self) -> int:
+        """Iterations between looks at meta_val."""
+        return max(1, self.args.val_interval // self.args.episode_batch) if self.COUNTS_EPISODES else self.args.val_interval
 
     def _image_form(self, rows: list[TeacherRow]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """Size and normalisation of the learner's images: the set's; for mixtures size 84; for own teachers, theirs."""
@@ -142,8 +176,12 @@ class FewShotMethod(Method):
         return self.pool
 
     def evaluate(self, split: str) -> dict[str, Score]:
-        steps = self.args.test_inner_steps
-        return {exam.spec.name: examine(self.learner, self.metalearner, exam, steps) for exam in self.exams[split]}
+        with self.clock("evaluation"):
+            return {exam.spec.name: self.sit(exam) for exam in self.exams[split]}
+
+    def sit(self, exam: Exam) -> Score:
+        """The learner's score on the episodes of one exam."""
+        return examine(self.learner, self.metalearner, exam, self.args.test_inner_steps)
 
     def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
         """Fresh pseudo-images of some teachers, leaving the run as it is."""
@@ -158,8 +196,47 @@ class FewShotMethod(Method):
         optimizer.step()
         return float(loss), float(accuracy)
 
+    def replay(self, memory: MemoryBank, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Meta-updates on episodes of memory until the accuracy has not risen for `--patience` updates.
 
-def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
+        Nothing happens while memory cannot fill an episode. Returns the last loss and accuracy, and the updates made.
+        """
+        if not memory.ready_for(self.train_shape):
+            return {}
+        best, waited, updates, accuracy, loss = -1.0, 0, 0, 0.0, 0.0
+        augment = self.augmentation if self.args.augment else None
+        while waited < self.args.patience:
+            episodes = memory.sample_episodes(self.args.episode_batch, self.train_shape, self.learner, augment)
+            loss, accuracy = self.outer_step(optimizer, episodes)
+            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            updates += 1
+        return {"loss": loss, "accuracy": accuracy, "replay_updates": float(updates)}
+
+    def check_teachers_fit_the_head(self) -> None:
+        """Raise `UserError` where a teacher has another number of classes than the learner that is to imitate it."""
+        way = self.args.way_train
+        odd = next((row for row in self.teachers.rows if len(row.class_ids) != way), None)
+        if odd is not None:
+            raise UserError(
+                f"--method {self.args.method} distils teachers into a learner of {way} classes, and {odd.path} has "
+                f"{len(odd.class_ids)}: set --way_train to the teachers' number"
+            )
+
+
+def add_replay_flags(group: argparse._ArgumentGroup) -> None:
+    """What `FewShotMethod.replay` reads."""
+    group.add_argument(
+        "--generate_interval", "--patience", dest="patience", type=cli.count, default=10,
+        help="replay updates without a better accuracy before new teachers come",
+    )  # fmt: skip
+    add_augment_flag(group)
+
+
+def add_augment_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--augment", action="store_true", help="augment pseudo-images in meta-training, not in inversion alone")
+
+
+def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = False) -> None:
     """Episodes, the metalearner, evaluation and length: the flags that all few-shot methods share."""
     group = parser.add_argument_group("episodes")
     for part in ("train", "test"):
@@ -188,11 +265,16 @@ def add_few_shot_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--approx", "--first_order", dest="first_order", action="store_true", help="first-order MAML")
     group.add_argument("--episode_batch", type=cli.count, default=10, help="episodes of an outer update")
-    group.add_argument("--epochs", type=cli.count, default=1000, help="iterations")
+    if counts_episodes:
+        group.add_argument("--episode_train", type=cli.count, default=60_000, help="episodes of the whole run")
+    else:
+        group.add_argument("--epochs", type=cli.count, default=1000, help="iterations")
     group.add_argument("--start_id", type=int, default=1, help="accepted for the papers' scripts; only 1 makes sense")
 
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--val_interval", type=cli.count, default=20, help="iterations between looks at meta_val")
+    group.add_argument("--testdataset", help="image set of meta_val and meta_test (default: --dataset)")
+    unit = "episodes" if counts_episodes else "iterations"
+    group.add_argument("--val_interval", type=cli.count, default=20, help=f"{unit} between looks at meta_val")
     group.add_argument(
         "--select_on", choices=("meta_val", "meta_test", "last"), default="meta_val",
         help="what picks the learner; meta_test repeats the papers' code and marks the result",
@@ -210,7 +292,8 @@ def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
     """What must be done before this command line can run, in order, with the commands."""
     steps = []
     elsewhere = "" if args.data_root == Path("DFL2Ldata") else f" --data_root {args.data_root}"
-    for domain in get_domains(args.dataset) if args.dataset else []:
+    names = dict.fromkeys(name for name in (args.dataset, args.testdataset) if name)
+    for domain in dict.fromkeys(spec for name in names for spec in get_domains(name)):
         if not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
             steps.append(
                 f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
@@ -221,16 +304,6 @@ def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
             if not (pool_folder(args, spec, arch) / "teachers.csv").is_file():
                 steps.append(f"train the teachers: {pretrain_command(args, spec, arch)}")
     return steps
-
-
-def check_few_shot_args(args: argparse.Namespace) -> None:
-    """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
-    if args.start_id != 1:
-        raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
-    if args.dataset is None and not args.teachers:
-        args.dataset = "cifar100"
-    if args.shot_test is None:
-        args.shot_test = args.shot_train
 
 
 def default_run_name(args: argparse.Namespace) -> str:

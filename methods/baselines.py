@@ -8,6 +8,7 @@ import torch
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.split import load_split
 from methods.base import FewShotMethod
+from methods.evaluation.few_shot import Exam
 from methods.evaluation.floors import teacher_floors
 from utils.errors import UserError
 from utils.metrics import Score
@@ -41,8 +42,8 @@ class Average(FewShotMethod):
 class TeacherNCM(FewShotMethod):
     """Nearest class mean in the l2-normalised penultimate features of all frozen teachers, concatenated."""
 
-    def evaluate(self, split: str) -> dict[str, Score]:
-        return {exam.spec.name: teacher_floors(self.teachers, exam)[1] for exam in self.exams[split]}
+    def sit(self, exam: Exam) -> Score:
+        return teacher_floors(self.teachers, exam)[1]
 
 
 class Real(FewShotMethod):
@@ -59,10 +60,6 @@ class Real(FewShotMethod):
         names = [f"{domain.name} meta_train" for domain in self.domains]
         self.splits = [split.to(device) for split in splits]
         self.samplers = [EpisodeSampler(split, self.train_shape, name) for split, name in zip(splits, names, strict=True)]
-
-    @property
-    def num_iterations(self) -> int:
-        return self.args.epochs
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One outer update on real episodes; with several image sets they take turns."""

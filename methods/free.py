@@ -27,18 +27,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.base import FewShotMethod
+from methods.base import FewShotMethod, add_replay_flags
 from methods.distillation.losses import kl_divergence
-from methods.inversion.generator import InversionWeights, PseudoBatch
+from methods.inversion.generator import InversionWeights, PseudoBatch, add_generator_flags
 from methods.inversion.meta_generator import MetaGenerator
-from methods.memory import MemoryBank
+from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.gradients import reptile_step
 from methods.teachers.pool import Teacher
 from models.generator import Generator
 from utils import cli
 from utils.errors import UserError
-
-BATCHES_IN_MEMORY = 20  # of each class, as in the papers' code
 
 
 class FREE(FewShotMethod):
@@ -48,31 +46,20 @@ class FREE(FewShotMethod):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
+        add_generator_flags(group)
+        group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term")
+        group.add_argument(
+            "--meta_grad", choices=("last", "sum"), default="last", help="which steps' gradients move the generator"
+        )
         group.add_argument("--teacher_batch", type=cli.count, default=4, help="teachers of an iteration")
         group.add_argument("--num_qur_kd", type=cli.count, default=20, help="pseudo-images of a class")
-        group.add_argument("--inversion_steps", type=cli.count, default=5, help="steps on a teacher's copy of the generator")
-        group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator, inner and outer")
-        group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
-        group.add_argument("--meta_grad", choices=("last", "sum"), default="last", help="which steps' gradients move it")
-        group.add_argument("--oh", type=float, default=1.0, help="weight of the cross entropy")
-        group.add_argument("--bn", type=float, default=0.0, help="weight of the batch statistics")
-        group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term")
         group.add_argument("--warmup", type=int, default=20, help="first iterations, which train the generator alone")
         group.add_argument("--reptile_lr", type=float, default=1.0, help="how far the learner follows its distilled copy")
-        group.add_argument("--augment", action="store_true", help="augment pseudo-images in distillation and replay too")
-        group.add_argument(
-            "--generate_interval", "--patience", dest="patience", type=cli.count, default=10,
-            help="replay updates without a better accuracy before new teachers come",
-        )  # fmt: skip
+        add_replay_flags(group)
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
-        odd = next((row for row in self.teachers.rows if len(row.class_ids) != args.way_train), None)
-        if odd is not None:
-            raise UserError(
-                f"FREE distils teachers into a learner of {args.way_train} classes, and {odd.path} has "
-                f"{len(odd.class_ids)}: set --way_train to the teachers' number"
-            )
+        self.check_teachers_fit_the_head()
         if args.warmup >= args.epochs:
             raise UserError(
                 f"--warmup {args.warmup} leaves none of --epochs {args.epochs} for the learner: lower it or train longer"
@@ -88,13 +75,9 @@ class FREE(FewShotMethod):
             lr_outer=args.Glr,
             gradient_of=args.meta_grad,
         )
-        capacity = BATCHES_IN_MEMORY * args.num_qur_kd
+        capacity = BATCHES_KEPT * args.num_qur_kd
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
         self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
-
-    @property
-    def num_iterations(self) -> int:
-        return self.args.epochs
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         with self.clock("generation"):
@@ -107,8 +90,7 @@ class FREE(FewShotMethod):
             self.memory.add(batch)
         with self.clock("meta-training"):
             numbers["distillation_loss"] = self.distil(teachers, batches)
-            if self.memory.ready_for(self.train_shape):
-                numbers |= self.replay()
+            numbers |= self.replay(self.memory, self.optimizer)
         return numbers
 
     def invert(self, teachers: list[Teacher]) -> tuple[list[PseudoBatch], float]:
@@ -116,7 +98,7 @@ class FREE(FewShotMethod):
         return self.inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)
 
     def distil(self, teachers: list[Teacher], batches: list[PseudoBatch]) -> float:
-        """BELL, first half: a copy of the learner passes through the teachers; the learner follows. Returns the mean loss."""
+        """BELL before replay: a copy of the learner passes through the teachers; the learner follows. Returns the mean loss."""
         params = {name: value.detach().clone().requires_grad_() for name, value in self.learner.params.items()}
         optimizer = torch.optim.Adam(params.values(), lr=self.args.outer_lr)
         losses: list[Tensor] = []
@@ -132,18 +114,6 @@ class FREE(FewShotMethod):
             losses.append(loss.detach())
         reptile_step(self.learner.params, params, self.args.reptile_lr)
         return float(torch.stack(losses).mean())
-
-    def replay(self) -> dict[str, float]:
-        """BELL, second half: meta-updates on episodes of memory until the accuracy has not risen for `patience` updates."""
-        best, waited, updates, accuracy, loss = -1.0, 0, 0, 0.0, 0.0
-        while waited < self.args.patience:
-            episodes = self.memory.sample_episodes(
-                self.args.episode_batch, self.train_shape, self.learner, self.augmentation if self.args.augment else None
-            )
-            loss, accuracy = self.outer_step(self.optimizer, episodes)
-            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
-            updates += 1
-        return {"loss": loss, "accuracy": accuracy, "replay_updates": float(updates)}
 
     def effort(self) -> dict[str, int]:
         return {"images": self.args.way_train * self.args.num_qur_kd, "steps": self.args.inversion_steps}

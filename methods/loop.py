@@ -37,13 +37,14 @@ class Training:
             self.log.save("best.pt", best_content(method, 0, None))
             return
         self.log.forget_after(self.iteration)
+        method.prepare(self.log.folder)
         with _stop_flag() as stop, tqdm(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
             while self.iteration < total:
                 numbers = method.train_iteration(self.iteration)
                 self.iteration += 1
                 self._refuse_nonsense(numbers)
                 last = self.iteration == total
-                if self.iteration % args.val_interval == 0 or last:
+                if self.iteration % method.val_interval == 0 or last:
                     numbers |= self._look()
                 self.log.metrics(self.iteration, numbers | {"seconds": self.elapsed})
                 progress.update()

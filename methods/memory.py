@@ -10,6 +10,8 @@ from methods.inversion.generator import PseudoBatch
 from methods.metalearners.learner import Learner
 from utils.images import Augmentation, resize, to_float, to_uint8
 
+BATCHES_KEPT = 20  # of each class, as in the papers' code
+
 
 class MemoryBank:
     """A ring of uint8 images (C, S, S) for each of the pool's classes; the oldest give way when it is full.

@@ -28,13 +28,14 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
     kept = checkpoint.load(best, method.device) if best.is_file() else {}
     if kept:
         method.learner.load_state_dict(kept["learner"])
-    scores = method.evaluate("meta_test") if method.domains else {}
-    yardsticks = {} if args.no_floors or not method.domains else floors(method, args.out / ".floors") | ceilings(method)
+    scores = method.evaluate("meta_test") if method.exam_domains else {}
+    yardsticks = {} if args.no_floors or not method.exam_domains else floors(method, args.out / ".floors") | ceilings(method)
     times = method.clock.seconds | {"total": seconds}
     content = {
         "method": args.method,
         "paper": method.PAPER,
         "dataset": args.dataset,
+        "testdataset": args.testdataset,
         "evaluated": bool(scores),
         "way": args.way_test,
         "shot": args.shot_test,
@@ -144,10 +145,9 @@ def ceilings(method: FewShotMethod) -> dict[str, dict[str, Score]]:
     args = method.args
     if args.method == "real":
         return {}
-    wanted = {
-        "method": "real", "dataset": args.dataset, "way": args.way_test, "shot": args.shot_test, "query": args.query_test,
-        "backbone": args.backbone, "metalearner": args.metalearner, "image_size": method.image_size,
-    }  # fmt: skip
+    alike = {name: getattr(args, name) for name in ("dataset", "testdataset", "backbone", "metalearner")}
+    shape = {"way": args.way_test, "shot": args.shot_test, "query": args.query_test, "image_size": method.image_size}
+    wanted = {"method": "real", **alike, **shape}
     for path in sorted(args.out.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         content = json.loads(path.read_text(encoding="utf-8"))
         if all(content.get(key) == value for key, value in wanted.items()) and content.get("episodes"):

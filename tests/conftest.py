@@ -74,21 +74,31 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+TINY = """
+    --image_size 16 --way_pretrain 3 --way_train 3 --way_test 3 --num_qur_train 2 --num_qur_test 2 --episode_test 4
+    --episode_val 3 --inner_update_num 1 --test_inner_update_num 2 --episode_batch 2 --threads 1
+""".split()
+TINY_REPLAY = "--inversion_steps 2 --bn 0.1 --teacher_batch 2 --patience 1 --augment"
+TINY_OWN = {
+    "free": f"--warmup 0 --num_qur_kd 8 {TINY_REPLAY}",
+}
+
+
 @pytest.fixture
 def tiny(data_root: Path, tmp_path: Path) -> list[str]:
-    """Flags that make a run of any few-shot method take a second."""
-    text = f"""
-        --data_root {data_root} --out {tmp_path / "runs"} --image_size 16 --way_pretrain 3 --way_train 3 --way_test 3
-        --num_qur_train 2 --num_qur_test 2 --episode_test 4 --episode_val 3 --inner_update_num 1 --test_inner_update_num 2
-        --episode_batch 2 --val_interval 1 --epochs 2 --threads 1
-    """
-    return text.split()
+    """Flags that make an episode of any few-shot method tiny; runs go below `tmp_path`."""
+    return ["--data_root", str(data_root), "--out", str(tmp_path / "runs"), *TINY]
 
 
 @pytest.fixture
-def tiny_free() -> list[str]:
-    """FREE's own flags for the same purpose."""
-    return "--warmup 0 --teacher_batch 2 --num_qur_kd 8 --inversion_steps 2 --patience 1 --bn 0.1 --augment".split()
+def flags_for(tiny: list[str]) -> Callable[..., list[str]]:
+    """flags_for(method, iterations=2): a whole command line that takes a second and looks at meta_val every iteration."""
+
+    def flags(method: str, iterations: int = 2) -> list[str]:
+        length = f"--epochs {iterations} --val_interval 1"
+        return ["--method", method, *tiny, *length.split(), *TINY_OWN.get(method, "").split()]
+
+    return flags
 
 
 @pytest.fixture

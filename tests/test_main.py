@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -29,8 +30,7 @@ def only_run(out: Path) -> Path:
     return run
 
 
-def flags_for(method: str, tiny: list[str], tiny_free: list[str]) -> list[str]:
-    return ["--method", method, *tiny, *(tiny_free if method == "free" else [])]
+Flags = Callable[..., list[str]]
 
 
 # ---------------------------------------------------------------- every method, one after another
@@ -39,10 +39,8 @@ def flags_for(method: str, tiny: list[str], tiny_free: list[str]) -> list[str]:
 @pytest.mark.parametrize("shot", ["1", "5"])
 @pytest.mark.parametrize("scenario", [["--dataset", "cifar100"], ["--dataset", "mix"], ["--pre_backbone", "mix"]])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_in_every_scenario(
-    method: str, scenario: list[str], shot: str, tiny: list[str], tiny_free: list[str], tmp_path: Path
-) -> None:
-    main.main([*flags_for(method, tiny, tiny_free), *scenario, "--num_sup_train", shot])
+def test_every_method_in_every_scenario(method: str, scenario: list[str], shot: str, flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for(method), *scenario, "--num_sup_train", shot])
     run = only_run(tmp_path)
     result = json.loads((run / "result.json").read_text())
     sets = ["cifar100", "miniimagenet", "cub"] if scenario[1] == "mix" and scenario[0] == "--dataset" else ["cifar100"]
@@ -62,15 +60,13 @@ def test_every_method_in_every_scenario(
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "miniimagenet", "cub", "flower", "glyphs"])
-def test_every_image_set_from_teachers_to_a_number(
-    dataset: str, data_root: Path, tiny: list[str], tiny_free: list[str], tmp_path: Path
-) -> None:
+def test_every_image_set_from_teachers_to_a_number(dataset: str, data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
     root = tmp_path / "data"  # teachers go here, not into the shared tree
     root.mkdir()
     for folder in data_root.iterdir():
         if folder.name != "teachers":
             (root / folder.name).symlink_to(folder)
-    flags = [*flags_for("free", tiny, tiny_free), "--dataset", dataset, "--data_root", str(root)]
+    flags = [*flags_for("free"), "--dataset", dataset, "--data_root", str(root)]
     pretrain.main(
         f"--dataset {dataset} --data_root {root} --image_size 16 --way_pretrain 3 --pre_model_num 2 --pretrain_epochs 1".split()
     )
@@ -82,37 +78,40 @@ def test_every_image_set_from_teachers_to_a_number(
 
 
 @pytest.mark.parametrize("metalearner", ["anil", "protonet"])
-def test_free_with_other_metalearners(metalearner: str, tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
-    main.main([*flags_for("free", tiny, tiny_free), "--metalearner", metalearner, "--inductive"])
+def test_free_with_other_metalearners(metalearner: str, flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--metalearner", metalearner, "--inductive"])
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert result["metalearner"] == metalearner
     assert result["batch_statistics"] == "support"
 
 
+def test_teachers_of_one_image_set_and_episodes_of_another(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--testdataset", "miniimagenet"])
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert list(result["accuracy"]) == ["miniimagenet"]
+    assert all(list(line) == ["miniimagenet"] for line in result["yardsticks"].values())
+
+
 def test_teachers_alone_without_any_image_set(
-    data_root: Path, tmp_path: Path, tiny_free: list[str], capsys: pytest.CaptureFixture[str]
+    data_root: Path, tmp_path: Path, flags_for: Flags, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teachers = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
-    main.main(
-        f"--method free --teachers {teachers} --data_root {tmp_path / 'empty'} --out {tmp_path / 'runs'} --way_train 3 "
-        "--num_qur_train 2 --inner_update_num 1 --episode_batch 2 --val_interval 1 --epochs 2 --threads 1".split()
-        + tiny_free
-    )
+    main.main([*flags_for("free"), "--teachers", str(teachers), "--data_root", str(tmp_path / "empty")])
     assert "not evaluated" in capsys.readouterr().out
     assert json.loads((only_run(tmp_path) / "result.json").read_text())["evaluated"] is False
     assert checkpoint.load(only_run(tmp_path) / "best.pt")["iteration"] == 2
 
 
-def test_the_judge_draws_its_picture(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
-    main.main([*flags_for("free", tiny, tiny_free), "--judge", "--epochs", "1"])
+def test_the_judge_draws_its_picture(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free", 1), "--judge"])
     run = only_run(tmp_path)
     assert 0 <= json.loads((run / "result.json").read_text())["recognised"] <= 1
     assert list((run / "images").glob("recovered_*.png"))
 
 
-def test_the_judge_sees_the_same_images_again(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+def test_the_judge_sees_the_same_images_again(flags_for: Flags, tmp_path: Path) -> None:
     """--evaluate must judge what the run recovers, not what an untrained generator makes."""
-    main.main([*flags_for("free", tiny, tiny_free), "--judge"])
+    main.main([*flags_for("free"), "--judge"])
     run = only_run(tmp_path)
     (picture,) = (run / "images").glob("recovered_*.png")
     before = picture.read_bytes()
@@ -122,13 +121,11 @@ def test_the_judge_sees_the_same_images_again(tiny: list[str], tiny_free: list[s
     assert results[0]["recognised"] == results[1]["recognised"]
 
 
-def test_the_ceiling_appears_once_it_was_measured(
-    tiny: list[str], tiny_free: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main.main(flags_for("free", tiny, tiny_free))
+def test_the_ceiling_appears_once_it_was_measured(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(flags_for("free"))
     assert "real data (ceiling)" not in capsys.readouterr().out
-    main.main(flags_for("real", tiny, tiny_free))
-    main.main(flags_for("random", tiny, tiny_free))
+    main.main(flags_for("real"))
+    main.main(flags_for("random"))
     assert "real data (ceiling)" in capsys.readouterr().out
 
 
@@ -159,8 +156,8 @@ def assert_same(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).STATE])
-def test_a_killed_run_goes_on_bit_for_bit(method: str, tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
-    flags = [*flags_for(method, tiny, tiny_free), "--epochs", "6", "--no_floors"]
+def test_a_killed_run_goes_on_bit_for_bit(method: str, flags_for: Flags, tmp_path: Path) -> None:
+    flags = [*flags_for(method, 6), "--no_floors"]
     main.main([*flags, "--run_name", "whole"])
     killed = tmp_path / "runs" / "killed"
     process = subprocess.Popen(
@@ -185,9 +182,9 @@ def test_a_killed_run_goes_on_bit_for_bit(method: str, tiny: list[str], tiny_fre
     assert results[0]["episodes"] == results[1]["episodes"]
 
 
-def test_a_polite_stop_leaves_a_checkpoint(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+def test_a_polite_stop_leaves_a_checkpoint(flags_for: Flags, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "main.py", *flags_for("free", tiny, tiny_free), "--epochs", "500", "--run_name", "stopped"],
+        [sys.executable, "main.py", *flags_for("free"), "--epochs", "500", "--run_name", "stopped"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -205,8 +202,8 @@ def test_a_polite_stop_leaves_a_checkpoint(tiny: list[str], tiny_free: list[str]
     assert checkpoint.load(run / "last.pt")["iteration"] >= 1
 
 
-def test_evaluate_again_at_another_way_and_shot(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
-    main.main(flags_for("free", tiny, tiny_free))
+def test_evaluate_again_at_another_way_and_shot(flags_for: Flags, tmp_path: Path) -> None:
+    main.main(flags_for("free"))
     run = only_run(tmp_path)
     first = json.loads((run / "result.json").read_text())
     main.main(["--evaluate", str(run)])
@@ -218,18 +215,16 @@ def test_evaluate_again_at_another_way_and_shot(tiny: list[str], tiny_free: list
     assert len(other["episodes"]["cifar100"]) == 3
 
 
-def test_runs_are_never_overwritten(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+def test_runs_are_never_overwritten(flags_for: Flags, tmp_path: Path) -> None:
     for _ in range(2):
-        main.main(flags_for("random", tiny, tiny_free))
+        main.main(flags_for("random"))
     names = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != ".")
     assert names == ["random-cifar100-3w1s-conv4", "random-cifar100-3w1s-conv4-2"]
     with pytest.raises(UserError, match="exists already"):
-        main.main([*flags_for("random", tiny, tiny_free), "--run_name", names[0]])
+        main.main([*flags_for("random"), "--run_name", names[0]])
 
 
-def test_nonsense_in_a_loss_stops_the_run(
-    tiny: list[str], tiny_free: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nonsense_in_a_loss_stops_the_run(flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = get_method("real")
     train = real.train_iteration
 
@@ -239,14 +234,12 @@ def test_nonsense_in_a_loss_stops_the_run(
 
     monkeypatch.setattr(real, "train_iteration", poisoned)
     with pytest.raises(UserError, match=r"iteration 3: loss is nan.*last\.pt"):
-        main.main([*flags_for("real", tiny, tiny_free), "--epochs", "5"])
+        main.main(flags_for("real", 5))
     assert checkpoint.load(only_run(tmp_path) / "last.pt")["iteration"] == 2
 
 
-def test_dry_run_writes_nothing(
-    tiny: list[str], tiny_free: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main.main([*flags_for("free", tiny, tiny_free), "--dry_run"])
+def test_dry_run_writes_nothing(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main([*flags_for("free"), "--dry_run"])
     printed = capsys.readouterr().out
     assert "teachers found: 2" in printed
     assert "inversion_steps = 2" in printed
@@ -272,9 +265,7 @@ def test_the_papers_commands_parse_and_mean_the_same(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
-def test_the_papers_commands_start(
-    command: str, data_root: Path, tiny: list[str], tiny_free: list[str], tmp_path: Path
-) -> None:
+def test_the_papers_commands_start(command: str, data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
     """Later flags win, so the sizes are tiny and everything else is as typed."""
     program, *argv = command.split()
     if program == "pretrain.py":
@@ -282,7 +273,7 @@ def test_the_papers_commands_start(
         pretrain.main([*argv, "--data_root", str(tmp_path), "--pretrain_epochs", "1", "--image_size", "16"])
         assert list((tmp_path / "teachers").rglob("teacher_*.pth"))
         return
-    main.main([*argv, *tiny, *tiny_free, "--pre_model_num", "2"])
+    main.main([*argv, *flags_for(argv[argv.index("--method") + 1]), "--pre_model_num", "2"])
     if "--pretrain" not in argv:
         assert (only_run(tmp_path) / "result.json").is_file()
 
@@ -321,7 +312,7 @@ def test_parsing_has_no_side_effects(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--method", "free", "--inner_lr", "nan"], "expected a positive number"),
         (["--method", "free", "--start_id", "7"], "--resume"),
         (["--method", "free", "--way_train", "4"], "set --way_train"),
-        (["--method", "free", "--warmup", "2"], "leaves none of --epochs 2"),
+        (["--method", "free", "--warmup", "2", "--epochs", "2"], "leaves none of --epochs 2"),
         (["--method", "free", "--way_test", "9"], "6 classes|5 classes"),
         (["--method", "free", "--num_sup_test", "9"], r"9 shots \+ 2 queries = 11"),
         (["--method", "free", "--way_pretrain", "4"], "python pretrain.py --dataset cifar100"),
@@ -343,12 +334,12 @@ def test_mistakes_are_explained(argv: list[str], message: str, data_root: Path, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_bad_teachers_show_before_a_run_begins(data_root: Path, tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
+def test_bad_teachers_show_before_a_run_begins(data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
     source = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
     pool = tmp_path / "pool"
     shutil.copytree(source, pool)
     damaged = pool / "teacher_001.pth"
-    flags = [*flags_for("free", tiny, tiny_free), "--teachers", str(pool)]
+    flags = [*flags_for("free"), "--teachers", str(pool)]
     for content in (damaged.read_bytes()[:500], b"", None):
         damaged.unlink()
         if content is not None:
@@ -364,14 +355,14 @@ def test_bad_teachers_show_before_a_run_begins(data_root: Path, tiny: list[str],
     assert not (tmp_path / "runs").exists()
 
 
-def test_flags_that_a_resumed_run_may_not_change(tiny: list[str], tiny_free: list[str], tmp_path: Path) -> None:
-    main.main(flags_for("random", tiny, tiny_free))
+def test_flags_that_a_resumed_run_may_not_change(flags_for: Flags, data_root: Path, tmp_path: Path) -> None:
+    main.main(flags_for("random"))
     run = only_run(tmp_path)
     for flags in (["--resume", str(run), "--backbone", "resnet10"], ["--evaluate", str(run), "--inner_lr", "1"]):
         with pytest.raises(UserError, match="cannot change"):
             main.parse_args(flags)
     assert main.parse_args(["--evaluate", str(run), "--way_test", "2"]).way_test == 2
-    assert main.parse_args(["--resume", str(run), "--epochs", "9"]).data_root == Path(tiny[1])
+    assert main.parse_args(["--resume", str(run), "--epochs", "9"]).data_root == data_root
 
 
 def test_the_command_line_prints_one_line_and_exits_2() -> None:

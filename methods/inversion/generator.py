@@ -1,5 +1,6 @@
 """Inversion through a generator: descend on its weights and its latents until the teacher sees the wanted classes."""
 
+import argparse
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.losses import adversarial_loss
 from models.generator import Generator
+from utils import cli
 
 LearnerLogits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, N)
 
@@ -114,6 +116,15 @@ def descend(
         kept = images.detach() if step == 0 else torch.where(better, images.detach(), kept)
         best = torch.where(better, loss.detach(), best)
     return Descent(kept, best, total)
+
+
+def add_generator_flags(group: argparse._ArgumentGroup) -> None:
+    """Steps, rates and weights of an inversion by generator."""
+    group.add_argument("--inversion_steps", type=cli.count, default=5, help="steps on one teacher")
+    group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
+    group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
+    group.add_argument("--oh", type=float, default=1.0, help="weight of the cross entropy")
+    group.add_argument("--bn", type=float, default=0.0, help="weight of the batch statistics")
 
 
 def labels_of(teacher: Invertible, images_per_class: int, device: torch.device) -> Tensor:
