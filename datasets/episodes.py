@@ -50,6 +50,20 @@ class EpisodeShape:
     query: int
 
 
+def draw_slots(counts: torch.Tensor, shape: EpisodeShape, episodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw episodes from classes that hold `counts` (classes,) images each, without replacement, all at once.
+
+    Returns classes (E, N) and, for each of them, the places of its images (E, N, K + Q) in 0..count-1. Classes with
+    fewer than K + Q images are left out.
+    """
+    per_class, most = shape.shot + shape.query, int(counts.max())
+    classes = (counts >= per_class).nonzero().flatten()
+    chosen = classes[torch.rand(episodes, len(classes)).argsort(1)[:, : shape.way]]  # (E, N)
+    order = torch.rand(episodes, shape.way, most)
+    order.masked_fill_(torch.arange(most) >= counts[chosen][..., None], 2.0)
+    return chosen, order.argsort(2)[..., :per_class]
+
+
 class EpisodeSampler:
     """Draws fixed or fresh episodes of a split as indices into its images.
 

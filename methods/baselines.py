@@ -10,7 +10,7 @@ from datasets.split import load_split
 from methods.base import FewShotMethod
 from methods.evaluation.few_shot import Exam
 from methods.evaluation.floors import teacher_floors
-from utils.errors import UserError
+from methods.teachers.averaging import average_into
 from utils.metrics import Score
 
 
@@ -28,15 +28,7 @@ class Average(FewShotMethod):
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
-        alike = [index for index, row in enumerate(self.teachers.rows) if row.arch == args.backbone]
-        if not alike:
-            raise UserError(f"the mean needs teachers of the learner's architecture, {args.backbone}; the pool has none")
-        params = self.learner.params
-        weights = [dict(self.teachers[index].network.named_parameters()) for index in alike]
-        with torch.no_grad():
-            for name in params:
-                if all(teacher[name].shape == params[name].shape for teacher in weights):
-                    params[name].copy_(torch.stack([teacher[name] for teacher in weights]).mean(0))
+        average_into(self.learner.params, args.backbone, self.teachers)
 
 
 class TeacherNCM(FewShotMethod):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.episodes import Episodes, EpisodeShape, make_episodes
+from datasets.episodes import Episodes, EpisodeShape, draw_slots, make_episodes
 from methods.inversion.generator import PseudoBatch
 from methods.metalearners.learner import Learner
 from utils.images import Augmentation, resize, to_float, to_uint8
@@ -47,18 +47,9 @@ class MemoryBank:
         self, episodes: int, shape: EpisodeShape, learner: Learner, augment: Augmentation | None = None
     ) -> Episodes:
         """Draw episodes over all classes that have enough images, in one gather, augmented and prepared for `learner`."""
-        way, per_class = shape.way, shape.shot + shape.query
-        device, counts = self.images.device, self.counts
-        classes = (counts >= per_class).nonzero().flatten()
-        chosen = classes[torch.rand(episodes, len(classes)).argsort(1)[:, :way]]  # (E, N)
-        order = torch.rand(episodes, way, self.images.shape[1])
-        order.masked_fill_(torch.arange(self.images.shape[1]) >= counts[chosen][..., None], 2.0)
-        slots = order.argsort(2)[..., :per_class]  # (E, N, K + Q), without replacement
-        drawn = self.images[chosen.to(device)[..., None], slots.to(device)]  # (E, N, K + Q, C, S, S)
-        if augment is not None:
-            drawn = augment(to_float(drawn).flatten(0, 2)).unflatten(0, drawn.shape[:3])
-        support, query = drawn.split([shape.shot, shape.query], dim=2)
-        return make_episodes(learner.prepare(support.flatten(1, 2)), learner.prepare(query.flatten(1, 2)), way)
+        classes, slots = (index.to(self.images.device) for index in draw_slots(self.counts, shape, episodes))
+        drawn = self.images[classes[..., None], slots]  # (E, N, K + Q, C, S, S)
+        return pseudo_episodes(drawn, shape, learner, augment)
 
     def examples(self, per_class: int) -> Tensor:
         """The newest images of every class that has as many, uint8 (classes * per_class, C, S, S)."""
@@ -73,3 +64,12 @@ class MemoryBank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.images[:, : state["images"].shape[1]] = state["images"].to(self.images.device)
         self.added.copy_(state["added"])
+
+
+def pseudo_episodes(drawn: Tensor, shape: EpisodeShape, learner: Learner, augment: Augmentation | None = None) -> Episodes:
+    """Episodes of images (E, N, K + Q, C, S, S), uint8 or float in [0, 1], augmented and prepared for `learner`."""
+    if augment is not None:
+        images = to_float(drawn) if drawn.dtype == torch.uint8 else drawn
+        drawn = augment(images.flatten(0, 2)).unflatten(0, drawn.shape[:3])
+    support, query = drawn.split([shape.shot, shape.query], dim=2)
+    return make_episodes(learner.prepare(support.flatten(1, 2)), learner.prepare(query.flatten(1, 2)), shape.way)

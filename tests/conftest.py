@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import pretrain
+from methods import get_method
 from write_file import (
     write_cifar100_filelist,
     write_CUB_filelist,
@@ -68,9 +69,10 @@ def make_data(root: Path) -> Path:
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Image sets and, below teachers/, the pools that the tests of the methods use. Read only."""
     root = make_data(tmp_path_factory.mktemp("data"))
-    common = ["--data_root", str(root), "--way_pretrain", "3", "--pre_model_num", "2", "--pretrain_epochs", "1"]
-    pretrain.main([*common, "--dataset", "cifar100", "--pre_backbone", "mix", "--image_size", "16"])
-    pretrain.main([*common, "--dataset", "mix", "--pre_backbone", "conv4"])
+    common = ["--data_root", str(root), "--pretrain_epochs", "1"]
+    for pool in (["--way_pretrain", "3", "--pre_model_num", "2"], ["--num_class_per_task", "3"]):
+        pretrain.main([*common, *pool, "--dataset", "cifar100", "--pre_backbone", "mix", "--image_size", "16"])
+        pretrain.main([*common, *pool, "--dataset", "mix", "--pre_backbone", "conv4"])
     return root
 
 
@@ -81,6 +83,7 @@ TINY = """
 TINY_REPLAY = "--inversion_steps 2 --bn 0.1 --teacher_batch 2 --patience 1 --augment"
 TINY_OWN = {
     "free": f"--warmup 0 --num_qur_kd 8 {TINY_REPLAY}",
+    "purer": "--synthesis_per_class 8 --adv_start 1 --augment",
 }
 
 
@@ -95,7 +98,12 @@ def flags_for(tiny: list[str]) -> Callable[..., list[str]]:
     """flags_for(method, iterations=2): a whole command line that takes a second and looks at meta_val every iteration."""
 
     def flags(method: str, iterations: int = 2) -> list[str]:
-        length = f"--epochs {iterations} --val_interval 1"
+        counts_episodes = getattr(get_method(method), "COUNTS_EPISODES", False)
+        length = (
+            f"--episode_train {2 * iterations} --val_interval 2"
+            if counts_episodes
+            else f"--epochs {iterations} --val_interval 1"
+        )
         return ["--method", method, *tiny, *length.split(), *TINY_OWN.get(method, "").split()]
 
     return flags

@@ -18,7 +18,7 @@ import torch
 import main
 import pretrain
 from methods import METHODS, get_method
-from utils import checkpoint
+from utils import checkpoint, cli
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,14 +254,13 @@ def test_dry_run_writes_nothing(flags_for: Flags, tmp_path: Path, capsys: pytest
 def test_the_papers_commands_parse_and_mean_the_same(command: str) -> None:
     program, *argv = command.split()
     args = (main if program == "main.py" else pretrain).parse_args(argv)
-    typed = {flag[2:]: value for flag, value in itertools.pairwise(argv) if flag.startswith("--")}
-    words = {"num_sup_": "shot_", "num_qur_": "query_", "inner_update_num": "inner_steps"}
-    for flag, value in typed.items():
-        if flag == "pretrain":
-            continue
-        for old, new in words.items():
-            flag = flag.replace(old, new)
-        assert str(getattr(args, flag)) == value or float(getattr(args, flag)) == float(value)
+    parser = main.build_parser(args.method) if program == "main.py" else pretrain.build_parser()
+    stored_as = cli.flags_of(parser)
+    for flag, value in itertools.pairwise([*argv, "--"]):
+        if flag.startswith("--"):
+            stored = getattr(args, stored_as[flag])
+            typed = True if value.startswith("--") else value
+            assert stored == typed or str(stored) == typed or float(stored) == float(typed)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))

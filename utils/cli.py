@@ -15,15 +15,24 @@ from utils.errors import Stopped, UserError
 # Flags of the papers' code that do nothing here, with the sentence to say once.
 WITHOUT_EFFECT = {
     "save_interval": "a checkpoint is written at every look at meta_val and every minute between",
+    "inversionMethod": "PURER inverts pixels; there is no other way to choose",
+    "generate_interval": "PURER inverts one step at every update",
+    "generate_iterations": "PURER inverts one step at every update",
 }
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to each help text, except where it is None: the text itself says then what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes flags unabbreviated and raises `UserError` instead of leaving the program."""
 
     def __init__(self, prog: str, description: str | None = None, add_help: bool = True) -> None:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(prog, description=description, add_help=add_help, allow_abbrev=False, formatter_class=formatter)
+        super().__init__(prog, description=description, add_help=add_help, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

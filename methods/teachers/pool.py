@@ -141,5 +141,5 @@ def add_teacher_flags(parser: ArgumentParser) -> None:
     """The flags that say where existing teachers are."""
     group = parser.add_argument_group("existing teachers")
     group.add_argument("--teachers", type=Path, action="append", help="a teachers.csv or its folder; may be repeated")
-    group.add_argument("--pretrained_path_prefix", help="root of the papers' own trees of teachers")
+    group.add_argument("--pretrained_path_prefix", "--pretrained_prefix", help="root of the papers' own trees of teachers")
     group.add_argument("--class_order", type=Path, help="file with the class names in the order the papers' ids count")

@@ -1,0 +1,111 @@
+"""Inversion of pixels: the images themselves are the parameters (DeepInversion; Yin et al., CVPR 2020)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.inversion.bn_statistics import record_bn_distances
+from methods.inversion.generator import Invertible, PseudoBatch, labels_of
+
+
+@dataclass(frozen=True)
+class PixelWeights:
+    """Weights of the priors beside the cross entropy."""
+
+    tv: float = 1e-4
+    bn: float = 1e-2
+    l2: float = 1e-5
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Sum of the unsquared norms of the differences to the right, lower, and both diagonal neighbours, (B, C, H, W)."""
+    right = images[..., :-1] - images[..., 1:]
+    down = images[..., :-1, :] - images[..., 1:, :]
+    falling = images[..., :-1, :-1] - images[..., 1:, 1:]
+    rising = images[..., 1:, :-1] - images[..., :-1, 1:]
+    return right.norm() + down.norm() + falling.norm() + rising.norm()
+
+
+def jitter(images: Tensor, reach: int = 2) -> Tensor:
+    """Roll the whole batch by up to `reach` pixels in each direction."""
+    rows, columns = torch.randint(-reach, reach + 1, (2,)).tolist()
+    return images.roll((rows, columns), dims=(-2, -1))
+
+
+class PixelImages:
+    """Learnable images of every class of a pool, improved a step at a time by all teachers that know the class.
+
+    `values` (classes, per_class, C, S, S) are in the normalisation (mean, std) and start from N(0, 1); after each step
+    they are clipped to what an image can be, unless `clamp` is off. Adam with its usual betas.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        per_class: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        lr: float,
+        weights: PixelWeights,
+        clamp: bool,
+        device: torch.device,
+    ) -> None:
+        shape = (num_classes, per_class, len(mean), image_size, image_size)
+        self.values = torch.randn(shape, device=device, requires_grad=True)
+        self.mean, self.std = (self.values.new_tensor(value).view(-1, 1, 1) for value in (mean, std))
+        self.weights, self.clamp = weights, clamp
+        self.optimizer = torch.optim.Adam([self.values], lr=lr)
+
+    @property
+    def unit(self) -> Tensor:
+        """The images in [0, 1] (with `clamp`), (classes, per_class, C, S, S); gradients reach `values`."""
+        return self.values * self.std + self.mean
+
+    def loss(self, teacher: Invertible, values: Tensor, labels: Tensor) -> Tensor:
+        """CE + bn * BN + tv * TV + l2 * ||x|| on x, the jittered values (B, C, S, S) of one teacher's classes."""
+        x = jitter(values)
+        with record_bn_distances(teacher.network) as distances:
+            logits = teacher(x * self.std + self.mean)
+        loss = F.cross_entropy(logits, labels) + self.weights.tv * total_variation(x) + self.weights.l2 * x.norm()
+        return loss + self.weights.bn * torch.stack(distances).sum() if distances else loss
+
+    def step(self, teachers: Sequence[Invertible], extra: Tensor | None = None) -> float:
+        """One Adam step on the sum of the teachers' losses, each weighted once, and of `extra`, a loss of the images.
+
+        Each teacher sees the images of its own classes in its own order. Returns the teachers' mean loss.
+        """
+        gradient, total = torch.zeros_like(self.values), torch.zeros((), device=self.values.device)
+        for teacher in teachers:
+            classes = torch.tensor(teacher.class_ids, device=self.values.device)
+            x = self.values.detach()[classes].flatten(0, 1).requires_grad_()  # (way * per_class, C, S, S)
+            loss = self.loss(teacher, x, labels_of(teacher, self.values.shape[1], x.device))
+            (own,) = torch.autograd.grad(loss, x)
+            gradient.index_add_(0, classes, own.unflatten(0, (len(classes), -1)))
+            total += loss.detach()
+        if extra is not None:
+            gradient += torch.autograd.grad(extra, self.values)[0]
+        self.values.grad = gradient
+        self.optimizer.step()
+        if self.clamp:
+            with torch.no_grad():
+                self.values.clamp_(-self.mean / self.std, (1 - self.mean) / self.std)
+        return float(total) / len(teachers)
+
+    def batch_of(self, teacher: Invertible) -> PseudoBatch:
+        """The present images of a teacher's classes."""
+        images = self.unit.detach()[list(teacher.class_ids)].clamp(0, 1)  # (way, per_class, C, S, S)
+        labels = labels_of(teacher, images.shape[1], images.device)
+        return PseudoBatch(images.flatten(0, 1), labels, teacher.class_ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values.detach().clone(), "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values.copy_(state["values"])
+        self.optimizer.load_state_dict(state["optimizer"])
