@@ -19,6 +19,7 @@ from methods.inversion.pixel import PixelWeights, total_variation
 from methods.metalearners.base import Metalearner, Params
 from models.norm import BatchStatsNorm2d
 from utils import cli, seed
+from utils.images import channels_last
 
 
 def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -90,7 +91,7 @@ class ICFIL(Metalearner):
             self.features(fast, support)
         wanted = torch.arange(way, device=support.device).repeat_interleave(settings.images)
         noise = torch.randn(len(wanted), *support.shape[1:], generator=seed.generator(0, "ICFIL"))
-        x = noise.to(support.device).requires_grad_()
+        x = channels_last(noise.to(support.device)).requires_grad_()
         optimizer = torch.optim.Adam([x], lr=settings.rate)
         for _ in range(settings.inversion_steps):
             with record_statistics(self.network, BatchStatsNorm2d) as statistics:

@@ -1,0 +1,122 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from methods.inversion.bn_statistics import record_bn_distances, statistics_of
+from methods.inversion.pixel import PixelImages, PixelWeights, jitter, total_variation
+from models import create_model
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+class Known(nn.Module):
+    """A conv4 with lively running statistics that knows some classes of the pool."""
+
+    def __init__(self, class_ids: tuple[int, ...], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.network = create_model("conv4", len(class_ids), 16).eval().requires_grad_(False)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+        self.class_ids, self.way = class_ids, len(class_ids)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+
+
+def pixels(classes: int = 4, lr: float = 0.25, clamp: bool = True, weights: PixelWeights | None = None) -> PixelImages:
+    torch.manual_seed(0)
+    return PixelImages(classes, 3, 16, MEAN, STD, lr, weights or PixelWeights(), clamp, torch.device("cpu"))
+
+
+def test_total_variation_by_hand() -> None:
+    image = torch.tensor([[[[0.0, 3.0], [4.0, 1.0]]]])
+    # right: -3, 3; down: -4, 2; falling: -1; rising: 1
+    assert float(total_variation(image)) == pytest.approx(math.sqrt(18) + math.sqrt(20) + 1 + 1)
+    assert float(total_variation(torch.ones(2, 3, 5, 5))) == 0
+
+
+def test_jitter_rolls_the_whole_batch_alike() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 8, 8)
+    seen = set()
+    for _ in range(60):
+        moved = jitter(x)
+        shifts = [s for s in ((r, c) for r in range(-2, 3) for c in range(-2, 3)) if torch.equal(x.roll(s, (2, 3)), moved)]
+        assert len(shifts) == 1
+        seen.add(shifts[0])
+    assert len(seen) > 10
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_against_torch(layout: torch.memory_format) -> None:
+    x = (3 + 2 * torch.randn(6, 5, 7, 7, dtype=torch.float64)).contiguous(memory_format=layout)
+    mean, var = statistics_of(x)
+    wanted = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    assert torch.allclose(var, wanted[0], rtol=1e-10)
+    assert torch.allclose(mean, wanted[1], rtol=1e-10)
+
+
+def test_a_step_descends_the_plain_sum_over_teachers() -> None:
+    """Each teacher counts once, sees its own classes in its own order, and adds CE + bn BN + tv TV + l2 L2."""
+    weights = PixelWeights(tv=0.01, bn=0.1, l2=0.02)
+    teachers = [Known((2, 0), 1), Known((1, 3, 2), 2)]
+    ours = pixels(weights=weights, clamp=False)
+    reference = ours.values.detach().clone().requires_grad_()
+    torch.manual_seed(5)
+    mean_loss = ours.step(teachers)
+    torch.manual_seed(5)
+    total = 0
+    for teacher in teachers:
+        x = jitter(torch.cat([reference[class_id] for class_id in teacher.class_ids]))
+        labels = torch.tensor([label for label in range(teacher.way) for _ in range(3)])
+        with record_bn_distances(teacher.network) as distances:
+            logits = teacher.network(x)
+        total = total + F.cross_entropy(logits, labels) + 0.1 * sum(distances) + 0.01 * total_variation(x) + 0.02 * x.norm()
+    (gradient,) = torch.autograd.grad(total, reference)
+    assert torch.allclose(ours.values.grad, gradient, rtol=1e-4, atol=1e-6)
+    large = gradient.abs() > 1e-4  # Adam's first step is one lr against the sign
+    assert torch.allclose((reference - ours.values)[large], 0.25 * gradient[large].sign(), atol=1e-4)
+    assert mean_loss == pytest.approx(float(total.detach()) / 2, rel=1e-5)
+
+
+def test_the_extra_loss_joins_the_same_step() -> None:
+    ours = pixels(clamp=False, lr=1e-3)
+    before = ours.values.detach().clone()
+    torch.manual_seed(1)
+    ours.step([Known((0, 1), 1)], extra=1e6 * ours.values[3].sum())
+    assert torch.allclose(before[3] - ours.values[3], torch.full_like(before[3], 1e-3), rtol=1e-3)  # Adam: one lr downhill
+    assert torch.equal(before[2], ours.values[2].detach())  # a class that no teacher of the step knows does not move
+
+
+def test_steps_teach_the_images_their_classes_within_range() -> None:
+    teacher = Known((3, 1), 4)
+    teacher.network.head.weight.mul_(10)  # an untrained head hardly tells anything apart
+    ours = pixels()
+    ours.step([teacher])
+    first = ours.batch_of(teacher)
+    for _ in range(25):
+        ours.step([teacher])
+    batch = ours.batch_of(teacher)
+    assert batch.class_ids == (3, 1)
+    assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(batch.images, ours.unit.detach()[[3, 1]].flatten(0, 1).clamp(0, 1))
+    before, after = (float(F.cross_entropy(teacher(some.images), some.labels)) for some in (first, batch))
+    assert after < 0.8 * before
+    assert -1e-6 <= float(ours.unit.min()) < float(ours.unit.max()) <= 1 + 1e-6
+
+
+def test_a_checkpoint_holds_pixels_and_optimizer() -> None:
+    teacher, one, other = Known((0, 1), 1), pixels(), pixels()
+    one.step([teacher])
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for images in (one, other):
+        torch.manual_seed(3)
+        images.step([teacher])
+    assert torch.equal(one.values, other.values)
