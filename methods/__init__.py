@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # (task, name) -> module:class, imported only when chosen
 REGISTRY = {
     ("few_shot", "free"): "methods.free:FREE",
+    ("few_shot", "tgr"): "methods.tgr:TGR",
     ("few_shot", "purer"): "methods.purer:PURER",
     ("few_shot", "real"): "methods.baselines:Real",
     ("few_shot", "random"): "methods.baselines:Random",

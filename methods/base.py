@@ -61,8 +61,12 @@ class Method:
         """Iterations of the whole run; 0 for a method that trains nothing."""
         raise NotImplementedError
 
-    def prepare(self, folder: Path) -> None:
-        """Work before the first iteration, done again on resuming; may write for people into the run directory."""
+    def prepare(self, folder: Path) -> str:
+        """Work before the first iteration, done again on resuming; may write for people into the run directory.
+
+        Returns what is worth saying about it.
+        """
+        return ""
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One iteration, counted from 0; returns the numbers to log."""

@@ -119,10 +119,7 @@ class FREE(FewShotMethod):
         return {"images": self.args.way_train * self.args.num_qur_kd, "steps": self.args.inversion_steps}
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        """The newest pseudo-images of up to 16 classes, one class a row."""
-        columns = min(8, self.args.num_qur_kd)
-        newest = self.memory.examples(columns)[: 16 * columns]
-        return {"memory": (newest, columns)} if len(newest) else {}
+        return self.memory.picture()
 
     def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
         """Pseudo-images as the run makes them now, leaving the run untouched."""

@@ -37,7 +37,9 @@ class Training:
             self.log.save("best.pt", best_content(method, 0, None))
             return
         self.log.forget_after(self.iteration)
-        method.prepare(self.log.folder)
+        news = method.prepare(self.log.folder)
+        if news:
+            self.log.say(news)
         with _stop_flag() as stop, tqdm(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
             while self.iteration < total:
                 numbers = method.train_iteration(self.iteration)

@@ -51,6 +51,11 @@ class MemoryBank:
         drawn = self.images[classes[..., None], slots]  # (E, N, K + Q, C, S, S)
         return pseudo_episodes(drawn, shape, learner, augment)
 
+    def picture(self, classes: int = 16, per_class: int = 8) -> dict[str, tuple[Tensor, int]]:
+        """The newest images of some classes as `Method.pictures` wants them, one class a row; nothing while it is empty."""
+        columns = min(per_class, int(self.counts.max()))
+        return {"memory": (self.examples(columns)[: classes * columns], columns)} if columns else {}
+
     def examples(self, per_class: int) -> Tensor:
         """The newest images of every class that has as many, uint8 (classes * per_class, C, S, S)."""
         capacity = self.images.shape[1]

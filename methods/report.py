@@ -11,7 +11,7 @@ from datasets.registry import get_spec
 from datasets.split import load_split
 from methods.base import FewShotMethod
 from methods.evaluation.few_shot import Exam, examine
-from methods.evaluation.floors import cached, exam_key, pixel_floor, teacher_floors
+from methods.evaluation.floors import exam_key, pixel_floor, teacher_floors
 from methods.evaluation.recognition import beside_real, recognised, train_judge
 from methods.metalearners.learner import Learner
 from utils import checkpoint, report, seed
@@ -121,13 +121,13 @@ def floors(method: FewShotMethod, folder: Path) -> dict[str, dict[str, Score]]:
         learner = [args.backbone, args.metalearner, args.inner_lr, args.test_inner_steps, args.inductive, args.seed]
         pool = method.pool
         key = [exam_key(exam), learner, pool.fingerprint() if pool else None]
-        found = cached(folder, key, lambda exam=exam: _compute_floors(method, exam))  # type: ignore[misc]
-        for label, score in found.items():
-            lines.setdefault(label, {})[exam.spec.name] = score
+        found = checkpoint.cached(folder, key, lambda exam=exam: _compute_floors(method, exam))  # type: ignore[misc]
+        for label, values in found.items():
+            lines.setdefault(label, {})[exam.spec.name] = Score(values)
     return lines
 
 
-def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, Score]:
+def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, list[float]]:
     lines = {"raw pixels, nearest class mean": pixel_floor(exam, method.device)}
     with torch.random.fork_rng(devices=[method.device] if method.device.type == "cuda" else []):
         torch.manual_seed(method.args.seed)
@@ -137,7 +137,7 @@ def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, Score]:
         one, together, _ = teacher_floors(method.pool, exam)
         lines["one frozen teacher (mean)"] = one
         lines[f"all {len(method.pool)} frozen teachers"] = together
-    return lines
+    return {label: list(score.values) for label, score in lines.items()}
 
 
 def ceilings(method: FewShotMethod) -> dict[str, dict[str, Score]]:

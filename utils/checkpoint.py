@@ -1,6 +1,9 @@
 """Checkpoints: tensors and plain Python values only, written atomically, never unpickled into code."""
 
+import hashlib
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
+
+
+def cached(folder: Path, key: object, compute: Callable[[], Any]) -> Any:
+    """`compute()`, or what it gave the last time for this `key` (anything that JSON can write), kept in `folder`."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    path = folder / f"{digest}.pt"
+    if path.is_file():
+        return load(path)
+    value = compute()
+    save(value, path)
+    return value
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:

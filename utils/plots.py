@@ -1,11 +1,31 @@
 """Plots of a run."""
 
 import json
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from utils.files import atomic_path
+
+
+def draw_matrix(
+    matrix: Sequence[Sequence[float]], groups: Sequence[int], labels: Sequence[str], title: str, target: Path
+) -> None:
+    """Draw a square matrix with a line after each group of rows; `groups` are their sizes, `labels` name the rows."""
+    side = max(4.0, 0.16 * len(matrix))
+    figure = Figure(figsize=(side + 2.5, side + 1), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(matrix, cmap="viridis")
+    for edge in list(accumulate(groups))[:-1]:
+        axes.axhline(edge - 0.5, color="white", linewidth=1.5)
+        axes.axvline(edge - 0.5, color="white", linewidth=1.5)
+    axes.set(title=title, xticks=[])
+    axes.set_yticks(range(len(labels)), labels, fontsize=6)
+    figure.colorbar(image)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def draw_curve(metrics: Path, target: Path) -> None:

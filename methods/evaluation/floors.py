@@ -1,9 +1,6 @@
 """The floors that every result stands on: chance, raw pixels, frozen teachers, a learner that was never trained."""
 
 import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,7 +8,6 @@ from tqdm import tqdm
 
 from methods.evaluation.few_shot import Exam, Indices
 from methods.teachers.pool import TeacherPool
-from utils.files import write_text
 from utils.images import to_float
 from utils.metrics import Score
 
@@ -60,17 +56,6 @@ def teacher_floors(pool: TeacherPool, exam: Exam) -> tuple[Score, Score, list[fl
         each.append(float(accuracy.mean()))
         together = together + distances
     return Score(one.tolist()), Score(accuracy_of(together).tolist()), each
-
-
-def cached(folder: Path, key: object, compute: Callable[[], dict[str, Score]]) -> dict[str, Score]:
-    """`compute()`, or what it gave the last time for this `key` (anything that JSON can write)."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    path = folder / f"{digest}.json"
-    if path.is_file():
-        return {name: Score(values) for name, values in json.loads(path.read_text()).items()}
-    scores = compute()
-    write_text(path, json.dumps({name: list(score.values) for name, score in scores.items()}))
-    return scores
 
 
 def exam_key(exam: Exam) -> list[object]:

@@ -1,10 +1,10 @@
 """Inversion through a generator: descend on its weights and its latents until the teacher sees the wanted classes."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,64 @@ def descend(
         kept = images.detach() if step == 0 else torch.where(better, images.detach(), kept)
         best = torch.where(better, loss.detach(), best)
     return Descent(kept, best, total)
+
+
+class GeneratorInverter:
+    """Inverts each teacher by `steps` steps on a generator and latents of its own; `start` says where those begin."""
+
+    def __init__(
+        self,
+        weights: InversionWeights,
+        augment: Callable[[Tensor], Tensor],
+        steps: int = 5,
+        lr: float = 1e-3,
+        lr_latent: float = 1e-3,
+        gradient_of: str = "last",
+    ) -> None:
+        self.weights = weights
+        self.augment = augment
+        self.steps = steps
+        self.lr = lr
+        self.lr_latent = lr_latent
+        self.gradient_of = gradient_of
+
+    def invert(
+        self, teachers: Sequence[Invertible], images_per_class: int, learner: LearnerLogits | None = None
+    ) -> tuple[list[PseudoBatch], float]:
+        """Pseudo-images of each teacher, and the mean of their lowest losses."""
+        found = [self.invert_one(teacher, images_per_class, learner) for teacher in teachers]
+        return [batch for batch, _ in found], float(torch.stack([descent.loss for _, descent in found]).mean())
+
+    def start(self) -> Generator:
+        """The generator that the next teacher is inverted with; it is changed in place."""
+        raise NotImplementedError
+
+    def invert_one(
+        self, teacher: Invertible, images_per_class: int, learner: LearnerLogits | None
+    ) -> tuple[PseudoBatch, Descent]:
+        generator = self.start()
+        labels = labels_of(teacher, images_per_class, next(generator.parameters()).device)
+        descent = descend(
+            generator,
+            lambda images: inversion_loss(teacher, images, labels, self.weights, self.augment, learner),
+            len(labels),
+            self.steps,
+            self.lr,
+            self.lr_latent,
+            self.gradient_of,
+        )
+        return PseudoBatch(descent.images, labels, teacher.class_ids), descent
+
+
+class FreshGenerator(GeneratorInverter):
+    """Every teacher is inverted with a newly initialised generator, whose images have `image_size`."""
+
+    def __init__(self, image_size: int, device: torch.device, *settings: Any, **more: Any) -> None:
+        super().__init__(*settings, **more)
+        self.image_size, self.device = image_size, device
+
+    def start(self) -> Generator:
+        return Generator(self.image_size).to(self.device)
 
 
 def add_generator_flags(group: argparse._ArgumentGroup) -> None:

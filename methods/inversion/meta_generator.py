@@ -6,20 +6,12 @@ from typing import Any
 
 import torch
 
-from methods.inversion.generator import (
-    InversionWeights,
-    Invertible,
-    LearnerLogits,
-    PseudoBatch,
-    descend,
-    inversion_loss,
-    labels_of,
-)
+from methods.inversion.generator import GeneratorInverter, InversionWeights, Invertible, LearnerLogits, PseudoBatch
 from models.generator import Generator
 from utils.images import Augmentation
 
 
-class MetaGenerator:
+class MetaGenerator(GeneratorInverter):
     """Shared initialisation of a generator; each call adapts a copy to each teacher, then moves the initialisation.
 
     The outer gradient is first order: the sum over teachers of the inner gradients (of the last step, or of all steps),
@@ -37,43 +29,22 @@ class MetaGenerator:
         lr_outer: float = 1e-3,
         gradient_of: str = "last",
     ) -> None:
+        super().__init__(weights, augment, steps, lr, lr_latent, gradient_of)
         self.generator = generator
-        self.weights = weights
-        self.augment = augment
-        self.steps = steps
-        self.lr = lr
-        self.lr_latent = lr_latent
-        self.gradient_of = gradient_of
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=lr_outer, betas=(0.5, 0.999))
+
+    def start(self) -> Generator:
+        return copy.deepcopy(self.generator)
 
     def invert(
         self, teachers: Sequence[Invertible], images_per_class: int, learner: LearnerLogits | None = None
     ) -> tuple[list[PseudoBatch], float]:
-        """Pseudo-images of each teacher, and the mean of their final losses; the generator learns from all of them."""
-        batches, losses = [], []
-        total = [torch.zeros_like(parameter) for parameter in self.generator.parameters()]
-        device = total[0].device
-        for teacher in teachers:
-            labels = labels_of(teacher, images_per_class, device)
-            descent = descend(
-                copy.deepcopy(self.generator),
-                lambda images, teacher=teacher, labels=labels: inversion_loss(  # type: ignore[misc]
-                    teacher, images, labels, self.weights, self.augment, learner
-                ),
-                len(labels),
-                self.steps,
-                self.lr,
-                self.lr_latent,
-                self.gradient_of,
-            )
-            batches.append(PseudoBatch(descent.images, labels, teacher.class_ids))
-            losses.append(descent.loss)
-            for sum_, gradient in zip(total, descent.gradient, strict=True):
-                sum_ += gradient
-        for parameter, gradient in zip(self.generator.parameters(), total, strict=True):
-            parameter.grad = gradient
+        """Pseudo-images of each teacher, and the mean of their lowest losses; the generator learns from all of them."""
+        found = [self.invert_one(teacher, images_per_class, learner) for teacher in teachers]
+        for index, parameter in enumerate(self.generator.parameters()):
+            parameter.grad = torch.stack([descent.gradient[index] for _, descent in found]).sum(0)
         self.optimizer.step()
-        return batches, float(torch.stack(losses).mean())
+        return [batch for batch, _ in found], float(torch.stack([descent.loss for _, descent in found]).mean())
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}

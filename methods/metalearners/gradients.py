@@ -1,5 +1,7 @@
 """Outer gradients: through the inner loop (MAML), ignoring its curvature (FOMAML), and by difference (Reptile)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,37 @@ def meta_gradient(
         losses.append(loss.detach())
         accuracies.append(accuracy)
     return total, torch.cat(losses).mean(), torch.cat(accuracies).mean()
+
+
+def aligned_gradient(
+    losses: Sequence[Callable[[Params], Tensor]], params: Params, displacement: float
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Mean over tasks of the gradient of each task's loss at its own displaced parameters.
+
+    With g_k the gradient of task k at theta and gbar their mean, task k is looked at from
+    theta_k = theta - displacement * (gbar - g_k), which counts as a constant. To first order in the displacement the
+    result is the gradient of  mean_k L_k + displacement / 2 * mean_k |g_k - gbar|^2 : tasks whose gradients disagree are
+    penalised, without second derivatives (Wei et al., ICML 2024, implicit gradient regularization).
+    Returns that gradient, the mean loss at theta, and mean_k |g_k - gbar|^2.
+    """
+
+    def gradient_of(loss: Callable[[Params], Tensor], where: Params) -> tuple[dict[str, Tensor], Tensor]:
+        leaves = {name: value.detach().requires_grad_() for name, value in where.items()}
+        value = loss(leaves)
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, found, strict=True)), value.detach()
+
+    def mean_of(gradients: Sequence[Params]) -> dict[str, Tensor]:
+        return {name: torch.stack([gradient[name] for gradient in gradients]).mean(0) for name in params}
+
+    own, values = zip(*[gradient_of(loss, params) for loss in losses], strict=True)
+    mean = mean_of(own)
+    spread = torch.stack([(gradient[name] - mean[name]).square().sum() for gradient in own for name in params]).sum() / len(own)
+    displaced = [
+        gradient_of(loss, {name: value - displacement * (mean[name] - gradient[name]) for name, value in params.items()})[0]
+        for loss, gradient in zip(losses, own, strict=True)
+    ]
+    return mean_of(displaced), torch.stack(values).mean(), spread
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The learner: the small network that is meta-trained, its parameters, and how it wants its images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,9 +41,9 @@ class Learner:
         flat = channels_last(normalise(flat, self.spec.mean, self.spec.std))
         return flat.unflatten(0, images.shape[:-3])
 
-    def logits(self, images: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+    def logits(self, images: Tensor, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """Class scores (B, way) of images (B, C, H, W) in [0, 1], under `params` (default: its own)."""
-        return functional_call(self.network, params or self.params, (self.prepare(images),))
+        return functional_call(self.network, dict(params or self.params), (self.prepare(images),))
 
     def state_dict(self) -> dict[str, Any]:
         spec = asdict(self.spec) | {"mean": list(self.spec.mean), "std": list(self.spec.std)}

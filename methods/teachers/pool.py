@@ -99,8 +99,12 @@ class TeacherPool:
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """What identifies the pool's files: name, size and time of each."""
-        stats = [(row.path, row.path.stat()) for row in self.rows if row.path.is_file()]
-        return [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return [self.fingerprint_of(teacher_id) for teacher_id in range(len(self))]
+
+    def fingerprint_of(self, teacher_id: int) -> tuple[str, int, int]:
+        """The same of one teacher."""
+        path = self.rows[teacher_id].path
+        return path.name, path.stat().st_size, path.stat().st_mtime_ns
 
     def _load(self, row: TeacherRow) -> Teacher:
         published = self._published.get(row.path) or read_published(checkpoint.load(row.path), str(row.path))
