@@ -13,17 +13,17 @@ From the released code:
 - `--gt_loss_weight` and `--kd_loss_weight` weigh the two terms of the regularised step.
 Our own:
 - `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`), where its weights are at hand. The default needs
-  no data from outside (`methods.teachers.task_space.PROBES`).
+  no data from outside (`methods.teachers.probes`).
 - `--grouping random` and `--grouping alike` are there to see what the paper's grouping is worth.
 - `--augment` augments pseudo-images in meta-training, as for FREE.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,11 +35,10 @@ from methods.inversion.generator import FreshGenerator, InversionWeights, Pseudo
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params
 from methods.metalearners.gradients import aligned_gradient, set_gradient
+from methods.teachers.groups import GROUPINGS, dissimilarity, show_groups
 from methods.teachers.pool import Teacher
-from methods.teachers.task_space import GROUPINGS, PROBES, Embedding, dissimilarity, fisher_embedding, mean_within
-from utils import checkpoint, cli, report, seed
-from utils.files import write_text
-from utils.plots import draw_matrix
+from methods.teachers.probes import PROBES, Embedding, embed
+from utils import checkpoint, cli, seed
 
 
 class TGR(FewShotMethod):
@@ -89,65 +88,31 @@ class TGR(FewShotMethod):
             matrix = dissimilarity(self.embeddings())
             count = max(1, min(self.args.n_clusters, len(self.teachers) // 2))  # a teacher alone has nobody to align with
             self.groups = GROUPINGS[self.args.grouping](matrix, count, self.args.seed)
-        return self.show_groups(matrix, folder)
+        title = f"dissimilarity, groups of {self.args.grouping} teachers"
+        return show_groups(self.teachers.rows, matrix, self.groups, title, folder)
 
     def embeddings(self) -> list[Embedding]:
-        """Each teacher's Fisher information, computed once for its file, the probe and all that enters an inversion.
+        """Each teacher's place in the space of tasks, computed once for all that enters it: files, probes, inversion.
 
         Every teacher starts from the same generator and latents, so that they differ by what they know alone.
         """
         args, pool = self.args, self.teachers
         probes = PROBES[args.probe](pool, self.image_size)
-        settings = {name: getattr(args, name) for name in "inversion_steps Glr zlr oh bn seed".split()}
-        shared = [settings, self.image_size, str(self.augmentation), [probe.fingerprint for probe in probes]]
+        inversion = {name: getattr(args, name) for name in "inversion_steps Glr zlr oh bn seed probe_images".split()}
+        shared = [inversion, self.image_size, str(self.augmentation), [probe.fingerprint for probe in probes]]
 
-        def embed(teacher_id: int) -> Embedding:
-            teacher = pool[teacher_id]
+        def compute(teacher_id: int) -> Embedding:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(args.seed)
-                (batch,), _ = self.inverter.invert([teacher], -(-args.probe_images // teacher.way))
+                (batch,), _ = self.inverter.invert([pool[teacher_id]], -(-args.probe_images // pool[teacher_id].way))
             images = batch.images[torch.linspace(0, len(batch.images) - 1, args.probe_images).long()]
-            draws = seed.generator(args.seed, "probe")
-            found = [fisher_embedding(probe.network, probe.prepare(images), draws) for probe in probes]
-            return [layer.cpu() for embedding in found for layer in embedding]
+            return embed(probes, images, teacher_id, seed.generator(args.seed, "probe"))
 
-        return [
-            checkpoint.cached(
-                args.out / ".embeddings",
-                [pool.fingerprint_of(teacher_id), args.probe_images, shared],
-                lambda teacher_id=teacher_id: embed(teacher_id),  # type: ignore[misc]
-            )
-            for teacher_id in tqdm(range(len(pool)), desc="task embedding", unit="teacher", leave=False)
-        ]
-
-    def show_groups(self, matrix: Tensor, folder: Path) -> str:
-        """Write the groups as groups.csv and the matrix, ordered by group, as a picture; return the table."""
-        rows = self.teachers.rows
-        records = [
-            (
-                number,
-                f"{rows[teacher_id].dataset}/{rows[teacher_id].arch}",
-                rows[teacher_id].path.name,
-                " ".join(rows[teacher_id].class_names),
-            )
-            for number, group in enumerate(self.groups, start=1)
-            for teacher_id in group
-        ]
-        table = pd.DataFrame(records, columns=["group", "kind", "teacher", "classes"])
-        write_text(folder / "groups.csv", table.to_csv(index=False, lineterminator="\n"))
-        order = [teacher_id for group in self.groups for teacher_id in group]
-        labels = [f"{kind} {teacher.removesuffix('.pth')}" for kind, teacher in zip(table.kind, table.teacher, strict=True)]
-        sizes = [len(group) for group in self.groups]
-        title = f"dissimilarity, groups of {self.args.grouping} teachers"
-        draw_matrix(matrix[order][:, order].tolist(), sizes, labels, title, folder / "images" / "dissimilarity.png")
-        kinds = table.groupby("group").kind.agg(
-            lambda kind: ", ".join(f"{n} {name}" for name, n in kind.value_counts().items())
-        )
-        lines = [
-            [str(number), kinds[number], f"{within:.3f}"] for number, within in enumerate(mean_within(matrix, self.groups), 1)
-        ]
-        whole = mean_within(matrix, [range(len(matrix))])[0]
-        return report.table(["group", "teachers", "dissimilarity"], [*lines, ["all", str(len(matrix)), f"{whole:.3f}"]])
+        found = []
+        for teacher_id in tqdm(range(len(pool)), desc="task embedding", unit="teacher", leave=False):
+            key = [pool.fingerprint_of(teacher_id), *shared]
+            found.append(checkpoint.cached(args.out / ".embeddings", key, partial(compute, teacher_id)))
+        return found
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         group = self.groups[int(torch.randint(len(self.groups), ()))]

@@ -1,4 +1,4 @@
-"""Where teachers lie in a space of tasks, by what their recovered images ask of a probe network, and groups of them.
+"""Where teachers lie in a space of tasks, by what their recovered images ask of probe networks.
 
 Task Groupings Regularization (Wei et al., ICML 2024) after Task2Vec (Achille et al., ICCV 2019).
 """
@@ -7,18 +7,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import SpectralClustering
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from datasets.registry import HALF, IMAGENET
 from methods.teachers.pool import TeacherPool
 from models import create_model
-from utils import seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, resize
 from utils.vision import import_torchvision
@@ -31,10 +29,11 @@ LABELS_AT_MOST = 16  # a probe with more outputs has one label drawn for each im
 
 @dataclass(frozen=True)
 class Probe:
-    """A network in evaluation mode, and how it wants images (B, C, H, W) in [0, 1]."""
+    """A network in evaluation mode, how it wants images (B, C, H, W) in [0, 1], and which teacher it is, if any."""
 
     network: nn.Module
     prepare: Callable[[Tensor], Tensor]
+    teacher_id: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -46,14 +45,19 @@ class Probe:
 
 
 def pool_probes(pool: TeacherPool, image_size: int) -> list[Probe]:
-    """A teacher of each image set in the pool, the smallest: features of real images without any data from outside."""
-    chosen: dict[str, tuple[int, int]] = {}  # image set -> size, teacher
+    """Three small teachers, of as many image sets as there are: features of real images, without data from outside.
+
+    A teacher is a poor probe of itself (it is sure of its own images, whatever they are), so no pair of teachers is
+    compared by a probe that is one of them. Of three probes at least one is left for every pair.
+    """
+    by_set: dict[str, list[tuple[int, int]]] = {}  # image set -> (size, teacher), the smallest first
     for teacher_id, row in enumerate(pool.rows):
         size = sum(value.numel() for value in pool[teacher_id].parameters())
-        if row.dataset not in chosen or size < chosen[row.dataset][0]:
-            chosen[row.dataset] = (size, teacher_id)
-    teachers = [pool[teacher_id] for _, teacher_id in chosen.values()]
-    return [Probe(teacher.network, teacher.prepare) for teacher in teachers]
+        by_set.setdefault(row.dataset, []).append((size, teacher_id))
+    turns = zip_longest(*[sorted(members) for members in by_set.values()])
+    in_turn = [entry[1] for turn in turns for entry in turn if entry is not None]
+    chosen = in_turn[: max(3, len(by_set))]
+    return [Probe(pool[teacher_id].network, pool[teacher_id].prepare, teacher_id) for teacher_id in chosen]
 
 
 def random_probe(pool: TeacherPool, image_size: int) -> list[Probe]:
@@ -121,44 +125,10 @@ def fisher_embedding(network: nn.Module, images: Tensor, draws: torch.Generator)
     return [value / len(images) for value in total.values()]
 
 
-def dissimilarity(embeddings: Sequence[Embedding]) -> Tensor:
-    """1 - mean over layers of cos( a / (a + b + eps), b / (a + b + eps) ) of each pair (a, b): (T, T) in [0, 1].
-
-    Each filter counts relative to how much the two teachers use it; eps is 1e-3 of the layer's mean.
-    """
-    similar = []
-    for layer in zip(*embeddings, strict=True):
-        f = torch.stack(layer)  # (T, filters)
-        share = f[:, None] / (f[:, None] + f[None] + 1e-3 * f.mean())  # (T, T, filters), a's part of each pair
-        similar.append(F.cosine_similarity(share, share.transpose(0, 1), dim=2))
-    return (1 - torch.stack(similar).mean(0)).clamp(0, 1).fill_diagonal_(0)
-
-
-def group_by(affinity: Tensor, count: int, seed_value: int) -> list[list[int]]:
-    """Spectral clustering by an affinity matrix (T, T): the teachers of each group, the largest group first."""
-    if count == 1:
-        return [list(range(len(affinity)))]
-    model = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=seed_value)
-    labels = model.fit_predict(affinity.double().cpu().numpy())
-    found = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
-    return sorted(found, key=lambda members: (-len(members), members))
-
-
-def group_at_random(matrix: Tensor, count: int, seed_value: int) -> list[list[int]]:
-    """Groups of equal size (to one), whatever the matrix says."""
-    order = torch.randperm(len(matrix), generator=seed.generator(seed_value, "groups"))
-    return [sorted(part.tolist()) for part in order.tensor_split(count)]
-
-
-# dissimilarity (T, T), number of groups, seed -> teachers of each group
-GROUPINGS: dict[str, Callable[[Tensor, int, int], list[list[int]]]] = {
-    "unlike": group_by,
-    "alike": lambda matrix, count, seed_value: group_by(1 - matrix, count, seed_value),
-    "random": group_at_random,
-}
-
-
-def mean_within(matrix: Tensor, groups: Sequence[Sequence[int]]) -> list[float]:
-    """Mean dissimilarity between the teachers of each group; nan for a group of one."""
-    parts = [matrix[list(group)][:, list(group)] for group in groups]
-    return [float(part.sum()) / (len(part) * (len(part) - 1)) if len(part) > 1 else float("nan") for part in parts]
+def embed(probes: Sequence[Probe], images: Tensor, teacher_id: int, draws: torch.Generator) -> Embedding:
+    """The Fisher information of every probe on one teacher's images; nan for the teacher as its own probe."""
+    found: Embedding = []
+    for probe in probes:
+        layers = fisher_embedding(probe.network, probe.prepare(images), draws)
+        found += [layer.cpu() if probe.teacher_id != teacher_id else torch.full(layer.shape, torch.nan) for layer in layers]
+    return found
