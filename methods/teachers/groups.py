@@ -77,7 +77,7 @@ def show_groups(rows: Sequence[TeacherRow], matrix: Tensor, groups: Sequence[Seq
     labels = (table.kind + " " + table.teacher).tolist()
     sizes = [len(group) for group in groups]
     draw_matrix(matrix[order][:, order].tolist(), sizes, labels, title, folder / "images" / "dissimilarity.png")
-    lines = []
+    lines: list[list[str]] = []
     for group, within in zip([*groups, order], mean_within(matrix, [*groups, order]), strict=True):
         kinds = pd.Series([f"{rows[teacher_id].dataset}/{rows[teacher_id].arch}" for teacher_id in group]).value_counts()
         name = str(len(lines) + 1) if len(lines) < len(groups) else "all"

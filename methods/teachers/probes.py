@@ -116,7 +116,7 @@ def fisher_embedding(network: nn.Module, images: Tensor, draws: torch.Generator)
             chances = F.softmax(network(some), 1)  # (b, outputs)
         if chances.shape[1] > LABELS_AT_MOST:
             drawn = torch.multinomial(chances.cpu(), 1, generator=draws)[:, 0].to(some.device)
-            cases = [(drawn, torch.ones(len(some), device=some.device))]
+            cases = [(drawn, chances.new_ones(len(some)))]
         else:
             cases = [(torch.full((len(some),), y, device=some.device), chances[:, y]) for y in range(chances.shape[1])]
         for labels, chance in cases:

@@ -13,7 +13,7 @@ from torch import nn
 from datasets.episodes import Episodes, make_episodes
 from methods.metalearners import ANIL, MAML, ProtoNet
 from methods.metalearners.base import Metalearner
-from methods.metalearners.gradients import meta_gradient, reptile_step
+from methods.metalearners.gradients import aligned_gradient, meta_gradient, reptile_step
 from models import create_model
 from models.backbone import Backbone
 from models.norm import BatchStatsNorm2d
@@ -173,3 +173,46 @@ def test_inductive_answers_do_not_depend_on_the_other_queries(kind: type[Metalea
         fast = metalearner.adapt(params, support, labels, STEPS, create_graph=False)
         whole, alone = (metalearner.classify(fast, support, labels, part, 3) for part in (query, query[:1]))
         assert torch.allclose(whole[:1], alone) == inductive
+
+
+def tasks_of(network: nn.Module, count: int = 3) -> list:
+    """Losses of a smooth network on batches of its own, as functions of its parameters."""
+    torch.manual_seed(2)
+    batches = [(torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randint(3, (6,))) for _ in range(count)]
+    return [
+        lambda params, x=x, y=y: F.cross_entropy(torch.func.functional_call(network, dict(params), (x,)), y) for x, y in batches
+    ]
+
+
+def test_aligned_gradient_is_to_first_order_that_of_the_regularised_loss() -> None:
+    """mean_k L_k + displacement / 2 * mean_k |g_k - gbar|^2, whose gradient autograd takes through the gradients."""
+    network, params, _ = make(Smooth())
+    losses = tasks_of(network)
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    own = [torch.autograd.grad(loss(leaves), list(leaves.values()), create_graph=True) for loss in losses]
+    flat = torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in own])
+    spread = (flat - flat.mean(0)).square().sum(1).mean()
+    plain = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(sum(loss(leaves) for loss in losses) / 3, list(leaves.values()))]
+    )
+    penalty = torch.cat([g.flatten() for g in torch.autograd.grad(spread, list(leaves.values()))]) / 2
+
+    def excess(displacement: float) -> torch.Tensor:
+        gradient, loss, disagreement = aligned_gradient(losses, params, displacement)
+        assert float(disagreement) == pytest.approx(float(spread.detach()))
+        assert float(loss) == pytest.approx(float(sum(f(params) for f in losses).detach()) / 3)
+        return (torch.cat([g.flatten() for g in gradient.values()]) - plain) / displacement
+
+    errors = [float((excess(step) - penalty).norm() / penalty.norm()) for step in (1e-2, 1e-3, 1e-4)]
+    assert errors[-1] < 1e-3
+    assert errors[1] < errors[0] / 5
+    assert errors[2] < errors[1] / 5
+
+
+def test_aligned_gradient_without_displacement_is_the_mean() -> None:
+    network, params, _ = make(Smooth())
+    losses = tasks_of(network)
+    gradient, _, _ = aligned_gradient(losses, params, 0.0)
+    wanted = torch.autograd.grad(sum(loss(params) for loss in losses) / 3, list(params.values()))
+    for ours, theirs in zip(gradient.values(), wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9)
