@@ -16,7 +16,7 @@ from utils.run_log import RunLog
 
 # What may be typed again beside --resume and --evaluate; all else is the run's own.
 CHANGEABLE = set("resume evaluate device gpu multigpu threads epochs episode_train episode_test out judge".split())
-CHANGEABLE_IN_EVALUATION = CHANGEABLE | {"way_test", "shot_test", "query_test", "test_inner_steps"}
+CHANGEABLE_IN_EVALUATION = {"way_test", "shot_test", "query_test", "test_inner_steps"}
 
 
 def build_parser(method: str) -> cli.Parser:
@@ -87,7 +87,7 @@ def _parse_again(argv: Sequence[str], run: Path, evaluating: bool) -> argparse.N
     """The flags of an earlier run, with the few changes that are allowed."""
     saved = RunLog.read_flags(run)
     parser = build_parser(saved["method"])
-    allowed = CHANGEABLE_IN_EVALUATION if evaluating else CHANGEABLE
+    allowed = CHANGEABLE | CHANGEABLE_IN_EVALUATION | set(get_method(saved["method"]).EXAM_FLAGS) if evaluating else CHANGEABLE
     known = cli.flags_of(parser)
     for token in argv:
         flag = token.split("=")[0]
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume or args.evaluate:
         training.restore()
     if args.evaluate:
-        report_result(method, log, training.seconds, f"evaluate-{args.way_test}w{args.shot_test}s.json")
+        report_result(method, log, training.seconds, f"evaluate-{args.way_test}w{args.shot_test}s")
         return
     training.run()
     report_result(method, log, training.elapsed)

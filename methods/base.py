@@ -30,13 +30,15 @@ class Method:
     """One paper. Logging, checkpoints and resuming are not its business (`methods.loop`), nor the report (`methods.report`).
 
     PAPER: what to cite. SHARED_DEFAULTS: the paper's values of shared flags. STATE: the attributes that a checkpoint
-    must hold; each has `state_dict` and `load_state_dict`.
+    must hold; each has `state_dict` and `load_state_dict`. EXAM_FLAGS: the method's own flags that concern evaluation
+    alone, and so may change with --evaluate.
     """
 
     TASK: ClassVar[str]
     PAPER: ClassVar[str] = ""
     SHARED_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     STATE: ClassVar[tuple[str, ...]] = ()
+    EXAM_FLAGS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args = args
@@ -75,6 +77,10 @@ class Method:
     def evaluate(self, split: str) -> dict[str, Score]:
         """Scores on meta_val or meta_test, by image set."""
         raise NotImplementedError
+
+    def examined_how(self) -> str:
+        """What the report must say about how the scores came about, if anything."""
+        return ""
 
     def effort(self) -> dict[str, int]:
         """What inverting one teacher costs, in images and steps; nothing for a method that inverts none."""

@@ -58,6 +58,7 @@ class PURER(FewShotMethod):
     COUNTS_EPISODES = True
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"episode_batch": 4, **dict.fromkeys(DEFAULTS)}
     STATE = ("learner", "optimizer", "pixels", "switch")
+    EXAM_FLAGS = ("icfil", "icfil_images", "icfil_steps", "icfil_lr", "icfil_calibration", "icfil_tau")
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
@@ -162,6 +163,9 @@ class PURER(FewShotMethod):
         if not (self.args.icfil and exam.split_name == "meta_test"):
             return super().sit(exam)
         return examine(self.learner, ICFIL(self.metalearner, icfil_settings(self.args)), exam, self.args.test_inner_steps)
+
+    def examined_how(self) -> str:
+        return "calibrated by ICFIL" if self.args.icfil else ""
 
     def effort(self) -> dict[str, int]:
         share = min(1.0, (self.args.candidate_size or len(self.teachers)) / len(self.teachers))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from utils.plots import draw_curve
 from utils.run_log import RunLog
 
 
-def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str = "result.json") -> None:
+def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str = "result") -> None:
     """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result."""
     args = method.args
     best = log.folder / "best.pt"
     kept = checkpoint.load(best, method.device) if best.is_file() else {}
     if kept:
         method.learner.load_state_dict(kept["learner"])
+    begin = time.perf_counter()
     scores = method.evaluate("meta_test") if method.exam_domains else {}
+    each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
     yardsticks = {} if args.no_floors or not method.exam_domains else floors(method, args.out / ".floors") | ceilings(method)
     times = method.clock.seconds | {"total": seconds}
     content = {
@@ -45,6 +48,8 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
         "teachers": len(method.pool) if method.pool else 0,
         "head": _head_note(method),
         "batch_statistics": "support" if args.inductive else "query (transductive)",
+        "examined": method.examined_how(),
+        "seconds_of_an_episode": each,
         "selected_on": args.select_on,
         "selected_at": kept.get("iteration", 0),
         "image_size": method.image_size,
@@ -167,6 +172,7 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     rows = [["chance", *[_cell(chance) for _ in sets]]]
     marks = [] if args.select_on != "meta_test" else ["selected on test"]
     marks += ["head rebuilt from class means"] if content["head"] != "as trained" else []
+    marks += [content["examined"]] if content["examined"] else []
     own = args.method + (f" ({', '.join(marks)})" if marks else "")
     ceiling = {label: line for label, line in content["yardsticks"].items() if "ceiling" in label}
     below = {label: line for label, line in content["yardsticks"].items() if label not in ceiling}
@@ -174,6 +180,7 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
         rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
     notes = [f"{name} {report.duration(value)}" for name, value in content["seconds"].items()]
+    notes.append(f"{content['seconds_of_an_episode']:.3f} s an episode of meta_test")
     if content["inversion_of_one_teacher"]:
         notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]

@@ -210,9 +210,25 @@ def test_evaluate_again_at_another_way_and_shot(flags_for: Flags, tmp_path: Path
     again = json.loads((run / "evaluate-3w1s.json").read_text())
     assert again["episodes"] == first["episodes"]
     main.main(["--evaluate", str(run), "--way_test", "5", "--num_sup_test", "2", "--episode_test", "3"])
+    main.main(["--evaluate", str(run), "--episode_test", "2"])
+    assert len(json.loads((run / "evaluate-3w1s.json").read_text())["episodes"]["cifar100"]) == 2
+    assert json.loads((run / "evaluate-3w1s-1.json").read_text()) == again  # nothing is overwritten
     other = json.loads((run / "evaluate-5w2s.json").read_text())
     assert "class means" in other["head"]
     assert len(other["episodes"]["cifar100"]) == 3
+
+
+def test_calibration_can_be_added_when_evaluating(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(flags_for("purer"))
+    run = only_run(tmp_path)
+    capsys.readouterr()
+    main.main(["--evaluate", str(run), "--icfil", "--icfil_steps", "2"])
+    assert "purer (calibrated by ICFIL)" in capsys.readouterr().out
+    result = json.loads((run / "evaluate-3w1s.json").read_text())
+    assert result["examined"] == "calibrated by ICFIL"
+    assert result["seconds_of_an_episode"] > 0
+    with pytest.raises(UserError, match="--icfil cannot change"):
+        main.parse_args(["--resume", str(run), "--icfil"])
 
 
 def test_runs_are_never_overwritten(flags_for: Flags, tmp_path: Path) -> None:

@@ -89,8 +89,14 @@ class RunLog:
     def save(self, name: str, content: Any) -> None:
         checkpoint.save(content, self.folder / name)
 
-    def result(self, content: Mapping[str, Any], name: str = "result.json") -> None:
-        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+    def result(self, content: Mapping[str, Any], name: str) -> None:
+        """Write <name>.json; one that is there already is kept as <name>-1.json, or the next free number."""
+        path, number = self.folder / f"{name}.json", 1
+        if path.exists():
+            while (kept := self.folder / f"{name}-{number}.json").exists():
+                number += 1
+            path.rename(kept)
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
     def close(self) -> None:
         if "board" in vars(self):

@@ -25,6 +25,20 @@ def test_nothing_is_executed_from_a_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert not Path("owned").exists()
 
 
+def test_what_is_cached_is_computed_once_for_a_key(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> dict[str, object]:
+        calls.append(1)
+        return {"layers": [torch.arange(3.0)], "scores": [0.25, 0.5]}
+
+    for key in (["a", 1], ["a", 1], ["b", 1]):
+        found = checkpoint.cached(tmp_path, key, compute)
+        assert found["scores"] == [0.25, 0.5]
+        assert torch.equal(found["layers"][0], torch.arange(3.0))
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 broken zip"])
 def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "damaged.pth"

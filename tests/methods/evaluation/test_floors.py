@@ -1,8 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from methods.evaluation.floors import accuracy_of, cached, distances_to_means
-from utils.metrics import Score
+from methods.evaluation.floors import accuracy_of, distances_to_means
 
 
 def test_nearest_class_mean_by_hand() -> None:
@@ -20,15 +19,3 @@ def test_distances_in_a_concatenation_add_up() -> None:
     indices = torch.arange(6).view(1, 6), torch.arange(6, 18).view(1, 12)
     together = distances_to_means(torch.cat(parts, 1), indices, way=3)
     assert torch.allclose(together, sum(distances_to_means(part, indices, way=3) for part in parts), atol=1e-4)
-
-
-def test_floors_are_computed_once(tmp_path) -> None:
-    calls = []
-
-    def compute() -> dict[str, Score]:
-        calls.append(1)
-        return {"pixels": Score([0.25, 0.5])}
-
-    for key in (["a", 1], ["a", 1], ["b", 1]):
-        assert list(cached(tmp_path, key, compute)["pixels"].values) == [0.25, 0.5]
-    assert len(calls) == 2
