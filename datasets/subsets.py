@@ -1,5 +1,7 @@
 """The classes and images a teacher is trained on."""
 
+from collections.abc import Sequence
+
 import torch
 
 from datasets.split import ImageSplit
@@ -22,7 +24,7 @@ def disjoint_classes(num_classes: int, way: int) -> list[list[int]]:
 
 
 def train_and_held_out(
-    split: ImageSplit, class_ids: list[int], seed_value: int, share: float = 0.8
+    split: ImageSplit, class_ids: Sequence[int], seed_value: int, share: float = 0.8
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Images uint8 (M, C, S, S) and labels 0..way-1 (M,) for training, and the same for measuring.
 

@@ -6,6 +6,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt
 declare -A ROW=(
     [free]="--dataset cifar100 --way_pretrain 5 --pre_backbone conv4"
+    [purer]="--dataset cifar100 --num_class_per_task 5 --pre_backbone conv4"
+    [purer_plus]="--dataset cifar100 --way_pretrain 5 --pre_backbone conv4"
+    [tgr]="--dataset miniimagenet --way_pretrain 5 --pre_backbone conv4"
 )
 declare -A SCENARIO=(
     [mr]="--dataset cifar100 --pre_backbone conv4"

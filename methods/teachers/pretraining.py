@@ -2,7 +2,9 @@
 
 import copy
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -115,32 +117,54 @@ def pretrain_pools(args: Namespace, recipe: Recipe, device: torch.device, overwr
 def _pretrain_pool(
     args: Namespace, spec: DatasetSpec, arch: str, recipe: Recipe, device: torch.device, overwrite: bool
 ) -> None:
-    size = teacher_size(args, spec)
-    split = load_split(spec, "meta_train", args.data_root, size).to(device)
+    split = load_split(spec, "meta_train", args.data_root, teacher_size(args, spec)).to(device)
     folder = pool_folder(args, spec, arch)
-    groups = _class_groups(args, split, spec)
+    rows = train_pool(folder, spec, arch, split, _class_groups(args, split, spec), recipe, args.seed, overwrite)
+    accuracies = [row.accuracy for row in rows]
+    mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
+    print(
+        f"{spec.name} {arch}: {len(accuracies)} teachers, accuracy on held-out images: "
+        f"mean {100 * mean:.1f} %, worst {100 * worst:.1f} %  ({folder / 'teachers.csv'})"
+    )
+
+
+def train_pool(
+    folder: Path,
+    spec: DatasetSpec,
+    arch: str,
+    split: ImageSplit,
+    groups: Sequence[Sequence[int]],
+    recipe: Recipe,
+    seed_value: int = 0,
+    overwrite: bool = False,
+) -> list[TeacherRow]:
+    """Train one teacher for each group of class ids of `split`, on its device; finished ones in `folder` are kept.
+
+    Returns the rows of the manifest, which is written after each teacher, in the order of the groups.
+    """
+    device, size = split.images.device, split.images.shape[-1]
     epochs = recipe.epochs or spec.pretrain_epochs
     manifest = folder / "teachers.csv"
     rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() else {}
     finished = {} if overwrite else {name: row for name, row in rows.items() if row.path.is_file()}
-    others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, args.seed)]
+    others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, seed_value)]
     if others:
         print(
             f"note: {len(others)} finished teachers in {folder} were trained with other settings "
             f"(epochs {others[0].epochs}, seed {others[0].seed}) and are kept; --overwrite trains them again"
         )
+    names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
     with tqdm(total=epochs * len(groups), unit="epoch", desc=f"{spec.name} {arch}") as progress:
-        for teacher_id, class_ids in enumerate(groups):
-            name = f"teacher_{teacher_id:03d}.pth"
+        for teacher_id, (name, class_ids) in enumerate(zip(names, groups, strict=True)):
             if name in finished:
                 progress.update(epochs)
                 continue
             progress.set_description(f"{spec.name} {arch} teacher {teacher_id + 1}/{len(groups)}")
-            stream = seed.generator(args.seed, "teacher", spec.name, arch, teacher_id)
+            stream = seed.generator(seed_value, "teacher", spec.name, arch, teacher_id)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(stream.initial_seed() % 2**63)
                 network = create_model(arch, len(class_ids), size).to(device)
-            train, held_out = train_and_held_out(split, class_ids, args.seed)
+            train, held_out = train_and_held_out(split, class_ids, seed_value)
             state, best = train_teacher(network, arch, train, held_out, spec, recipe, stream, progress)
             row = TeacherRow(
                 folder / name,
@@ -153,17 +177,12 @@ def _pretrain_pool(
                 spec.name,
                 best,
                 epochs,
-                args.seed,
+                seed_value,
             )
             checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
             rows[name] = row
             write_manifest([rows[name] for name in sorted(rows)], manifest)
-    accuracies = [rows[f"teacher_{teacher_id:03d}.pth"].accuracy for teacher_id in range(len(groups))]
-    mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
-    print(
-        f"{spec.name} {arch}: {len(accuracies)} teachers, accuracy on held-out images: "
-        f"mean {100 * mean:.1f} %, worst {100 * worst:.1f} %  ({manifest})"
-    )
+    return [rows[name] for name in names]
 
 
 def _class_groups(args: Namespace, split: ImageSplit, spec: DatasetSpec) -> list[list[int]]:

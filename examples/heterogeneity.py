@@ -1,0 +1,134 @@
+"""What does it do to a learner how unlike its teachers are? Pairs of teachers, from the same classes to none in common.
+
+The empirical study of Task Groupings Regularization (Wei et al., ICML 2024) in small: for each number of shared classes,
+and for each pair of architectures, train pairs of teachers, meta-learn from each pair alone, and draw the accuracy.
+
+    python examples/heterogeneity.py --dataset cifar100 --repeats 3 -- --epochs 20 --augment
+
+Flags behind `--` go to main.py. Writes heterogeneity.csv and heterogeneity.png into --out; finished teachers and runs
+are kept, so that it can be started again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import main as program
+from datasets.registry import DatasetSpec, get_spec
+from datasets.split import ImageSplit, load_split
+from methods.teachers.manifest import TeacherRow, write_manifest
+from methods.teachers.pretraining import Recipe, train_pool
+from utils import cli, seed
+from utils.errors import UserError
+from utils.files import atomic_path, write_text
+from utils.report import table
+
+
+def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The study's own flags, and those behind `--`."""
+    own, passed = (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
+    parser = cli.Parser("examples/heterogeneity.py", description=__doc__)
+    cli.add_machine_flags(parser)
+    parser.add_argument("--method", default="tgr", help="how to meta-learn from a pair")
+    parser.add_argument("--dataset", default="cifar100", help="image set")
+    parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets")
+    parser.add_argument("--image_size", type=cli.count, help="images' height and width (default: the set's own)")
+    parser.add_argument("--way", type=cli.count, default=5, help="classes of a teacher and of an episode")
+    parser.add_argument("--overlaps", type=int, nargs="*", help="numbers of shared classes (default: 0 to way)")
+    parser.add_argument("--architectures", nargs="*", default=["conv4", "resnet10"], help="whose pairs are compared")
+    parser.add_argument("--repeats", type=cli.count, default=3, help="pairs of each kind")
+    parser.add_argument("--pretrain_epochs", type=cli.count, help="epochs of a teacher (default: the set's)")
+    parser.add_argument("--out", type=Path, default=Path("runs/heterogeneity"), help="where everything goes")
+    return parser.parse_args(cli.underscored(own)), passed
+
+
+def pair_of_classes(split: ImageSplit, way: int, shared: int, repeat: int) -> tuple[list[int], list[int]]:
+    """Two sets of `way` class ids with `shared` in common; the first is the same for every `shared`."""
+    if not 0 <= shared <= way or 2 * way - shared > len(split.class_names):
+        raise UserError(f"two teachers of {way} classes cannot share {shared} of the {len(split.class_names)} there are")
+    order = torch.randperm(len(split.class_names), generator=seed.generator(0, "pair", repeat)).tolist()
+    return order[:way], order[way - shared : 2 * way - shared]
+
+
+def accuracy_of_pair(args: argparse.Namespace, passed: list[str], name: str, rows: Sequence[TeacherRow]) -> tuple[float, float]:
+    """Meta-learn from one pair of teachers; meta_test accuracy and its half-width."""
+    result = args.out / name / "result.json"
+    if result.parent.is_dir() and not result.is_file():
+        program.main(["--resume", str(result.parent)])
+    elif not result.is_file():
+        write_manifest(rows, args.out / f"{name}.csv")
+        flags = {
+            "method": args.method, "dataset": args.dataset, "data_root": args.data_root, "way_train": args.way,
+            "way_test": args.way, "teachers": args.out / f"{name}.csv", "out": args.out, "run_name": name,
+            "device": args.device, "threads": args.threads, "seed": args.seed,
+        }  # fmt: skip
+        size = ["--image_size", str(args.image_size)] if args.image_size else []
+        program.main([*[word for flag, value in flags.items() for word in (f"--{flag}", str(value))], *size, *passed])
+    numbers = json.loads(result.read_text(encoding="utf-8"))["accuracy"][args.dataset]
+    return numbers["mean"], numbers["half_width"]
+
+
+def study(args: argparse.Namespace, passed: list[str]) -> pd.DataFrame:
+    """One line for each pair: kind of comparison, shared classes, architectures, repeat, accuracy."""
+    device = cli.prepare_machine(args)
+    spec: DatasetSpec = get_spec(args.dataset)
+    split = load_split(spec, "meta_train", args.data_root, args.image_size or spec.image_size).to(device)
+    overlaps = range(args.way + 1) if args.overlaps is None else args.overlaps
+    cases = [("overlap", shared, ("conv4", "conv4")) for shared in overlaps]
+    cases += [("architecture", 0, pair) for pair in combinations_with_replacement(args.architectures, 2)]
+    lines = []
+    for repeat in range(args.repeats):
+        for kind, shared, architectures in cases:
+            classes = pair_of_classes(split, args.way, shared, repeat)
+            rows = []
+            for arch, ids in zip(architectures, classes, strict=True):
+                folder = args.out / "teachers" / f"{arch}-{'-'.join(map(str, ids))}"
+                rows += train_pool(folder, spec, arch, split, [ids], Recipe(args.pretrain_epochs, milestones=(30, 50)))
+            name = f"{'+'.join(architectures)}-shared{shared}-repeat{repeat}"
+            mean, half_width = accuracy_of_pair(args, passed, name, rows)
+            lines.append((kind, shared, "+".join(architectures), repeat, mean, half_width))
+    return pd.DataFrame(lines, columns=["compared", "shared", "architectures", "repeat", "accuracy", "half_width"])
+
+
+def draw(lines: pd.DataFrame, title: str, target: Path) -> None:
+    """Accuracy of every pair and the mean: left against shared classes, right against architectures."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, kind, column in ((left, "overlap", "shared"), (right, "architecture", "architectures")):
+        some = lines[lines.compared == kind]
+        axes.errorbar(some[column], 100 * some.accuracy, 100 * some.half_width, fmt="o", alpha=0.4, capsize=2)
+        mean = some.groupby(column, sort=False).accuracy.mean()
+        axes.plot(mean.index, 100 * mean, marker="_", markersize=20, linestyle="-" if kind == "overlap" else "none")
+        axes.grid(alpha=0.3)
+    left.set(xlabel="classes that two conv4 teachers share", ylabel="accuracy on meta_test in %")
+    right.set(xlabel="architectures of two teachers without shared classes")
+    figure.suptitle(title)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, passed = parse_args(sys.argv[1:] if argv is None else argv)
+    lines = study(args, passed)
+    write_text(args.out / "heterogeneity.csv", lines.to_csv(index=False, lineterminator="\n"))
+    draw(lines, f"{args.method} from pairs of teachers, {args.dataset}", args.out / "heterogeneity.png")
+    means = lines.groupby(["compared", "shared", "architectures"], sort=False).accuracy.agg(["mean", "count"])
+    rows = [
+        [compared, f"{pair}, {shared} shared", f"{100 * mean:.2f}", str(count)]
+        for (compared, shared, pair), mean, count in zip(means.index, means["mean"], means["count"], strict=True)
+    ]
+    print(table(["compared", "teachers", "accuracy", "pairs"], rows))
+    print(f"everything is in {args.out}")
+
+
+if __name__ == "__main__":
+    cli.exit_with_message(main)
