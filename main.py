@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from methods import METHODS, get_method
-from methods.base import FewShotMethod, Method, default_run_name
+from methods.base import Method
+from methods.few_shot import FewShotMethod, default_run_name
 from methods.loop import Training, dry_run
 from methods.report import report_result
 from methods.teachers.pretraining import Recipe, pretrain_pools

@@ -7,9 +7,9 @@ import torch
 
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.split import load_split
-from methods.base import FewShotMethod
 from methods.evaluation.few_shot import Exam
 from methods.evaluation.floors import teacher_floors
+from methods.few_shot import FewShotMethod
 from methods.teachers.averaging import average_into
 from utils.metrics import Score
 

@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.base import FewShotMethod, add_replay_flags
 from methods.distillation.losses import kl_divergence
+from methods.few_shot import FewShotMethod, add_replay_flags
 from methods.inversion.generator import InversionWeights, PseudoBatch, add_generator_flags
 from methods.inversion.meta_generator import MetaGenerator
 from methods.memory import BATCHES_KEPT, MemoryBank

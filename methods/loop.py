@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from methods.base import FewShotMethod, Method
+from methods.base import Method
+from methods.few_shot import FewShotMethod
 from utils import checkpoint, report, seed
 from utils.errors import Stopped, UserError
 from utils.run_log import RunLog

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from datasets.episodes import Episodes, draw_slots
-from methods.base import FewShotMethod, add_augment_flag
 from methods.evaluation.few_shot import Exam, examine
 from methods.evaluation.icfil import ICFIL, add_icfil_flags, icfil_settings
+from methods.few_shot import FewShotMethod, add_augment_flag
 from methods.inversion.generator import PseudoBatch
 from methods.inversion.pixel import PixelImages, PixelWeights
 from methods.memory import pseudo_episodes

@@ -10,10 +10,10 @@ import torch
 
 from datasets.registry import get_spec
 from datasets.split import load_split
-from methods.base import FewShotMethod
 from methods.evaluation.few_shot import Exam, examine
 from methods.evaluation.floors import exam_key, pixel_floor, teacher_floors
 from methods.evaluation.recognition import beside_real, recognised, train_judge
+from methods.few_shot import FewShotMethod
 from methods.metalearners.learner import Learner
 from utils import checkpoint, report, seed
 from utils.errors import UserError

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from methods.base import FewShotMethod, add_replay_flags
 from methods.distillation.losses import kl_divergence
+from methods.few_shot import FewShotMethod, add_replay_flags
 from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, add_generator_flags
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params

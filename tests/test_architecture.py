@@ -11,6 +11,7 @@ FLOORS = [
     ["main", "pretrain", "write_file"],
     ["methods.loop", "methods.report"],
     ["methods.free", "methods.tgr", "methods.purer", "methods.baselines"],
+    ["methods.few_shot"],
     ["methods.base"],
     ["methods.evaluation"],
     ["methods.teachers"],

@@ -1,0 +1,250 @@
+"""What all few-shot methods have in common: teachers, a learner, its exams, meta-updates, and their flags."""
+
+import argparse
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from datasets.episodes import Episodes, EpisodeShape
+from datasets.registry import HALF, SPECS, SPLITS, get_domains
+from datasets.split import csv_path
+from methods.base import Method
+from methods.evaluation.few_shot import Exam, examine
+from methods.inversion.generator import PseudoBatch
+from methods.memory import MemoryBank
+from methods.metalearners import METALEARNERS, get_metalearner
+from methods.metalearners.gradients import meta_gradient, set_gradient
+from methods.metalearners.learner import Learner, LearnerSpec
+from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows, pool_folder, pool_specs, pretrain_command
+from methods.teachers.pool import Teacher, TeacherPool, add_teacher_flags
+from models import MODELS
+from utils import cli
+from utils.errors import UserError
+from utils.images import Augmentation
+from utils.metrics import Score
+
+
+class FewShotMethod(Method):
+    """A method that ends with a learner, judged on episodes of unseen classes."""
+
+    TASK = "few_shot"
+    NEEDS_TEACHERS: ClassVar[bool] = True
+    COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        steps = missing_steps(args, self.NEEDS_TEACHERS)
+        if steps:
+            raise UserError("first " + "; then ".join(steps))
+        rows = find_rows(args) if self.NEEDS_TEACHERS else []
+        self.domains = get_domains(args.dataset) if args.dataset else []
+        self.exam_domains = get_domains(args.testdataset) if args.testdataset else self.domains
+        self.image_size, mean, std = self._image_form(rows)
+        spec = LearnerSpec(args.backbone, args.way_train, self.image_size, mean, std, global_pool=len(self.domains) > 1)
+        self.learner = Learner(spec, device)
+        self.metalearner = get_metalearner(args.metalearner)(
+            self.learner.network,
+            args.inner_lr,
+            execution="vmap" if device.type == "cuda" else "loop",
+            inductive=args.inductive,
+        )
+        self.train_shape = EpisodeShape(args.way_train, args.shot_train, args.query_train)
+        self.test_shape = EpisodeShape(args.way_test, args.shot_test, args.query_test)
+        self.exams = {
+            split: [
+                Exam(domain, split, args.data_root, self.image_size, self.test_shape, count) for domain in self.exam_domains
+            ]
+            for split, count in (("meta_val", args.episode_val), ("meta_test", args.episode_test))
+        }
+        for exam in (exam for exams in self.exams.values() for exam in exams):
+            _ = exam.indices  # missing lists and splits that are too small show before any work is done
+        self.pool = TeacherPool(rows, device, args.class_order) if rows else None
+        if self.pool:
+            self.pool.check()
+
+    @classmethod
+    def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
+        add_pool_flags(parser)
+        parser.set_defaults(dataset=None)
+        add_teacher_flags(parser)
+        add_few_shot_flags(parser, cls.COUNTS_EPISODES)
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.start_id != 1:
+            raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
+        if args.dataset is None and not args.teachers:
+            args.dataset = "cifar100"
+        if args.shot_test is None:
+            args.shot_test = args.shot_train
+
+    @property
+    def num_iterations(self) -> int:
+        """Outer updates or the paper's epochs; a method without `STATE` trains nothing."""
+        if not self.STATE:
+            return 0
+        return max(1, self.args.episode_train // self.args.episode_batch) if self.COUNTS_EPISODES else self.args.epochs
+
+    @property
+    def val_interval(self) -> int:
+        """Iterations between looks at meta_val."""
+        return max(1, self.args.val_interval // self.args.episode_batch) if self.COUNTS_EPISODES else self.args.val_interval
+
+    def _image_form(self, rows: list[TeacherRow]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """Size and normalisation of the learner's images: the set's; for mixtures size 84; for own teachers, theirs."""
+        if len(self.domains) == 1:
+            domain = self.domains[0]
+            return self.args.image_size or domain.image_size, domain.mean, domain.std
+        sizes = {row.image_size for row in rows}
+        common = sizes.pop() if not self.domains and len(sizes) == 1 else 84
+        return self.args.image_size or common, *HALF
+
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What may be done to the teachers' images without changing their class, as far as their image sets say."""
+        specs = {SPECS[row.dataset] for row in self.teachers.rows if row.dataset in SPECS}
+        return Augmentation(all(spec.flip for spec in specs), bool(specs) and all(spec.recolour for spec in specs))
+
+    @property
+    def teachers(self) -> TeacherPool:
+        """The pool of a method that needs one."""
+        assert self.pool is not None
+        return self.pool
+
+    def evaluate(self, split: str) -> dict[str, Score]:
+        with self.clock("evaluation"):
+            return {exam.spec.name: self.sit(exam) for exam in self.exams[split]}
+
+    def sit(self, exam: Exam) -> Score:
+        """The learner's score on the episodes of one exam."""
+        return examine(self.learner, self.metalearner, exam, self.args.test_inner_steps)
+
+    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
+        """Fresh pseudo-images of some teachers, leaving the run as it is."""
+        raise UserError(f"--judge: {self.args.method} recovers no images")
+
+    def outer_step(self, optimizer: torch.optim.Optimizer, episodes: Episodes) -> tuple[float, float]:
+        """One meta-update of the learner on a batch of episodes; returns query loss and accuracy before it."""
+        gradient, loss, accuracy = meta_gradient(
+            self.metalearner, self.learner.params, episodes, self.args.inner_steps, self.args.first_order
+        )
+        set_gradient(self.learner.params, gradient)
+        optimizer.step()
+        return float(loss), float(accuracy)
+
+    def replay(self, memory: MemoryBank, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Meta-updates on episodes of memory until the accuracy has not risen for `--patience` updates.
+
+        Nothing happens while memory cannot fill an episode. Returns the last loss and accuracy, and the updates made.
+        """
+        if not memory.ready_for(self.train_shape):
+            return {}
+        best, waited, updates, accuracy, loss = -1.0, 0, 0, 0.0, 0.0
+        augment = self.augmentation if self.args.augment else None
+        while waited < self.args.patience:
+            episodes = memory.sample_episodes(self.args.episode_batch, self.train_shape, self.learner, augment)
+            loss, accuracy = self.outer_step(optimizer, episodes)
+            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            updates += 1
+        return {"loss": loss, "accuracy": accuracy, "replay_updates": float(updates)}
+
+    def check_teachers_fit_the_head(self) -> None:
+        """Raise `UserError` where a teacher has another number of classes than the learner that is to imitate it."""
+        way = self.args.way_train
+        odd = next((row for row in self.teachers.rows if len(row.class_ids) != way), None)
+        if odd is not None:
+            raise UserError(
+                f"--method {self.args.method} distils teachers into a learner of {way} classes, and {odd.path} has "
+                f"{len(odd.class_ids)}: set --way_train to the teachers' number"
+            )
+
+
+def add_replay_flags(group: argparse._ArgumentGroup) -> None:
+    """What `FewShotMethod.replay` reads."""
+    group.add_argument(
+        "--generate_interval", "--patience", dest="patience", type=cli.count, default=10,
+        help="replay updates without a better accuracy before new teachers come",
+    )  # fmt: skip
+    add_augment_flag(group)
+
+
+def add_augment_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--augment", action="store_true", help="augment pseudo-images in meta-training, not in inversion alone")
+
+
+def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = False) -> None:
+    """Episodes, the metalearner, evaluation and length: the flags that all few-shot methods share."""
+    group = parser.add_argument_group("episodes")
+    for part in ("train", "test"):
+        group.add_argument(f"--way_{part}", type=cli.count, default=5, help=f"classes of a {part} episode")
+        group.add_argument(
+            f"--num_sup_{part}", f"--shot_{part}", dest=f"shot_{part}", type=cli.count, default=None if part == "test" else 1,
+            help="labelled images of a class" + (" (default: as in training)" if part == "test" else ""),
+        )  # fmt: skip
+        group.add_argument(
+            f"--num_qur_{part}", f"--query_{part}", dest=f"query_{part}", type=cli.count, default=15, help="queries of a class"
+        )
+    group.add_argument("--episode_test", type=cli.count, default=600, help="episodes of meta_test")
+    group.add_argument("--episode_val", type=cli.count, default=200, help="episodes of each look at meta_val")
+
+    group = parser.add_argument_group("meta-training")
+    group.add_argument("--backbone", default="conv4", help=f"the learner's architecture: {', '.join(MODELS)}")
+    group.add_argument("--teacherMethod", "--metalearner", dest="metalearner", default="maml", help=", ".join(METALEARNERS))
+    group.add_argument("--inner_lr", type=cli.rate, default=0.01, help="learning rate of the inner loop")
+    group.add_argument("--outer_lr", type=cli.rate, default=1e-3, help="learning rate of the outer loop (Adam)")
+    group.add_argument(
+        "--inner_update_num", "--inner_steps", dest="inner_steps", type=cli.count, default=5, help="inner steps in training"
+    )
+    group.add_argument(
+        "--test_inner_update_num", "--test_inner_steps", dest="test_inner_steps", type=cli.count, default=10,
+        help="inner steps in evaluation",
+    )  # fmt: skip
+    group.add_argument("--approx", "--first_order", dest="first_order", action="store_true", help="first-order MAML")
+    group.add_argument("--episode_batch", type=cli.count, default=10, help="episodes of an outer update")
+    if counts_episodes:
+        group.add_argument("--episode_train", type=cli.count, default=60_000, help="episodes of the whole run")
+    else:
+        group.add_argument("--epochs", type=cli.count, default=1000, help="iterations")
+    group.add_argument("--start_id", type=int, default=1, help="accepted for the papers' scripts; only 1 makes sense")
+
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--testdataset", help="image set of meta_val and meta_test (default: --dataset)")
+    unit = "episodes" if counts_episodes else "iterations"
+    group.add_argument("--val_interval", type=cli.count, default=20, help=f"{unit} between looks at meta_val")
+    group.add_argument(
+        "--select_on", choices=("meta_val", "meta_test", "last"), default="meta_val",
+        help="what picks the learner; meta_test repeats the papers' code and marks the result",
+    )  # fmt: skip
+    group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
+    group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")
+    group.add_argument(
+        "--judge", action="store_true", help="ask a network trained on real images what it sees in the recovered"
+    )
+    group.add_argument("--save_images", action="store_true", help="write grids of pseudo-images at every look at meta_val")
+    group.add_argument("--save_interval", type=int, help="accepted for the papers' scripts")
+
+
+def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
+    """What must be done before this command line can run, in order, with the commands."""
+    steps = []
+    elsewhere = "" if args.data_root == Path("DFL2Ldata") else f" --data_root {args.data_root}"
+    names = dict.fromkeys(name for name in (args.dataset, args.testdataset) if name)
+    for domain in dict.fromkeys(spec for name in names for spec in get_domains(name)):
+        if not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
+            steps.append(
+                f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
+                f"python write_file/{domain.script}{elsewhere}"
+            )
+    if needs_teachers and not args.teachers and not args.pretrained_path_prefix:
+        for spec, arch in pool_specs(args):
+            if not (pool_folder(args, spec, arch) / "teachers.csv").is_file():
+                steps.append(f"train the teachers: {pretrain_command(args, spec, arch)}")
+    return steps
+
+
+def default_run_name(args: argparse.Namespace) -> str:
+    """A name that says what the run is: method, set, way, shot, learner."""
+    data = args.dataset or Path(args.teachers[0]).stem
+    return f"{args.method}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
