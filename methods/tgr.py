@@ -80,6 +80,7 @@ class TGR(FewShotMethod):
         capacity = BATCHES_KEPT * args.num_recover
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
         self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
+        self.probes = PROBES[args.probe](self.teachers, self.image_size)
         self.groups = [list(range(len(self.teachers)))]  # until `prepare` has formed them
 
     def prepare(self, folder: Path) -> str:
@@ -97,16 +98,15 @@ class TGR(FewShotMethod):
         Every teacher starts from the same generator and latents, so that they differ by what they know alone.
         """
         args, pool = self.args, self.teachers
-        probes = PROBES[args.probe](pool, self.image_size)
         inversion = {name: getattr(args, name) for name in "inversion_steps Glr zlr oh bn seed probe_images".split()}
-        shared = [inversion, self.image_size, str(self.augmentation), [probe.fingerprint for probe in probes]]
+        shared = [inversion, self.image_size, str(self.augmentation), [probe.fingerprint for probe in self.probes]]
 
         def compute(teacher_id: int) -> Embedding:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(args.seed)
                 (batch,), _ = self.inverter.invert([pool[teacher_id]], -(-args.probe_images // pool[teacher_id].way))
             images = batch.images[torch.linspace(0, len(batch.images) - 1, args.probe_images).long()]
-            return embed(probes, images, teacher_id, seed.generator(args.seed, "probe"))
+            return embed(self.probes, images, teacher_id, seed.generator(args.seed, "probe"))
 
         found = []
         for teacher_id in tqdm(range(len(pool)), desc="task embedding", unit="teacher", leave=False):

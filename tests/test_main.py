@@ -338,6 +338,13 @@ def test_parsing_has_no_side_effects(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "write_cifar100_filelist.py --data_root nowhere; then train the teachers: python pretrain.py",
         ),
         (["--method", "free", "--device", "cuda:99"], "CUDA cards"),
+        (["--method", "purer", "--synthesis_per_class", "2"], r"1 shots \+ 2 queries = 3"),
+        (["--method", "purer", "--way_train", "4"], "num_class_per_task 4"),
+        (["--method", "purer", "--average", "--backbone", "resnet34"], "the pool has none"),
+        (["--method", "purer", "--epochs", "4"], "--epochs is no flag of --method purer"),
+        (["--method", "tgr", "--grouping", "odd"], "'unlike', 'alike', 'random'"),
+        (["--method", "tgr", "--way_train", "4"], "set --way_train"),
+        (["--method", "tgr", "--icfil"], "belongs to purer"),
         (["--resume", "nowhere"], "no run directory"),
     ],
 )

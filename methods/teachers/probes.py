@@ -74,7 +74,8 @@ def imagenet_probe(pool: TeacherPool, image_size: int) -> list[Probe]:
     from torchvision.models import ResNet34_Weights, resnet34
 
     try:
-        network = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1).to(pool.device).eval()
+        with torch.random.fork_rng(devices=[]):
+            network = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1).to(pool.device).eval()
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"--probe imagenet: the weights of ResNet-34 cannot be had ({error}); put the file where torchvision looks "
