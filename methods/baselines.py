@@ -8,9 +8,11 @@ import torch
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.split import load_split
 from methods.evaluation.few_shot import Exam
-from methods.evaluation.floors import teacher_floors
+from methods.evaluation.floors import VIEWS, ensemble_score, teacher_distances
 from methods.few_shot import FewShotMethod
 from methods.teachers.averaging import average_into
+from utils import cli
+from utils.errors import UserError
 from utils.metrics import Score
 
 
@@ -32,10 +34,27 @@ class Average(FewShotMethod):
 
 
 class TeacherNCM(FewShotMethod):
-    """Nearest class mean in the l2-normalised penultimate features of all frozen teachers, concatenated."""
+    """Nearest class mean in what frozen teachers make of an image, l2-normalised and concatenated; no training.
+
+    With `--ensemble` so many teachers are concatenated, and the score is the mean over ensembles that share no teacher.
+    """
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--ensemble", type=cli.count, help="teachers that are concatenated (default: all)")
+        group.add_argument("--ncm_on", choices=tuple(VIEWS), default="features", help="what is looked at")
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        if args.ensemble and args.ensemble > len(self.teachers):
+            raise UserError(f"--ensemble {args.ensemble}: the pool has {len(self.teachers)} teachers")
 
     def sit(self, exam: Exam) -> Score:
-        return teacher_floors(self.teachers, exam)[1]
+        distances = teacher_distances(self.teachers, exam, self.args.ncm_on)
+        return ensemble_score(distances, self.args.ensemble or len(distances), self.args.seed)
+
+    def examined_how(self) -> str:
+        return f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"
 
 
 class Real(FewShotMethod):

@@ -11,7 +11,7 @@ import torch
 from datasets.registry import get_spec
 from datasets.split import load_split
 from methods.evaluation.few_shot import Exam, examine
-from methods.evaluation.floors import exam_key, pixel_floor, teacher_floors
+from methods.evaluation.floors import ensemble_score, exam_key, pixel_floor, teacher_distances
 from methods.evaluation.recognition import beside_real, recognised, train_judge
 from methods.few_shot import FewShotMethod
 from methods.metalearners.learner import Learner
@@ -139,9 +139,9 @@ def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, list[float]]
         untrained = Learner(method.learner.spec, method.device)
     lines["random learner, adapted"] = examine(untrained, method.metalearner, exam, method.args.test_inner_steps)
     if method.pool:
-        one, together, _ = teacher_floors(method.pool, exam)
-        lines["one frozen teacher (mean)"] = one
-        lines[f"all {len(method.pool)} frozen teachers"] = together
+        distances = teacher_distances(method.pool, exam)
+        lines["one frozen teacher (mean)"] = ensemble_score(distances, 1)
+        lines[f"all {len(method.pool)} frozen teachers"] = ensemble_score(distances, len(method.pool))
     return {label: list(score.values) for label, score in lines.items()}
 
 

@@ -1,13 +1,16 @@
 """The floors that every result stands on: chance, raw pixels, frozen teachers, a learner that was never trained."""
 
 import hashlib
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from methods.evaluation.few_shot import Exam, Indices
-from methods.teachers.pool import TeacherPool
+from methods.teachers.pool import Teacher, TeacherPool
+from utils import seed
 from utils.images import to_float
 from utils.metrics import Score
 
@@ -38,24 +41,34 @@ def pixel_floor(exam: Exam, device: torch.device) -> Score:
     return Score(accuracy_of(distances_to_means(pixels, exam.indices, exam.shape.way)).tolist())
 
 
-@torch.no_grad()
-def teacher_floors(pool: TeacherPool, exam: Exam) -> tuple[Score, Score, list[float]]:
-    """Nearest class mean in the l2-normalised penultimate features of the frozen teachers.
+# what nearest class mean may look at: features of a white box, logits or probabilities of an API
+VIEWS: dict[str, Callable[[Teacher, Tensor], Tensor]] = {
+    "features": lambda teacher, images: teacher.features(images),
+    "logits": lambda teacher, images: teacher(images),
+    "probabilities": lambda teacher, images: F.softmax(teacher(images), 1),
+}
 
-    Returns the score of one teacher (per episode, the mean over teachers), of all teachers' features concatenated, and
-    the mean accuracy of each teacher. The distance in the concatenation is the sum of the teachers' distances.
-    """
-    images, one, each = exam.split.images, torch.zeros(exam.count), []
-    together = torch.zeros((), device=pool.device)
+
+@torch.no_grad()
+def teacher_distances(pool: TeacherPool, exam: Exam, view: str = "features") -> Tensor:
+    """Distances of queries to class means in the l2-normalised `view` of each frozen teacher: (T, E, N*Q, N)."""
+    images, distances = exam.split.images, []
     for teacher_id in tqdm(range(len(pool)), desc="frozen teachers", unit="teacher", leave=False):
         teacher = pool[teacher_id]
-        features = torch.cat([teacher.features(to_float(part.to(pool.device))) for part in images.split(500)])
-        distances = distances_to_means(torch.nn.functional.normalize(features), exam.indices, exam.shape.way)
-        accuracy = accuracy_of(distances).cpu()
-        one += accuracy / len(pool)
-        each.append(float(accuracy.mean()))
-        together = together + distances
-    return Score(one.tolist()), Score(accuracy_of(together).tolist()), each
+        seen = torch.cat([VIEWS[view](teacher, to_float(part.to(pool.device))) for part in images.split(500)])
+        distances.append(distances_to_means(F.normalize(seen), exam.indices, exam.shape.way))
+    return torch.stack(distances)
+
+
+def ensemble_score(distances: Tensor, size: int, seed_value: int = 0) -> Score:
+    """Nearest class mean in the concatenated views of `size` teachers, from their distances (T, E, N*Q, N).
+
+    The squared distance in a concatenation is the sum of the teachers' own. The pool is dealt, by the seed, into as many
+    ensembles without a common teacher as it yields; each episode counts with the mean over them.
+    """
+    order = torch.randperm(len(distances), generator=seed.generator(seed_value, "ensembles")).to(distances.device)
+    ensembles = order[: len(order) // size * size].view(-1, size)
+    return Score(torch.stack([accuracy_of(distances[members].sum(0)) for members in ensembles]).mean(0).tolist())
 
 
 def exam_key(exam: Exam) -> list[object]:
