@@ -56,19 +56,20 @@ GROUPINGS: dict[str, Callable[[Tensor, int, int], list[list[int]]]] = {
 }
 
 
-def mean_within(matrix: Tensor, groups: Sequence[Sequence[int]]) -> list[float]:
-    """Mean dissimilarity between the teachers of each group; nan for a group of one."""
-    parts = [matrix[list(group)][:, list(group)] for group in groups]
-    return [float(part.sum()) / (len(part) * (len(part) - 1)) if len(part) > 1 else float("nan") for part in parts]
+def mean_between(matrix: Tensor, one: Sequence[int], other: Sequence[int]) -> float:
+    """Mean dissimilarity of pairs with a teacher on each side, a teacher and itself left out; nan where there is none."""
+    pairs = [(a, b) for a in one for b in other if a != b]
+    return float(np.mean([float(matrix[pair]) for pair in pairs])) if pairs else float("nan")
 
 
 def show_groups(rows: Sequence[TeacherRow], matrix: Tensor, groups: Sequence[Sequence[int]], title: str, folder: Path) -> str:
-    """Write groups.csv, and the matrix ordered by group as images/dissimilarity.png; return a table of the groups."""
+    """Write groups.csv, and the matrix ordered by group as images/dissimilarity.png; return tables of groups and kinds."""
     order = [teacher_id for group in groups for teacher_id in group]
+    kinds = pd.Series([f"{row.dataset}/{row.arch}" for row in rows])
     table = pd.DataFrame(
         {
             "group": [number for number, group in enumerate(groups, start=1) for _ in group],
-            "kind": [f"{rows[teacher_id].dataset}/{rows[teacher_id].arch}" for teacher_id in order],
+            "kind": kinds[order].tolist(),
             "teacher": [rows[teacher_id].path.stem for teacher_id in order],
             "classes": [" ".join(rows[teacher_id].class_names) for teacher_id in order],
         }
@@ -77,9 +78,13 @@ def show_groups(rows: Sequence[TeacherRow], matrix: Tensor, groups: Sequence[Seq
     labels = (table.kind + " " + table.teacher).tolist()
     sizes = [len(group) for group in groups]
     draw_matrix(matrix[order][:, order].tolist(), sizes, labels, title, folder / "images" / "dissimilarity.png")
-    lines: list[list[str]] = []
-    for group, within in zip([*groups, order], mean_within(matrix, [*groups, order]), strict=True):
-        kinds = pd.Series([f"{rows[teacher_id].dataset}/{rows[teacher_id].arch}" for teacher_id in group]).value_counts()
-        name = str(len(lines) + 1) if len(lines) < len(groups) else "all"
-        lines.append([name, ", ".join(f"{count} {kind}" for kind, count in kinds.items()), f"{within:.3f}"])
-    return report.table(["group", "teachers", "dissimilarity"], lines)
+    lines = []
+    for name, group in [*((str(number), group) for number, group in enumerate(groups, start=1)), ("all", order)]:
+        members = ", ".join(f"{count} {kind}" for kind, count in kinds[list(group)].value_counts().items())
+        lines.append([name, members, f"{mean_between(matrix, group, group):.3f}"])
+    text = report.table(["group", "teachers", "dissimilarity"], lines)
+    if kinds.nunique() == 1:
+        return text
+    by_kind = {kind: kinds.index[kinds == kind].tolist() for kind in kinds.unique()}
+    cells = [[one, *[f"{mean_between(matrix, by_kind[one], by_kind[other]):.3f}" for other in by_kind]] for one in by_kind]
+    return f"{text}\n\n{report.table(['dissimilarity of kinds', *by_kind], cells)}"

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from methods.teachers.groups import GROUPINGS, dissimilarity, mean_within, show_groups
+from methods.teachers.groups import GROUPINGS, dissimilarity, mean_between, show_groups
 from methods.teachers.manifest import TeacherRow
 
 
@@ -44,8 +45,9 @@ def test_alike_groups_are_the_kinds_and_unlike_groups_mix_them() -> None:
     unlike = GROUPINGS["unlike"](matrix, 2, 0)
     assert sorted(teacher for group in unlike for teacher in group) == list(range(8))
     assert all({teacher % 2 for teacher in group} == {0, 1} for group in unlike)
-    whole = mean_within(matrix, [range(8)])[0]
-    assert max(mean_within(matrix, GROUPINGS["alike"](matrix, 2, 0))) < whole < min(mean_within(matrix, unlike))
+    whole = mean_between(matrix, range(8), range(8))
+    assert max(mean_between(matrix, group, group) for group in GROUPINGS["alike"](matrix, 2, 0)) < whole
+    assert min(mean_between(matrix, group, group) for group in unlike) > whole
 
 
 def test_random_groups_are_even_and_depend_on_the_seed_alone() -> None:
@@ -65,9 +67,14 @@ def test_one_group_is_everybody(name: str) -> None:
 def test_groups_are_shown_as_table_and_picture(tmp_path: Path) -> None:
     names = [f"teacher_{i:03d}.pth" for i in range(4)]
     rows = [TeacherRow(tmp_path / name, "conv4", (0, 1), ("a", "b"), 16, (0.5,), (0.2,), "cub") for name in names]
-    text = show_groups(rows, two_kinds()[:4, :4], [[0, 1, 3], [2]], "unlike", tmp_path)
+    rows[1] = replace(rows[1], dataset="flower")
+    matrix = two_kinds()[:4, :4]
+    text = show_groups(rows, matrix, [[0, 1, 3], [2]], "unlike", tmp_path)
     table = pd.read_csv(tmp_path / "groups.csv")
     assert table.teacher.tolist() == ["teacher_000", "teacher_001", "teacher_003", "teacher_002"]
     assert table.group.tolist() == [1, 1, 1, 2]
-    assert "3 cub/conv4" in text
+    assert "2 cub/conv4, 1 flower/conv4" in text
+    between = (matrix[1, 0] + matrix[1, 2] + matrix[1, 3]) / 3
+    assert f"{float(between):.3f}" in text.split("dissimilarity of kinds")[1]
+    assert text.endswith("nan")  # one flower teacher has no like
     assert (tmp_path / "images" / "dissimilarity.png").stat().st_size > 1000
