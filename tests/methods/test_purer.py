@@ -60,6 +60,19 @@ def test_the_switched_gradient_makes_the_images_harder(tiny: list[str]) -> None:
     assert outer_loss() > before
 
 
+@pytest.mark.parametrize("metalearner", ["maml", "anil", "protonet"])
+def test_the_gradient_against_the_learner_is_the_same_batched(tiny: list[str], metalearner: str) -> None:
+    """As on a GPU, where episodes run under vmap."""
+    method = build(tiny, "--metalearner", metalearner, "--inner_lr", "0.1")
+    gradients = []
+    for execution in ("loop", "vmap"):
+        network = method.learner.network
+        method.metalearner = type(method.metalearner)(network, 0.1, execution)
+        torch.manual_seed(7)
+        gradients.append(torch.autograd.grad(method.against_learner(), method.pixels.values)[0])
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6 * float(gradients[0].abs().max()) + 1e-9)
+
+
 def test_average_starts_from_the_teachers_mean(tiny: list[str]) -> None:
     method = build(tiny, "--candidate_size", "1", "--average")
     weights = [teacher.network.blocks[0].conv.weight for teacher in (method.teachers[0], method.teachers[1])]

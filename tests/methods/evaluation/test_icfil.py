@@ -81,3 +81,15 @@ def test_calibration_lowers_its_loss_and_leaves_the_learner_alone(name: str) -> 
     assert loss(only_real) < loss(fast)
     assert any(not torch.equal(calibrated[key], fast[key]) for key in fast)
     assert all(torch.equal(before[key], value) for key, value in learner.params.items())
+
+
+@pytest.mark.parametrize("name", METALEARNERS)
+def test_calibration_is_the_same_around_a_batched_metalearner(name: str) -> None:
+    """As on a GPU, where the metalearner within is made for vmap."""
+    learner, icfil, support, labels = make(name)
+    batched = ICFIL(METALEARNERS[name](learner.network, 0.05, execution="vmap"), SETTINGS)
+    one, other = (some.adapt(learner.params, support, labels, 2, create_graph=False) for some in (icfil, batched))
+    assert batched.execution == "loop"
+    moved = sum(float((one[key] - learner.params[key]).square().sum()) for key in one)
+    apart = sum(float((one[key] - other[key]).square().sum()) for key in one)
+    assert apart < 1e-3 * moved  # Adam on pixels turns rounding into small differences
