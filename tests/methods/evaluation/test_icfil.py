@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,9 +88,10 @@ def test_calibration_lowers_its_loss_and_leaves_the_learner_alone(name: str) -> 
 def test_calibration_is_the_same_around_a_batched_metalearner(name: str) -> None:
     """As on a GPU, where the metalearner within is made for vmap."""
     learner, icfil, support, labels = make(name)
-    batched = ICFIL(METALEARNERS[name](learner.network, 0.05, execution="vmap"), SETTINGS)
+    icfil.settings = replace(SETTINGS, inversion_steps=5)  # many steps of Adam on pixels blow up rounding
+    batched = ICFIL(METALEARNERS[name](learner.network, 0.05, execution="vmap"), icfil.settings)
     one, other = (some.adapt(learner.params, support, labels, 2, create_graph=False) for some in (icfil, batched))
     assert batched.execution == "loop"
     moved = sum(float((one[key] - learner.params[key]).square().sum()) for key in one)
     apart = sum(float((one[key] - other[key]).square().sum()) for key in one)
-    assert apart < 1e-3 * moved  # Adam on pixels turns rounding into small differences
+    assert apart < 1e-6 * moved
