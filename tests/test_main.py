@@ -66,20 +66,21 @@ def test_every_image_set_from_teachers_to_a_number(dataset: str, data_root: Path
     for folder in data_root.iterdir():
         if folder.name != "teachers":
             (root / folder.name).symlink_to(folder)
-    flags = [*flags_for("free"), "--dataset", dataset, "--data_root", str(root)]
-    pretrain.main(
-        f"--dataset {dataset} --data_root {root} --image_size 16 --way_pretrain 3 --pre_model_num 2 --pretrain_epochs 1".split()
-    )
-    main.main(flags)
-    run = only_run(tmp_path)
-    result = json.loads((run / "result.json").read_text())
-    assert list(result["accuracy"]) == [dataset]
-    assert list((run / "images").glob("memory_*.png"))
+    own = ["--dataset", dataset, "--data_root", str(root)]
+    pools = {"free": "--way_pretrain 3 --pre_model_num 2", "purer": "--num_class_per_task 3"}
+    for method, pool in pools.items():
+        pretrain.main([*own, *pool.split(), "--image_size", "16", "--pretrain_epochs", "1"])
+        main.main([*flags_for(method), *own, "--run_name", method])
+        run = tmp_path / "runs" / method
+        result = json.loads((run / "result.json").read_text())
+        assert list(result["accuracy"]) == [dataset]
+        assert list((run / "images").glob("*_000002.png"))
 
 
 @pytest.mark.parametrize("metalearner", ["anil", "protonet"])
-def test_free_with_other_metalearners(metalearner: str, flags_for: Flags, tmp_path: Path) -> None:
-    main.main([*flags_for("free"), "--metalearner", metalearner, "--inductive"])
+@pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).STATE])
+def test_other_metalearners(method: str, metalearner: str, flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for(method), "--metalearner", metalearner, "--inductive"])
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert result["metalearner"] == metalearner
     assert result["batch_statistics"] == "support"

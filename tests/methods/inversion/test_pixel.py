@@ -86,6 +86,15 @@ def test_a_step_descends_the_plain_sum_over_teachers() -> None:
     assert mean_loss == pytest.approx(float(total.detach()) / 2, rel=1e-5)
 
 
+def test_teachers_stay_as_they_are() -> None:
+    teacher = Known((0, 1), 1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    pixels().step([teacher])
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in teacher.modules())
+
+
 def test_the_extra_loss_joins_the_same_step() -> None:
     ours = pixels(clamp=False, lr=1e-3)
     before = ours.values.detach().clone()
