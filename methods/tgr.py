@@ -13,13 +13,15 @@ From the released code:
 - `--gt_loss_weight` and `--kd_loss_weight` weigh the two terms of the regularised step.
 Our own:
 - `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`), where its weights are at hand. The default needs
-  no data from outside (`methods.teachers.probes`).
+  no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator gives all
+  teachers' images the same look, and then architectures cannot be told apart.
 - `--grouping random` and `--grouping alike` are there to see what the paper's grouping is worth.
 - `--augment` augments pseudo-images in meta-training, as for FREE.
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +34,7 @@ from tqdm import tqdm
 from methods.distillation.losses import kl_divergence
 from methods.few_shot import FewShotMethod, add_replay_flags
 from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, add_generator_flags
+from methods.inversion.pixel import PixelWeights, invert_alone
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params
 from methods.metalearners.gradients import aligned_gradient, set_gradient
@@ -39,6 +42,8 @@ from methods.teachers.groups import GROUPINGS, dissimilarity, show_groups
 from methods.teachers.pool import Teacher
 from methods.teachers.probes import PROBES, Embedding, embed
 from utils import checkpoint, cli, seed
+
+PROBE_LR, PROBE_WEIGHTS = 0.1, PixelWeights(tv=1e-3, bn=0.1)  # of the pixels that the probe sees
 
 
 class TGR(FewShotMethod):
@@ -62,6 +67,7 @@ class TGR(FewShotMethod):
             "--probe", choices=tuple(PROBES), default="pool", help="network that the teachers' images are shown to"
         )
         group.add_argument("--probe_images", type=cli.count, default=150, help="images of a teacher that the probe sees")
+        group.add_argument("--probe_steps", type=cli.count, default=60, help="steps of inverting a teacher for the probe")
         group.add_argument("--teacher_batch", type=cli.count, default=4, help="teachers of an iteration")
         group.add_argument("--num_recover", type=cli.count, default=30, help="pseudo-images of a class")
         group.add_argument("--gt_loss_weight", type=float, default=1.0, help="weight of the cross entropy with the labels")
@@ -95,16 +101,21 @@ class TGR(FewShotMethod):
     def embeddings(self) -> list[Embedding]:
         """Each teacher's place in the space of tasks, computed once for all that enters it: files, probes, inversion.
 
-        Every teacher starts from the same generator and latents, so that they differ by what they know alone.
+        Every teacher's images start from the same noise, so that they differ by what the teachers know alone.
         """
         args, pool = self.args, self.teachers
-        inversion = {name: getattr(args, name) for name in "inversion_steps Glr zlr oh bn seed probe_images".split()}
-        shared = [inversion, self.image_size, str(self.augmentation), [probe.fingerprint for probe in self.probes]]
+        form = (self.learner.spec.mean, self.learner.spec.std)
+        shared = [args.probe_images, args.probe_steps, args.seed, self.image_size, form]
+        shared += [[PROBE_LR, asdict(PROBE_WEIGHTS)], [probe.fingerprint for probe in self.probes]]
 
         def compute(teacher_id: int) -> Embedding:
+            teacher = pool[teacher_id]
+            per_class = -(-args.probe_images // teacher.way)
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(args.seed)
-                (batch,), _ = self.inverter.invert([pool[teacher_id]], -(-args.probe_images // pool[teacher_id].way))
+                batch = invert_alone(
+                    teacher, per_class, self.image_size, form, args.probe_steps, PROBE_LR, PROBE_WEIGHTS, self.device
+                )
             images = batch.images[torch.linspace(0, len(batch.images) - 1, args.probe_images).long()]
             return embed(self.probes, images, teacher_id, seed.generator(args.seed, "probe"))
 

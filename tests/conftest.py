@@ -84,7 +84,7 @@ TINY = """
 TINY_REPLAY = "--inversion_steps 2 --bn 0.1 --teacher_batch 2 --patience 1 --augment"
 TINY_OWN = {
     "free": f"--warmup 0 --num_qur_kd 8 {TINY_REPLAY}",
-    "tgr": f"--num_recover 8 --probe_images 12 {TINY_REPLAY}",
+    "tgr": f"--num_recover 8 --probe_images 12 --probe_steps 2 {TINY_REPLAY}",
     "purer": "--synthesis_per_class 8 --adv_start 1 --augment",
 }
 

@@ -1,1 +1,1 @@
-"""The yardsticks: few-shot accuracy, the floors below it, and what an independent network sees in the pseudo-images."""
+"""How good a learner is: few-shot accuracy, the floors below it, a judge of pseudo-images; and ICFIL, learning while tested."""

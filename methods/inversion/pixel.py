@@ -109,3 +109,33 @@ class PixelImages:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.values.copy_(state["values"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def invert_alone(
+    teacher: Invertible,
+    images_per_class: int,
+    image_size: int,
+    form: tuple[Sequence[float], Sequence[float]],
+    steps: int,
+    lr: float,
+    weights: PixelWeights,
+    device: torch.device,
+) -> PseudoBatch:
+    """Pseudo-images of one teacher by itself, from noise, in `steps` steps; `form` is the mean and std of the pixels' scale."""
+    images = PixelImages(teacher.way, images_per_class, image_size, *form, lr, weights, clamp=True, device=device)
+    alone = _Alone(teacher)
+    for _ in range(steps):
+        images.step([alone])
+    batch = images.batch_of(alone)
+    return PseudoBatch(batch.images, batch.labels, teacher.class_ids)
+
+
+class _Alone:
+    """A teacher whose classes are all there are: numbered from 0."""
+
+    def __init__(self, teacher: Invertible) -> None:
+        self.teacher, self.network, self.way = teacher, teacher.network, teacher.way
+        self.class_ids = tuple(range(teacher.way))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.teacher(images)

@@ -27,7 +27,7 @@ def test_the_study_ends_with_a_table_and_a_picture(data_root: Path, tmp_path: Pa
     argv = f"""
         --data_root {data_root} --image_size 16 --out {tmp_path} --way 3 --overlaps 0 3 --architectures conv4 resnet10
         --repeats 1 --pretrain_epochs 1 --threads 1 --
-        --epochs 1 --inversion_steps 1 --num_recover 4 --probe_images 3 --patience 1
+        --epochs 1 --inversion_steps 1 --num_recover 4 --probe_images 3 --probe_steps 1 --patience 1
         --num_qur_train 2 --num_qur_test 2 --episode_test 3 --episode_val 3 --episode_batch 1 --inner_update_num 1
         --test_inner_update_num 1 --no_floors
     """.split()

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 import main
-from methods import get_method
-from methods.inversion.generator import FreshGenerator, PseudoBatch
+from methods import get_method, tgr
+from methods.inversion.generator import PseudoBatch
 from methods.tgr import TGR
 
 
 def build(tiny: list[str], *more: str) -> TGR:
-    own = "--method tgr --dataset cifar100 --inversion_steps 1 --num_recover 4 --probe_images 7"
+    own = "--method tgr --dataset cifar100 --inversion_steps 1 --num_recover 4 --probe_images 7 --probe_steps 1"
     torch.manual_seed(0)
     method = get_method("tgr")(main.parse_args([*own.split(), *tiny, *more]), torch.device("cpu"))
     assert isinstance(method, TGR)
@@ -19,8 +19,8 @@ def test_groups_are_formed_once_for_a_pool_and_leave_the_run_alone(
     tiny: list[str], tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    invert = FreshGenerator.invert
-    monkeypatch.setattr(FreshGenerator, "invert", lambda self, *args: calls.append(1) or invert(self, *args))
+    invert = tgr.invert_alone
+    monkeypatch.setattr(tgr, "invert_alone", lambda *args: calls.append(1) or invert(*args))
     method = build(tiny)
     state = torch.get_rng_state()
     method.prepare(tmp_path)
@@ -30,7 +30,7 @@ def test_groups_are_formed_once_for_a_pool_and_leave_the_run_alone(
     build(tiny).prepare(tmp_path)
     assert len(calls) == 2  # read from the cache
     build(tiny, "--probe", "random").prepare(tmp_path)
-    build(tiny, "--bn", "0.5").prepare(tmp_path)
+    build(tiny, "--probe_steps", "2").prepare(tmp_path)
     assert len(calls) == 6  # whatever enters an embedding makes it another one
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from methods.inversion.bn_statistics import record_bn_distances, statistics_of
-from methods.inversion.pixel import PixelImages, PixelWeights, jitter, total_variation
+from methods.inversion.pixel import PixelImages, PixelWeights, invert_alone, jitter, total_variation
 from models import create_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -129,3 +129,17 @@ def test_a_checkpoint_holds_pixels_and_optimizer() -> None:
         torch.manual_seed(3)
         images.step([teacher])
     assert torch.equal(one.values, other.values)
+
+
+def test_one_teacher_alone_needs_no_other_classes() -> None:
+    """The same steps as in a bank of just its classes; the class ids stay those of the pool."""
+    teacher, twin = Known((7, 3), 4), Known((0, 1), 4)
+    torch.manual_seed(2)
+    batch = invert_alone(teacher, 3, 16, (MEAN, STD), 4, 0.1, PixelWeights(), torch.device("cpu"))
+    torch.manual_seed(2)
+    bank = PixelImages(2, 3, 16, MEAN, STD, 0.1, PixelWeights(), True, torch.device("cpu"))
+    for _ in range(4):
+        bank.step([twin])
+    assert batch.class_ids == (7, 3)
+    assert torch.equal(batch.images, bank.batch_of(twin).images)
+    assert torch.equal(batch.labels, bank.batch_of(twin).labels)
