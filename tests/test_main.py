@@ -294,6 +294,24 @@ def test_the_papers_commands_start(command: str, data_root: Path, flags_for: Fla
         assert (only_run(tmp_path) / "result.json").is_file()
 
 
+def documented_commands() -> list[str]:
+    """The commands of the README's code blocks, without comments, continued lines joined."""
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith(("python main.py", "python pretrain.py"))]
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_the_documented_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no run of the same name lies about
+    _, program, *argv = command.split()
+    if "--resume" in argv or "--evaluate" in argv:  # these read the run that is named
+        with pytest.raises(UserError, match="no run directory"):
+            main.parse_args(argv)
+        return
+    (main if program == "main.py" else pretrain).parse_args(argv)
+
+
 def test_help_shows_the_methods_own_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, wanted in ((["--method", "free", "--help"], "--Glr"), (["--help"], "teacher_ncm")):
         with pytest.raises(SystemExit) as stop:
