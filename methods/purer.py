@@ -153,9 +153,8 @@ class PURER(FewShotMethod):
 
     def against_learner(self) -> Tensor:
         """-adv_scale * the outer loss of an episode, as a function of its pixels."""
-        params = {name: value.detach().requires_grad_() for name, value in self.learner.params.items()}
         second_order = not self.args.first_order
-        losses, _ = self.metalearner.outer_loss(params, self.draw(1), self.args.inner_steps, create_graph=second_order)
+        losses, _ = self.metalearner.outer_loss(self.learner.params, self.draw(1), self.args.inner_steps, second_order)
         return -self.args.adv_scale * losses.mean()
 
     def sit(self, exam: Exam) -> Score:

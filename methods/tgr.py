@@ -86,7 +86,7 @@ class TGR(FewShotMethod):
         capacity = BATCHES_KEPT * args.num_recover
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
         self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
-        self.probes = PROBES[args.probe](self.teachers, self.image_size)
+        self.probes = [] if args.evaluate else PROBES[args.probe](self.teachers, self.image_size)  # groups are for training
         self.groups = [list(range(len(self.teachers)))]  # until `prepare` has formed them
 
     def prepare(self, folder: Path) -> str:

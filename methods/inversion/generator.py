@@ -141,8 +141,12 @@ class GeneratorInverter:
         self, teachers: Sequence[Invertible], images_per_class: int, learner: LearnerLogits | None = None
     ) -> tuple[list[PseudoBatch], float]:
         """Pseudo-images of each teacher, and the mean of their lowest losses."""
-        found = [self.invert_one(teacher, images_per_class, learner) for teacher in teachers]
-        return [batch for batch, _ in found], float(torch.stack([descent.loss for _, descent in found]).mean())
+        batches, descents = zip(*[self.invert_one(teacher, images_per_class, learner) for teacher in teachers], strict=True)
+        self.learn_from(descents)
+        return list(batches), float(torch.stack([descent.loss for descent in descents]).mean())
+
+    def learn_from(self, descents: Sequence[Descent]) -> None:
+        """What the inverter takes from the descents of a call: here, nothing."""
 
     def start(self) -> Generator:
         """The generator that the next teacher is inverted with; it is changed in place."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from methods.inversion.generator import GeneratorInverter, InversionWeights, Invertible, LearnerLogits, PseudoBatch
+from methods.inversion.generator import Descent, GeneratorInverter, InversionWeights
 from models.generator import Generator
 from utils.images import Augmentation
 
@@ -36,15 +36,10 @@ class MetaGenerator(GeneratorInverter):
     def start(self) -> Generator:
         return copy.deepcopy(self.generator)
 
-    def invert(
-        self, teachers: Sequence[Invertible], images_per_class: int, learner: LearnerLogits | None = None
-    ) -> tuple[list[PseudoBatch], float]:
-        """Pseudo-images of each teacher, and the mean of their lowest losses; the generator learns from all of them."""
-        found = [self.invert_one(teacher, images_per_class, learner) for teacher in teachers]
+    def learn_from(self, descents: Sequence[Descent]) -> None:
         for index, parameter in enumerate(self.generator.parameters()):
-            parameter.grad = torch.stack([descent.gradient[index] for _, descent in found]).sum(0)
+            parameter.grad = torch.stack([descent.gradient[index] for descent in descents]).sum(0)
         self.optimizer.step()
-        return [batch for batch, _ in found], float(torch.stack([descent.loss for _, descent in found]).mean())
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
