@@ -23,7 +23,7 @@ from models import MODELS
 from utils import cli
 from utils.errors import UserError
 from utils.images import Augmentation
-from utils.metrics import Score
+from utils.metrics import Patience, Score
 
 
 class FewShotMethod(Method):
@@ -141,14 +141,18 @@ class FewShotMethod(Method):
         """
         if not memory.ready_for(self.train_shape):
             return {}
-        best, waited, updates, accuracy, loss = -1.0, 0, 0, 0.0, 0.0
-        augment = self.augmentation if self.args.augment else None
-        while waited < self.args.patience:
-            episodes = memory.sample_episodes(self.args.episode_batch, self.train_shape, self.learner, augment)
-            loss, accuracy = self.outer_step(optimizer, episodes)
-            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+        patience, updates, exhausted = Patience(self.args.patience), 0, False
+        while not exhausted:
+            loss, accuracy = self.replay_once(memory, optimizer)
+            exhausted = patience.note(accuracy)
             updates += 1
         return {"loss": loss, "accuracy": accuracy, "replay_updates": float(updates)}
+
+    def replay_once(self, memory: MemoryBank, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+        """One meta-update on episodes of memory; returns query loss and accuracy before it."""
+        augment = self.augmentation if self.args.augment else None
+        episodes = memory.sample_episodes(self.args.episode_batch, self.train_shape, self.learner, augment)
+        return self.outer_step(optimizer, episodes)
 
     def check_teachers_fit_the_head(self) -> None:
         """Raise `UserError` where a teacher has another number of classes than the learner that is to imitate it."""

@@ -23,7 +23,6 @@ Our own:
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +40,7 @@ from methods.teachers.pool import Teacher
 from utils import cli
 from utils.errors import UserError
 from utils.images import to_uint8
-from utils.metrics import Score
+from utils.metrics import Patience, Score
 
 # flag -> value of PURER, value of PURER-Plus, where none is typed
 DEFAULTS: dict[str, tuple[Any, Any]] = {
@@ -182,7 +181,6 @@ class PURER(FewShotMethod):
         return [self.pixels.batch_of(teacher) for teacher in teachers]
 
 
-@dataclass
 class GradientSwitch:
     """Whether the next step makes the images harder.
 
@@ -190,25 +188,20 @@ class GradientSwitch:
     accuracy; the best is forgotten after each firing.
     """
 
-    enabled: bool
-    start: int
-    fires_at_start: bool
-    patience: int = 6
-    on: bool = False
-    best: float = -1.0
-    waited: int = 0
+    def __init__(self, enabled: bool, start: int, fires_at_start: bool, patience: int = 6) -> None:
+        self.enabled, self.start, self.fires_at_start = enabled, start, fires_at_start
+        self.patience = Patience(patience)
+        self.on = False
 
     def note(self, update: int, accuracy: float) -> None:
         """Take in the accuracy of an update, counted from 1, and set `on` for the next one."""
-        self.on = self.enabled and self.fires_at_start and update == self.start
-        if not self.enabled or update <= self.start:
+        if not self.enabled:
             return
-        self.best, self.waited = (accuracy, 0) if accuracy > self.best else (self.best, self.waited + 1)
-        if self.waited == self.patience:
-            self.on, self.best, self.waited = True, -1.0, 0
+        self.on = self.patience.note(accuracy) if update > self.start else self.fires_at_start and update == self.start
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"on": self.on, "patience": self.patience.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.on, self.best, self.waited = state["on"], state["best"], state["waited"]
+        self.on = state["on"]
+        self.patience.load_state_dict(state["patience"])

@@ -1,8 +1,8 @@
-"""Numbers: means with intervals, paired comparison, time by purpose."""
+"""Numbers: means with intervals, paired comparison, waiting for a better one, time by purpose."""
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,6 +33,29 @@ class Score:
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
+
+
+@dataclass
+class Patience:
+    """Counts the values in a row that were no better than the best before them."""
+
+    limit: int
+    best: float = -math.inf
+    waited: int = 0
+
+    def note(self, value: float) -> bool:
+        """Take in a value; whether `limit` in a row were no better. Then the best is forgotten and counting starts again."""
+        self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
+        if self.waited < self.limit:
+            return False
+        self.best, self.waited = -math.inf, 0
+        return True
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.best, self.waited = state["best"], int(state["waited"])
 
 
 @dataclass

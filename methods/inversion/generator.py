@@ -148,14 +148,14 @@ class GeneratorInverter:
     def learn_from(self, descents: Sequence[Descent]) -> None:
         """What the inverter takes from the descents of a call: here, nothing."""
 
-    def start(self) -> Generator:
-        """The generator that the next teacher is inverted with; it is changed in place."""
+    def start(self, teacher: Invertible) -> Generator:
+        """The generator that `teacher` is inverted with; it is changed in place."""
         raise NotImplementedError
 
     def invert_one(
         self, teacher: Invertible, images_per_class: int, learner: LearnerLogits | None
     ) -> tuple[PseudoBatch, Descent]:
-        generator = self.start()
+        generator = self.start(teacher)
         labels = labels_of(teacher, images_per_class, next(generator.parameters()).device)
         descent = descend(
             generator,
@@ -176,7 +176,7 @@ class FreshGenerator(GeneratorInverter):
         super().__init__(*settings, **more)
         self.image_size, self.device = image_size, device
 
-    def start(self) -> Generator:
+    def start(self, teacher: Invertible) -> Generator:
         return Generator(self.image_size).to(self.device)
 
 

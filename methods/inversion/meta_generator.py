@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from methods.inversion.generator import Descent, GeneratorInverter, InversionWeights
+from methods.inversion.generator import Descent, GeneratorInverter, InversionWeights, Invertible
 from models.generator import Generator
 from utils.images import Augmentation
 
@@ -33,7 +33,7 @@ class MetaGenerator(GeneratorInverter):
         self.generator = generator
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=lr_outer, betas=(0.5, 0.999))
 
-    def start(self) -> Generator:
+    def start(self, teacher: Invertible) -> Generator:
         return copy.deepcopy(self.generator)
 
     def learn_from(self, descents: Sequence[Descent]) -> None:

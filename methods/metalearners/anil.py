@@ -14,10 +14,10 @@ class ANIL(Metalearner):
     def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
         features = self.features(params, support)  # (N*K, D)
         inputs = features if create_graph else features.detach()
-        head: Params = {name: params[name] for name in HEAD}
-        for _ in range(steps):
-            gradient = self.inner_gradient(
-                lambda fast: F.cross_entropy(F.linear(inputs, *(fast[name] for name in HEAD)), labels), head, create_graph
-            )
-            head = {name: value - self.inner_lr * gradient[name] for name, value in head.items()}
+        head = self.inner_loop(
+            lambda fast: F.cross_entropy(F.linear(inputs, *(fast[name] for name in HEAD)), labels),
+            {name: params[name] for name in HEAD},
+            steps,
+            create_graph,
+        )
         return {**params, **head}

@@ -92,6 +92,13 @@ class Metalearner:
         with statistics_from(self.network, len(support)):
             return call(params, torch.cat([support, query]))[len(support) :]
 
+    def inner_loop(self, loss: Callable[[Params], Tensor], params: Params, steps: int, create_graph: bool) -> Params:
+        """`params` after `steps` gradient steps of rate `inner_lr` on `loss`."""
+        for _ in range(steps):
+            gradient = self.inner_gradient(loss, params, create_graph)
+            params = {name: value - self.inner_lr * gradient[name] for name, value in params.items()}
+        return params
+
     def inner_gradient(self, loss: Callable[[Params], Tensor], params: Params, create_graph: bool) -> dict[str, Tensor]:
         """The gradient of `loss` at `params`, by the mechanism that the execution needs."""
         if self.execution == "vmap":
