@@ -10,6 +10,7 @@ from methods.base import Method
 from methods.few_shot import FewShotMethod, default_run_name
 from methods.loop import Training, dry_run
 from methods.report import report_result
+from methods.teachers.manifest import as_place
 from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, seed
 from utils.errors import UserError
@@ -96,7 +97,7 @@ def _parse_again(argv: Sequence[str], run: Path, evaluating: bool) -> argparse.N
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
     parser.set_defaults(**saved)
     args = _parse_known(parser, argv)
-    args.teachers = [Path(place) for place in args.teachers] if args.teachers else None
+    args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
     return args
 
 

@@ -70,6 +70,10 @@ class Method:
         """What inverting one teacher costs, in images and steps; nothing for a method that inverts none."""
         return {}
 
+    def asked(self) -> dict[str, float]:
+        """What black boxes were asked: queries, calls, seconds, queries_per_image; nothing where none was."""
+        return {}
+
     def pictures(self) -> dict[str, tuple[torch.Tensor, int]]:
         """Images worth looking at now: name -> uint8 (N, C, H, W) and how many stand in a row."""
         return {}

@@ -49,6 +49,10 @@ class TeacherNCM(FewShotMethod):
         if args.ensemble and args.ensemble > len(self.teachers):
             raise UserError(f"--ensemble {args.ensemble}: the pool has {len(self.teachers)} teachers")
 
+    @property
+    def looks_inside(self) -> bool:
+        return self.args.ncm_on != "probabilities"
+
     def sit(self, exam: Exam) -> Score:
         distances = teacher_distances(self.teachers, exam, self.args.ncm_on)
         return ensemble_score(distances, self.args.ensemble or len(distances), self.args.seed)

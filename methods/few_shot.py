@@ -18,7 +18,7 @@ from methods.metalearners import METALEARNERS, get_metalearner
 from methods.metalearners.gradients import meta_gradient, set_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows, pool_folder, pool_specs, pretrain_command
-from methods.teachers.pool import Teacher, TeacherPool, add_teacher_flags
+from methods.teachers.pool import TeacherPool, add_teacher_flags
 from models import MODELS
 from utils import cli
 from utils.errors import UserError
@@ -62,7 +62,7 @@ class FewShotMethod(Method):
             _ = exam.indices  # missing lists and splits that are too small show before any work is done
         self.pool = TeacherPool(rows, device, args.class_order) if rows else None
         if self.pool:
-            self.pool.check()
+            self.pool.check(self.looks_inside)
 
     @classmethod
     def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -79,6 +79,11 @@ class FewShotMethod(Method):
             args.dataset = "cifar100"
         if args.shot_test is None:
             args.shot_test = args.shot_train
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the method needs more of its teachers than their answers."""
+        return True
 
     @property
     def num_iterations(self) -> int:
@@ -121,7 +126,7 @@ class FewShotMethod(Method):
         """The learner's score on the episodes of one exam."""
         return examine(self.learner, self.metalearner, exam, self.args.test_inner_steps)
 
-    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Fresh pseudo-images of some teachers, leaving the run as it is."""
         raise UserError(f"--judge: {self.args.method} recovers no images")
 

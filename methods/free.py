@@ -22,6 +22,7 @@ Our own:
 
 import argparse
 import copy
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from methods.distillation.losses import kl_divergence
 from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import InversionWeights, PseudoBatch, add_generator_flags
+from methods.inversion.generator import InversionWeights, PseudoBatch, add_generator_flags, inversion_loss
 from methods.inversion.meta_generator import MetaGenerator
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.gradients import reptile_step
@@ -67,8 +68,7 @@ class FREE(FewShotMethod):
         weights = InversionWeights(args.oh, args.bn, args.adv)
         self.inverter = MetaGenerator(
             Generator(self.image_size).to(device),
-            weights,
-            self.augmentation,
+            partial(inversion_loss, weights=weights, augment=self.augmentation),
             args.inversion_steps,
             lr=args.Glr,
             lr_latent=args.zlr,
@@ -121,7 +121,8 @@ class FREE(FewShotMethod):
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         return self.memory.picture()
 
-    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Pseudo-images as the run makes them now, leaving the run untouched."""
         inverter = copy.deepcopy(self.inverter)
+        teachers = [self.teachers[teacher_id] for teacher_id in teacher_ids]
         return inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)[0]

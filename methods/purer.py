@@ -36,7 +36,6 @@ from methods.inversion.generator import PseudoBatch
 from methods.inversion.pixel import PixelImages, PixelWeights
 from methods.memory import pseudo_episodes
 from methods.teachers.averaging import average_into
-from methods.teachers.pool import Teacher
 from utils import cli
 from utils.errors import UserError
 from utils.images import to_uint8
@@ -177,8 +176,8 @@ class PURER(FewShotMethod):
         columns = min(8, self.args.synthesis_per_class)
         return {"pixels": (to_uint8(self.pixels.unit[:16, :columns]).flatten(0, 1), columns)}
 
-    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
-        return [self.pixels.batch_of(teacher) for teacher in teachers]
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        return [self.pixels.batch_of(self.teachers[teacher_id]) for teacher_id in teacher_ids]
 
 
 class GradientSwitch:

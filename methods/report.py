@@ -55,6 +55,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
         "image_size": method.image_size,
         "seconds": times,
         "inversion_of_one_teacher": method.effort(),
+        "asked_of_services": method.asked(),
         "accuracy": {name: _numbers(score) for name, score in scores.items()},
         "yardsticks": {
             label: {name: _numbers(score) | _beside(scores[name], score) for name, score in by_set.items()}
@@ -75,21 +76,21 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
     The teachers are drawn by the run's seed; images/recovered.png shows them with real images to the right.
     """
     draws = seed.generator(method.args.seed, "judge", "teachers")
-    chosen = [method.teachers[i] for i in torch.randperm(len(method.teachers), generator=draws)[:teachers].tolist()]
-    nameless = next((teacher.row for teacher in chosen if not teacher.row.class_names), None)
+    teacher_ids = torch.randperm(len(method.teachers), generator=draws)[:teachers].tolist()
+    chosen = [method.teachers.rows[teacher_id] for teacher_id in teacher_ids]
+    nameless = next((row for row in chosen if not row.class_names), None)
     if nameless is not None:
         raise UserError(f"--judge needs the names of the teachers' classes; {nameless.path} has only numbers (--class_order)")
-    batches = method.recover(chosen)
+    batches = method.recover(teacher_ids)
     hits, rows = [], []
     splits = {
-        teacher.row.dataset: load_split(get_spec(teacher.row.dataset), "meta_train", method.args.data_root, method.image_size)
-        for teacher in chosen
+        row.dataset: load_split(get_spec(row.dataset), "meta_train", method.args.data_root, method.image_size) for row in chosen
     }
     judges = {name: train_judge(split, get_spec(name), method.device) for name, split in splits.items()}
-    for teacher, batch in zip(chosen, batches, strict=True):
-        name = teacher.row.dataset
+    for row, batch in zip(chosen, batches, strict=True):
+        name = row.dataset
         split = splits[name]
-        classes = [split.class_names.index(label) for label in teacher.row.class_names]
+        classes = [split.class_names.index(label) for label in row.class_names]
         hits.append(recognised(judges[name], batch, classes, get_spec(name), method.image_size))
         rows.append(beside_real(batch, split, classes, 6, draws))
     share = float(torch.cat(hits).float().mean())
@@ -125,7 +126,7 @@ def floors(method: FewShotMethod, folder: Path) -> dict[str, dict[str, Score]]:
     for exam in method.exams["meta_test"]:
         learner = [args.backbone, args.metalearner, args.inner_lr, args.test_inner_steps, args.inductive, args.seed]
         pool = method.pool
-        key = [exam_key(exam), learner, pool.fingerprint() if pool else None]
+        key = [exam_key(exam), learner, pool.fingerprint() if pool else None, method.looks_inside]
         found = checkpoint.cached(folder, key, lambda exam=exam: _compute_floors(method, exam))  # type: ignore[misc]
         for label, values in found.items():
             lines.setdefault(label, {})[exam.spec.name] = Score(values)
@@ -139,9 +140,10 @@ def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, list[float]]
         untrained = Learner(method.learner.spec, method.device)
     lines["random learner, adapted"] = examine(untrained, method.metalearner, exam, method.args.test_inner_steps)
     if method.pool:
-        distances = teacher_distances(method.pool, exam)
-        lines["one frozen teacher (mean)"] = ensemble_score(distances, 1)
-        lines[f"all {len(method.pool)} frozen teachers"] = ensemble_score(distances, len(method.pool))
+        distances = teacher_distances(method.pool, exam, "features" if method.looks_inside else "probabilities")
+        seen = "" if method.looks_inside else ", probabilities"
+        lines[f"one frozen teacher (mean){seen}"] = ensemble_score(distances, 1)
+        lines[f"all {len(method.pool)} frozen teachers{seen}"] = ensemble_score(distances, len(method.pool))
     return {label: list(score.values) for label, score in lines.items()}
 
 
@@ -183,6 +185,12 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     notes.append(f"{content['seconds_of_an_episode']:.3f} s an episode of meta_test")
     if content["inversion_of_one_teacher"]:
         notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
+    if content["asked_of_services"]:
+        notes.append(
+            "{queries:,} queries in {calls:,} calls, {queries_per_image:,.0f} a recovered image".format(
+                **content["asked_of_services"]
+            )
+        )
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
     return "\n".join([report.table(header, rows), ", ".join(notes)]).rstrip()
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from methods.distillation.losses import kl_divergence
 from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, add_generator_flags
+from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, add_generator_flags, inversion_loss
 from methods.inversion.pixel import PixelWeights, invert_alone
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params
@@ -81,7 +81,11 @@ class TGR(FewShotMethod):
         self.check_teachers_fit_the_head()
         weights = InversionWeights(args.oh, args.bn, adv=0.0)
         self.inverter = FreshGenerator(
-            self.image_size, device, weights, self.augmentation, args.inversion_steps, lr=args.Glr, lr_latent=args.zlr
+            device,
+            partial(inversion_loss, weights=weights, augment=self.augmentation),
+            args.inversion_steps,
+            lr=args.Glr,
+            lr_latent=args.zlr,
         )
         capacity = BATCHES_KEPT * args.num_recover
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
@@ -165,5 +169,6 @@ class TGR(FewShotMethod):
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         return self.memory.picture()
 
-    def recover(self, teachers: list[Teacher]) -> list[PseudoBatch]:
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        teachers = [self.teachers[teacher_id] for teacher_id in teacher_ids]
         return self.inverter.invert(teachers, self.args.num_recover)[0]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the teachers: bash scripts/pretrain.sh [METHOD] [--for mr|md|ma] [FLAGS...]. Finished teachers are skipped.
+# Train the teachers: bash scripts/pretrain.sh [METHOD] [--for mr|md|ma|ss|sh|mh] [FLAGS...]. Finished teachers are skipped.
 # Without --for: the pool of METHOD's own pretrain.sh; with it: every pool that the scenario needs.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -9,11 +9,15 @@ declare -A ROW=(
     [purer]="--dataset cifar100 --num_class_per_task 5 --pre_backbone conv4"
     [purer_plus]="--dataset cifar100 --way_pretrain 5 --pre_backbone conv4"
     [tgr]="--dataset miniimagenet --way_pretrain 5 --pre_backbone conv4"
+    [bidf_mkd]="--dataset cifar100 --way_pretrain 5 --pre_backbone conv4"
 )
 declare -A SCENARIO=(
     [mr]="--dataset cifar100 --pre_backbone conv4"
     [md]="--dataset mix --pre_backbone conv4"
     [ma]="--dataset cifar100 --pre_backbone mix"
+    [ss]="--dataset cifar100 --pre_backbone conv4"
+    [sh]="--dataset cifar100 --pre_backbone mix"
+    [mh]="--dataset mix --pre_backbone mix"
 )
 method=free
 if [ $# -gt 0 ] && [[ "$1" != -* ]]; then

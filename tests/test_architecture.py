@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     ["main", "pretrain", "write_file"],
     ["methods.loop", "methods.report"],
-    ["methods.free", "methods.tgr", "methods.purer", "methods.baselines"],
+    ["methods.free", "methods.tgr", "methods.purer", "methods.bidf_mkd", "methods.baselines"],
     ["methods.few_shot"],
     ["methods.base"],
     ["methods.evaluation"],

@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """The user stopped the work and it stopped in good order; the message says how to go on. Exit status 130."""
+
+
+class BudgetSpent(Exception):
+    """A limit that the user set is reached. The work goes on with what it has; this never reaches the command line."""

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.evaluation.few_shot import Exam, Indices
-from methods.teachers.pool import Teacher, TeacherPool
+from methods.teachers.black_box import Meter
+from methods.teachers.pool import TeacherPool
 from utils import seed
 from utils.images import to_float
 from utils.metrics import Score
@@ -41,11 +42,11 @@ def pixel_floor(exam: Exam, device: torch.device) -> Score:
     return Score(accuracy_of(distances_to_means(pixels, exam.indices, exam.shape.way)).tolist())
 
 
-# what nearest class mean may look at: features of a white box, logits or probabilities of an API
-VIEWS: dict[str, Callable[[Teacher, Tensor], Tensor]] = {
-    "features": lambda teacher, images: teacher.features(images),
-    "logits": lambda teacher, images: teacher(images),
-    "probabilities": lambda teacher, images: F.softmax(teacher(images), 1),
+# what nearest class mean may look at: features or logits of a white box, answers of a black one (counted by nobody)
+VIEWS: dict[str, Callable[[TeacherPool, int, Tensor], Tensor]] = {
+    "features": lambda pool, teacher_id, images: pool[teacher_id].features(images),
+    "logits": lambda pool, teacher_id, images: pool[teacher_id](images),
+    "probabilities": lambda pool, teacher_id, images: pool.black_box(teacher_id, Meter()).query(images),
 }
 
 
@@ -54,8 +55,7 @@ def teacher_distances(pool: TeacherPool, exam: Exam, view: str = "features") -> 
     """Distances of queries to class means in the l2-normalised `view` of each frozen teacher: (T, E, N*Q, N)."""
     images, distances = exam.split.images, []
     for teacher_id in tqdm(range(len(pool)), desc="frozen teachers", unit="teacher", leave=False):
-        teacher = pool[teacher_id]
-        seen = torch.cat([VIEWS[view](teacher, to_float(part.to(pool.device))) for part in images.split(500)])
+        seen = torch.cat([VIEWS[view](pool, teacher_id, to_float(part.to(pool.device))) for part in images.split(500)])
         distances.append(distances_to_means(F.normalize(seen), exam.indices, exam.shape.way))
     return torch.stack(distances)
 

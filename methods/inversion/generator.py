@@ -14,21 +14,29 @@ from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.losses import adversarial_loss
 from models.generator import Generator
 from utils import cli
+from utils.errors import BudgetSpent
 
 LearnerLogits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, N)
 
 
-class Invertible(Protocol):
-    """What inversion needs of a teacher: logits (B, way) of images (B, C, H, W) in [0, 1], and the network inside."""
-
-    @property
-    def network(self) -> nn.Module: ...
+class Subject(Protocol):
+    """What every teacher says of itself: the pool's ids of its classes, how many, and the size of its images."""
 
     @property
     def class_ids(self) -> tuple[int, ...]: ...
 
     @property
     def way(self) -> int: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+
+class Invertible(Subject, Protocol):
+    """What white-box inversion needs: logits (B, way) of images (B, C, H, W) in [0, 1], and the network inside."""
+
+    @property
+    def network(self) -> nn.Module: ...
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
@@ -55,9 +63,9 @@ def inversion_loss(
     teacher: Invertible,
     images: Tensor,
     labels: Tensor,
+    learner: LearnerLogits | None,
     weights: InversionWeights,
     augment: Callable[[Tensor], Tensor],
-    learner: LearnerLogits | None,
 ) -> Tensor:
     """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = augment(images), images (M, C, h, w) in [0, 1]."""
     x = augment(images)
@@ -93,6 +101,7 @@ def descend(
     """Take `steps` Adam(.5, .999) steps on `generator` (in place) and on `count` fresh latents z ~ N(0, I).
 
     The images kept are those of the step with the lowest loss, chosen on the device without waiting for it.
+    A loss that raises `BudgetSpent` ends the descent early, with what it has; at the first step it is passed on.
     `gradient_of` says whether `gradient` (one tensor per generator parameter) is the "last" step's or the "sum".
     """
     parameters = list(generator.parameters())
@@ -105,7 +114,12 @@ def descend(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for step in range(steps):
         images = generator(z)
-        loss = loss_of(images)
+        try:
+            loss = loss_of(images)
+        except BudgetSpent:
+            if step == 0:
+                raise
+            break
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for sum_, parameter in zip(total, parameters, strict=True):
@@ -118,27 +132,29 @@ def descend(
     return Descent(kept, best, total)
 
 
+# (teacher, images in [0, 1], labels, learner) -> what a step descends on
+InversionLoss = Callable[[Any, Tensor, Tensor, LearnerLogits | None], Tensor]
+
+
 class GeneratorInverter:
     """Inverts each teacher by `steps` steps on a generator and latents of its own; `start` says where those begin."""
 
     def __init__(
         self,
-        weights: InversionWeights,
-        augment: Callable[[Tensor], Tensor],
+        loss: InversionLoss,
         steps: int = 5,
         lr: float = 1e-3,
         lr_latent: float = 1e-3,
         gradient_of: str = "last",
     ) -> None:
-        self.weights = weights
-        self.augment = augment
+        self.loss = loss
         self.steps = steps
         self.lr = lr
         self.lr_latent = lr_latent
         self.gradient_of = gradient_of
 
     def invert(
-        self, teachers: Sequence[Invertible], images_per_class: int, learner: LearnerLogits | None = None
+        self, teachers: Sequence[Subject], images_per_class: int, learner: LearnerLogits | None = None
     ) -> tuple[list[PseudoBatch], float]:
         """Pseudo-images of each teacher, and the mean of their lowest losses."""
         batches, descents = zip(*[self.invert_one(teacher, images_per_class, learner) for teacher in teachers], strict=True)
@@ -148,18 +164,16 @@ class GeneratorInverter:
     def learn_from(self, descents: Sequence[Descent]) -> None:
         """What the inverter takes from the descents of a call: here, nothing."""
 
-    def start(self, teacher: Invertible) -> Generator:
+    def start(self, teacher: Subject) -> Generator:
         """The generator that `teacher` is inverted with; it is changed in place."""
         raise NotImplementedError
 
-    def invert_one(
-        self, teacher: Invertible, images_per_class: int, learner: LearnerLogits | None
-    ) -> tuple[PseudoBatch, Descent]:
+    def invert_one(self, teacher: Subject, images_per_class: int, learner: LearnerLogits | None) -> tuple[PseudoBatch, Descent]:
         generator = self.start(teacher)
         labels = labels_of(teacher, images_per_class, next(generator.parameters()).device)
         descent = descend(
             generator,
-            lambda images: inversion_loss(teacher, images, labels, self.weights, self.augment, learner),
+            lambda images: self.loss(teacher, images, labels, learner),
             len(labels),
             self.steps,
             self.lr,
@@ -170,14 +184,14 @@ class GeneratorInverter:
 
 
 class FreshGenerator(GeneratorInverter):
-    """Every teacher is inverted with a newly initialised generator, whose images have `image_size`."""
+    """Every teacher is inverted with a newly initialised generator of images of the teacher's own size."""
 
-    def __init__(self, image_size: int, device: torch.device, *settings: Any, **more: Any) -> None:
+    def __init__(self, device: torch.device, *settings: Any, **more: Any) -> None:
         super().__init__(*settings, **more)
-        self.image_size, self.device = image_size, device
+        self.device = device
 
-    def start(self, teacher: Invertible) -> Generator:
-        return Generator(self.image_size).to(self.device)
+    def start(self, teacher: Subject) -> Generator:
+        return Generator(teacher.image_size).to(self.device)
 
 
 def add_generator_flags(group: argparse._ArgumentGroup) -> None:
@@ -189,6 +203,6 @@ def add_generator_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--bn", type=float, default=0.0, help="weight of the batch statistics")
 
 
-def labels_of(teacher: Invertible, images_per_class: int, device: torch.device) -> Tensor:
+def labels_of(teacher: Subject, images_per_class: int, device: torch.device) -> Tensor:
     """Labels (way * images_per_class,), grouped by class."""
     return torch.arange(teacher.way, device=device).repeat_interleave(images_per_class)

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from methods.inversion.generator import Descent, GeneratorInverter, InversionWeights, Invertible
+from methods.inversion.generator import Descent, GeneratorInverter, InversionLoss, Subject
 from models.generator import Generator
-from utils.images import Augmentation
 
 
 class MetaGenerator(GeneratorInverter):
@@ -21,19 +20,18 @@ class MetaGenerator(GeneratorInverter):
     def __init__(
         self,
         generator: Generator,
-        weights: InversionWeights,
-        augment: Augmentation,
+        loss: InversionLoss,
         steps: int = 5,
         lr: float = 1e-3,
         lr_latent: float = 1e-3,
         lr_outer: float = 1e-3,
         gradient_of: str = "last",
     ) -> None:
-        super().__init__(weights, augment, steps, lr, lr_latent, gradient_of)
+        super().__init__(loss, steps, lr, lr_latent, gradient_of)
         self.generator = generator
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=lr_outer, betas=(0.5, 0.999))
 
-    def start(self, teacher: Invertible) -> Generator:
+    def start(self, teacher: Subject) -> Generator:
         return copy.deepcopy(self.generator)
 
     def learn_from(self, descents: Sequence[Descent]) -> None:

@@ -135,6 +135,7 @@ class _Alone:
 
     def __init__(self, teacher: Invertible) -> None:
         self.teacher, self.network, self.way = teacher, teacher.network, teacher.way
+        self.image_size = teacher.image_size
         self.class_ids = tuple(range(teacher.way))
 
     def __call__(self, images: Tensor) -> Tensor:

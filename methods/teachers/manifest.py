@@ -1,4 +1,4 @@
-"""Where teachers are listed: `teachers.csv`, and the folders of the papers' own code."""
+"""Where teachers are listed: `teachers.csv`, the folders of the papers' own code, and services."""
 
 import re
 from argparse import ArgumentParser, Namespace
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from datasets.registry import SPECS, DatasetSpec, get_domains, get_spec
+from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spec
+from methods.teachers.black_box import Listed, services_of
+from methods.teachers.client import HttpServer
 from models import MIXED_ARCHITECTURES, MODELS
 from utils import cli
 from utils.errors import UserError
@@ -16,6 +18,7 @@ from utils.files import write_text
 
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
 NUMBER = re.compile(r"(\d+)$")
+SERVICE = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class TeacherRow:
     accuracy: float = float("nan")  # 0..1, on the teacher's held-out images
     epochs: int = 0
     seed: int = 0
+    listed: Listed | None = None  # for a service, whose `path` is only its name
 
     @property
     def class_keys(self) -> tuple[str, ...]:
@@ -112,8 +116,18 @@ def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
     return " ".join(parts)
 
 
-def read_place(place: Path, args: Namespace) -> list[TeacherRow]:
-    """A manifest, a folder with a manifest, or a folder of the papers' files."""
+def as_place(text: str) -> Path | str:
+    """What --teachers may name: a file or folder, or the text of a URL or `module:function`."""
+    return text if SERVICE.match(text) else Path(text)
+
+
+def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
+    """A manifest, a folder with a manifest, a folder of the papers' files, or services."""
+    if isinstance(place, str):
+        listed = HttpServer(place).models(args.api_dtype) if place.startswith("http") else services_of(place)
+        if not listed:
+            raise UserError(f"--teachers {place} lists no service")
+        return [_row_of_service(service) for service in listed]
     if place.is_file():
         return read_manifest(place)
     if (place / "teachers.csv").is_file():
@@ -124,6 +138,13 @@ def read_place(place: Path, args: Namespace) -> list[TeacherRow]:
         name = next((part for part in known if part in SPECS), args.dataset)
         return _rows_of_papers(place, args, get_spec(name), arch)
     raise UserError(f"--teachers {place} does not exist: give a teachers.csv or a folder of teachers")
+
+
+def _row_of_service(listed: Listed) -> TeacherRow:
+    spec = SPECS.get(listed.dataset)
+    mean, std = (spec.mean, spec.std) if spec else IMAGENET
+    ids, size = tuple(range(len(listed.class_names))), listed.image_size
+    return TeacherRow(Path(listed.name), "service", ids, listed.class_names, size, mean, std, listed.dataset, listed=listed)
 
 
 def read_manifest(path: Path) -> list[TeacherRow]:

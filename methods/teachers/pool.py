@@ -6,12 +6,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import nn
 
 from datasets.registry import SPECS
-from methods.teachers.manifest import NUMBER, TeacherRow
+from methods.teachers.black_box import ApiDtype, BlackBox, LocalService, Meter
+from methods.teachers.manifest import NUMBER, TeacherRow, as_place
 from models import create_model
 from models.backbone import Backbone
 from models.published import Published, read_published
@@ -38,6 +40,10 @@ class Teacher(nn.Module):
     @property
     def way(self) -> int:
         return len(self.class_ids)
+
+    @property
+    def image_size(self) -> int:
+        return self.row.image_size
 
     def train(self, mode: bool = True) -> "Teacher":
         """Teachers stay in evaluation mode: their running statistics must not move."""
@@ -81,30 +87,46 @@ class TeacherPool:
         return len(self.rows)
 
     def __getitem__(self, teacher_id: int) -> Teacher:
+        """Raises `UserError` for a service, into which nobody can look."""
+        row = self.rows[teacher_id]
+        if row.listed is not None:
+            raise UserError(f"{row.path} is a service, and this work looks inside its teachers: choose a black-box method")
         if teacher_id not in self._loaded:
-            self._loaded[teacher_id] = self._load(self.rows[teacher_id])
+            self._loaded[teacher_id] = self._load(row)
             while len(self._loaded) > 1 and sum(map(_num_bytes, self._loaded.values())) > CACHE_BYTES:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(teacher_id)
         return self._loaded[teacher_id]
 
+    def black_box(self, teacher_id: int, meter: Meter, dtype: ApiDtype = "float32") -> BlackBox:
+        """A teacher, or a service, of which only the answers can be had; `meter` counts them."""
+        row = self.rows[teacher_id]
+        service = LocalService(self[teacher_id]) if row.listed is None else row.listed.service
+        return BlackBox(service, str(row.path), self._ids_of(row), row.image_size, row.std, meter, dtype)
+
     def sample(self, count: int) -> list[Teacher]:
         """`count` different teachers at random (all, in random order, where there are fewer)."""
         return [self[teacher_id] for teacher_id in torch.randperm(len(self))[:count].tolist()]
 
-    def check(self) -> None:
-        """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work."""
-        for teacher_id in range(len(self)):
-            _ = self[teacher_id]
+    def check(self, inside: bool = True) -> None:
+        """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work.
 
-    def fingerprint(self) -> list[tuple[str, int, int]]:
-        """What identifies the pool's files: name, size and time of each."""
+        Services are passed over where nobody wants to look `inside`.
+        """
+        for teacher_id, row in enumerate(self.rows):
+            if inside or row.listed is None:
+                _ = self[teacher_id]
+
+    def fingerprint(self) -> list[tuple[str, int | str, int]]:
+        """What identifies the pool's teachers: name, size and time of each file."""
         return [self.fingerprint_of(teacher_id) for teacher_id in range(len(self))]
 
-    def fingerprint_of(self, teacher_id: int) -> tuple[str, int, int]:
-        """The same of one teacher."""
-        path = self.rows[teacher_id].path
-        return path.name, path.stat().st_size, path.stat().st_mtime_ns
+    def fingerprint_of(self, teacher_id: int) -> tuple[str, int | str, int]:
+        """The same of one teacher; for a service what it says, and nothing lasting where it says nothing."""
+        row = self.rows[teacher_id]
+        if row.listed is not None:
+            return row.path.name, row.listed.fingerprint or uuid4().hex, 0
+        return row.path.name, row.path.stat().st_size, row.path.stat().st_mtime_ns
 
     def _load(self, row: TeacherRow) -> Teacher:
         published = self._published.get(row.path) or read_published(checkpoint.load(row.path), str(row.path))
@@ -112,7 +134,10 @@ class TeacherPool:
         with torch.random.fork_rng(devices=[]):  # when a teacher is loaded must not change what the run draws
             network = create_model(row.arch, outputs, row.image_size)
         checkpoint.load_weights(network, published.state, row.path)
-        return Teacher(network.to(self.device), row, [self._index[key] for key in row.class_keys])
+        return Teacher(network.to(self.device), row, self._ids_of(row))
+
+    def _ids_of(self, row: TeacherRow) -> list[int]:
+        return [self._index[key] for key in row.class_keys]
 
     def _complete(self, row: TeacherRow, class_order: Path | None) -> TeacherRow:
         """Fill the class ids of a papers' file from its content, or from its number where it holds only weights."""
@@ -144,6 +169,12 @@ def _num_bytes(teacher: Teacher) -> int:
 def add_teacher_flags(parser: ArgumentParser) -> None:
     """The flags that say where existing teachers are."""
     group = parser.add_argument_group("existing teachers")
-    group.add_argument("--teachers", type=Path, action="append", help="a teachers.csv or its folder; may be repeated")
+    group.add_argument(
+        "--teachers", type=as_place, action="append",
+        help="a teachers.csv or its folder, a server's URL, or module:function that returns services; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
+    )
     group.add_argument("--pretrained_path_prefix", "--pretrained_prefix", help="root of the papers' own trees of teachers")
     group.add_argument("--class_order", type=Path, help="file with the class names in the order the papers' ids count")

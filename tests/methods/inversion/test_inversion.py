@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_inversion_leaves_teachers_unchanged(bn: float) -> None:
     subject = teacher()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     subject.train()
-    inverter = MetaGenerator(Generator(16), InversionWeights(bn=bn), Augmentation(), steps=2)
+    inverter = MetaGenerator(
+        Generator(16), partial(inversion_loss, weights=InversionWeights(bn=bn), augment=Augmentation()), steps=2
+    )
     learner = teacher(5)
     batches, loss = inverter.invert([subject], 4, learner)
     assert all(torch.equal(before[name], value) for name, value in subject.state_dict().items())
@@ -109,7 +112,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     subject, learner = teacher(), teacher(3)
     images, labels = torch.rand(6, 3, 16, 16), labels_of(subject, 2, torch.device("cpu"))
     torch.manual_seed(1)
-    loss = inversion_loss(subject, images, labels, InversionWeights(2.0, 0.5, 3.0), shift_and_flip, learner)
+    loss = inversion_loss(subject, images, labels, learner, InversionWeights(2.0, 0.5, 3.0), shift_and_flip)
     torch.manual_seed(1)
     x = shift_and_flip(images)
     with record_bn_distances(subject.network) as distances:
@@ -155,7 +158,7 @@ def test_meta_gradient_is_that_of_the_last_step_or_of_all(which: str) -> None:
 class Colours(nn.Module):
     """A teacher that is easy to invert: class c is the brightness of channel c."""
 
-    class_ids, way = (0, 1, 2), 3
+    class_ids, way, image_size = (0, 1, 2), 3, 16
 
     @property
     def network(self) -> nn.Module:
@@ -169,8 +172,8 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
     """One outer step, against Adam on the gradients that the same descents give one by one."""
     torch.manual_seed(0)
     generator = Generator(16, width=8)
-    weights, augment = InversionWeights(adv=0.0), Augmentation()
-    inverter = MetaGenerator(generator, weights, augment, steps=2, lr=1e-3, lr_latent=1e-2, lr_outer=5e-3)
+    loss = partial(inversion_loss, weights=InversionWeights(adv=0.0), augment=Augmentation())
+    inverter = MetaGenerator(generator, loss, steps=2, lr=1e-3, lr_latent=1e-2, lr_outer=5e-3)
     reference = copy.deepcopy(generator)
     start = torch.get_rng_state()
     inverter.invert([Colours(), Colours()], 4)
@@ -179,7 +182,7 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
     total = [torch.zeros_like(parameter) for parameter in reference.parameters()]
 
     def loss_of(images: torch.Tensor) -> torch.Tensor:
-        return inversion_loss(Colours(), images, labels, weights, augment, None)
+        return loss(Colours(), images, labels, None)
 
     for _ in range(2):
         descent = descend(copy.deepcopy(reference), loss_of, 12, 2, 1e-3, 1e-2)

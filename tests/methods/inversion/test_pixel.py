@@ -20,6 +20,7 @@ class Known(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.network = create_model("conv4", len(class_ids), 16).eval().requires_grad_(False)
+        self.image_size = 16
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()

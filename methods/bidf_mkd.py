@@ -1,0 +1,213 @@
+"""BiDf-MKD: Learning to Learn from APIs, black-box data-free meta-learning (Hu et al., ICML 2023).
+
+The teachers are services: nothing is had of them but probabilities. A service is inverted by gradients that are estimated
+from its answers (`--ZO`) into a support set; the learner takes an inner loop of distillation on it; a query set is then
+inverted at the border between the service and the learner as adapted; and the learner moves by the distillation loss of
+the adapted learner on the query set, through the inner loop. Both sets enter memory. Between services the learner is
+meta-trained on episodes of memory, until `--generate_interval` updates in a row brought no better accuracy.
+
+Without `--ZO` the teachers are white boxes and the gradients true; all else is the same.
+
+Deviations
+----------
+From the released code:
+- Images live in the service's space, [0, 1] at its own size; `--mu` is multiplied by the image set's mean standard
+  deviation, so that it means the paper's step in normalised pixels.
+- The loss whose gradient is estimated is that of each image; the images kept are the best by the true loss.
+- The divergence is averaged over images, from log-probabilities; the code feeds probabilities and averages over entries.
+Our own:
+- `--zo_estimator antithetic` looks both ways along half as many directions, for as many queries.
+- `--query_budget` ends inversion when it is spent; meta-training goes on with memory.
+- `--augment` augments pseudo-images in meta-training, as for FREE.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.distillation.losses import kl_divergence
+from methods.few_shot import FewShotMethod, add_replay_flags
+from methods.inversion.generator import FreshGenerator, InversionLoss, InversionWeights, PseudoBatch, inversion_loss
+from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, log_answers, radius_of
+from methods.memory import BATCHES_KEPT, MemoryBank
+from methods.metalearners.base import Params
+from methods.metalearners.gradients import set_gradient
+from methods.teachers.black_box import BlackBox, Meter, add_black_box_flags
+from methods.teachers.pool import Teacher
+from utils import cli
+from utils.errors import BudgetSpent, UserError
+from utils.metrics import Patience
+
+
+class BiDfMKD(FewShotMethod):
+    PAPER = "Hu et al., Learning to Learn from APIs: Black-Box Data-Free Meta-Learning (BiDf-MKD), ICML 2023"
+    COUNTS_EPISODES = True
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {
+        "episode_train": 240_000,
+        "episode_batch": 4,
+        "val_interval": 2_000,
+        "patience": 200,
+    }
+    STATE = ("learner", "optimizer", "memory", "patience", "meter", "progress")
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--ZO", action="store_true", help="the teachers are black boxes: gradients are estimated")
+        group.add_argument("--mu", type=cli.rate, default=0.005, help="length of a step, in normalised pixels")
+        group.add_argument("--q", type=cli.count, default=100, help="queries of an image for one gradient")
+        group.add_argument("--numsplit", type=cli.count, help="parts in which they are sent (default: as memory allows)")
+        group.add_argument("--zo_estimator", choices=("forward", "antithetic"), default="forward", help="how they are used")
+        group.add_argument(
+            "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=200,
+            help="steps of inverting one service",
+        )  # fmt: skip
+        group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
+        group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
+        group.add_argument("--oh", type=float, default=1.0, help="weight of the cross entropy")
+        group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term of query sets")
+        group.add_argument("--advstartit", type=int, default=-1, help="outer update from which it counts")
+        group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
+        group.add_argument("--num_qur_kd", type=cli.count, default=30, help="pseudo-images of a class in a query set")
+        group.add_argument("--inner_update_num_kd", type=cli.count, default=10, help="inner steps of distillation")
+        add_black_box_flags(group)
+        add_replay_flags(group)
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        self.check_teachers_fit_the_head()
+        capacity = BATCHES_KEPT * (args.num_sup_kd + args.num_qur_kd)
+        self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
+        self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
+        self.patience = Patience(args.patience)
+        self.meter = Meter(args.query_budget, self.clock)
+        self.progress = Progress()
+        for row in self.teachers.rows if args.ZO and args.api_dtype == "uint8" else []:
+            least = least_mu(row.image_size, row.std)
+            if args.mu < least:
+                raise UserError(
+                    f"--mu {args.mu}: a service that takes 8-bit images of {row.image_size} pixels sees no step that small; "
+                    f"try --mu {least:.2g} or more"
+                )
+
+    @property
+    def looks_inside(self) -> bool:
+        return not self.args.ZO
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One outer update: on a new service when it is time for one, else on episodes of memory."""
+        numbers: dict[str, float] = {}
+        if self.progress.due and not self.progress.out_of_budget:
+            numbers = self.learn_from_a_service(iteration)
+        if not numbers:
+            with self.clock("meta-training"):
+                loss, accuracy = self.replay_once(self.memory, self.optimizer)
+            self.progress.due = self.patience.note(accuracy)
+            numbers = {"loss": loss, "accuracy": accuracy}
+        return numbers | ({"queries": float(self.meter.queries)} if self.args.ZO else {})
+
+    def learn_from_a_service(self, iteration: int) -> dict[str, float]:
+        """Bi-level distillation from one service; nothing comes back where the budget of queries ends it."""
+        teacher = self.open(int(torch.randint(len(self.teachers), ())), self.meter)
+        try:
+            with self.clock("generation"):
+                support, inversion_loss = self.invert(teacher, self.args.num_sup_kd)
+                self.remember(support)
+            with self.clock("meta-training"):
+                answers, inner = self.answers(teacher, support), self.args.inner_update_num_kd
+                adapted = self.metalearner.inner_loop(
+                    partial(self.distillation_loss, support, answers), self.learner.params, inner, not self.args.first_order
+                )
+            with self.clock("generation"):
+                fixed = {name: value.detach() for name, value in adapted.items()}
+                harder = iteration >= self.args.advstartit
+                query, _ = self.invert(teacher, self.args.num_qur_kd, fixed if harder else None)
+                self.remember(query)
+            with self.clock("meta-training"):
+                loss = self.distillation_loss(query, self.answers(teacher, query), adapted)
+                gradients = torch.autograd.grad(
+                    loss, list(self.learner.params.values()), allow_unused=True, materialize_grads=True
+                )
+                set_gradient(self.learner.params, dict(zip(self.learner.params, gradients, strict=True)))
+                self.optimizer.step()
+        except BudgetSpent as spent:
+            self.progress.out_of_budget = True
+            if not self.memory.ready_for(self.train_shape):
+                raise UserError(
+                    f"{spent}, and memory cannot fill an episode yet: raise it, or lower --q or the steps"
+                ) from spent
+            return {}
+        self.progress.due = not self.memory.ready_for(self.train_shape)
+        return {"inversion_loss": inversion_loss, "distillation_loss": float(loss.detach())}
+
+    def open(self, teacher_id: int, meter: Meter) -> Teacher | BlackBox:
+        """As much of a teacher as the run may see."""
+        pool = self.teachers
+        return pool.black_box(teacher_id, meter, self.args.api_dtype) if self.args.ZO else pool[teacher_id]
+
+    def invert(self, teacher: Teacher | BlackBox, per_class: int, against: Params | None = None) -> tuple[PseudoBatch, float]:
+        """A set of pseudo-images and the lowest loss; at the border with the learner under `against`, where that is given."""
+        learner = None if against is None else partial(self.learner.logits, params=against)
+        batches, loss = self.inverter(teacher).invert([teacher], per_class, learner)
+        return batches[0], loss
+
+    def inverter(self, teacher: Teacher | BlackBox) -> FreshGenerator:
+        args = self.args
+        weights = InversionWeights(args.oh, bn=0.0, adv=args.adv)
+        loss: InversionLoss = partial(inversion_loss, weights=weights, augment=self.augmentation)
+        if isinstance(teacher, BlackBox):
+            estimator = ZerothOrder(radius_of(args.mu, teacher.std), args.q, args.numsplit, args.zo_estimator == "antithetic")
+            loss = partial(black_box_loss, weights=weights, augment=self.augmentation, estimator=estimator)
+        return FreshGenerator(self.device, loss, args.inversion_steps, args.Glr, args.zlr)
+
+    def remember(self, batch: PseudoBatch) -> None:
+        self.memory.add(batch)
+        self.progress.recovered += len(batch.images)
+
+    def answers(self, teacher: Teacher | BlackBox, batch: PseudoBatch) -> Tensor:
+        """Logits (M, N) of a teacher, or as good as that, for its own images."""
+        if isinstance(teacher, BlackBox):
+            return log_answers(teacher.query(batch.images))
+        with torch.no_grad():
+            return teacher(batch.images)
+
+    def distillation_loss(self, batch: PseudoBatch, answers: Tensor, params: Params) -> Tensor:
+        """KL(t(x) || s(x)) of the learner under `params`."""
+        return kl_divergence(answers, self.metalearner.call(params, self.learner.prepare(batch.images)))
+
+    def effort(self) -> dict[str, int]:
+        return {
+            "images": self.args.way_train * (self.args.num_sup_kd + self.args.num_qur_kd),
+            "steps": self.args.inversion_steps,
+        }
+
+    def asked(self) -> dict[str, float]:
+        if not self.args.ZO:
+            return {}
+        return self.meter.state_dict() | {"queries_per_image": self.meter.queries / max(1, self.progress.recovered)}
+
+    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+        return self.memory.picture()
+
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        """Support sets as the run makes them; what a black box is asked for them counts apart."""
+        return [self.invert(self.open(teacher_id, Meter()), self.args.num_sup_kd)[0] for teacher_id in teacher_ids]
+
+
+@dataclass
+class Progress:
+    """Where the run stands: whether a new service is due, whether the budget of queries is spent, images recovered."""
+
+    due: bool = True
+    out_of_budget: bool = False
+    recovered: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)

@@ -1,0 +1,143 @@
+"""Inversion of a black box: gradients estimated from its answers alone (BiDf-MKD; Hu et al., ICML 2023).
+
+An API takes an image and gives probabilities back. The slope of a loss of those probabilities is measured along random
+directions, and the estimate is handed to the generator as if it were a gradient. Everything runs in IEEE float32: the
+differences are so small that bf16 or TF32 would leave nothing but rounding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.inversion.generator import InversionWeights, LearnerLogits, Subject
+from methods.inversion.losses import adversarial_terms
+
+LEAST_PROBABILITY = 1e-6  # what a service calls impossible counts as this much
+IMAGES_AT_ONCE = 2048  # sent together where --numsplit does not say
+GREY_LEVEL = 1 / 255
+
+
+class Answering(Subject, Protocol):
+    """A service as inversion sees it: probabilities (B, way) of images (B, C, h, w) in [0, 1], as `as_sent` rounds them."""
+
+    def query(self, images: Tensor) -> Tensor: ...
+
+    def as_sent(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ZerothOrder:
+    """How a gradient is estimated.
+
+    radius: length of a step, in the service's pixels. queries: of an image and an estimate. chunks: parts in which the
+    directions are sent (None: as memory allows). antithetic: look both ways along half as many directions.
+    """
+
+    radius: float
+    queries: int
+    chunks: int | None = None
+    antithetic: bool = False
+
+
+def log_answers(probabilities: Tensor) -> Tensor:
+    """Logarithms of a service's answers (..., N), none below that of `LEAST_PROBABILITY`: as good as logits."""
+    return probabilities.clamp(min=LEAST_PROBABILITY).log()
+
+
+def unit_directions(count: int, like: Tensor) -> Tensor:
+    """`count` random directions of length 1 for each image of `like` (B, C, h, w): (count, B, C, h, w).
+
+    Each is drawn by itself, so the chunks they are used in change nothing.
+    """
+    drawn = torch.stack([torch.randn_like(like) for _ in range(count)])
+    return drawn.div_(drawn.flatten(2).norm(dim=2).view(count, -1, 1, 1, 1))
+
+
+@torch.no_grad()
+def estimate_gradient(
+    losses: Callable[[Tensor], Tensor],
+    x: Tensor,
+    base: Tensor,
+    settings: ZerothOrder,
+    as_sent: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Tensor:
+    """The gradient of each image's own loss, estimated from loss values: (B, C, h, w).
+
+    Forward: (d/q) * sum_j u_j (L(x + mu u_j) - L(x)) / mu over q random unit directions (Hu et al., 2023). Antithetic:
+    (d/p) * sum_j u_j (L(x + mu u_j) - L(x - mu u_j)) / (2 mu) over p = q/2 of them, whose error is of second order in
+    mu. d is the number of an image's values. x (B, C, h, w); `losses` maps (k * B, C, h, w), k copies of the batch one
+    after another, to (k * B,); `base` (B,) is its value at x. Where the service rounds (`as_sent`), the differences that
+    were really sent stand for mu u_j.
+    """
+    batch, dimension = len(x), x[0].numel()
+    count = max(1, settings.queries // 2) if settings.antithetic else settings.queries
+    most = max(1, IMAGES_AT_ONCE // batch) if settings.chunks is None else math.ceil(count / settings.chunks)
+    start = as_sent(x)
+    total = torch.zeros_like(x)
+    for first in range(0, count, most):
+        steps = settings.radius * unit_directions(min(most, count - first), x)  # (k, B, C, h, w)
+        there = as_sent(x + steps)
+
+        def values(images: Tensor) -> Tensor:
+            return losses(images.flatten(0, 1)).view(-1, batch)  # (k, B)
+
+        if settings.antithetic:
+            back = as_sent(x - steps)
+            moved, change = there - back, values(there) - values(back)
+        else:
+            moved, change = there - start, values(there) - base
+        length = moved.flatten(2).square().sum(2).clamp(min=1e-20)  # (k, B), squared
+        total += ((change / length)[..., None, None, None] * moved).sum(0)
+    return total * (dimension / count)
+
+
+def black_box_loss(
+    service: Answering,
+    images: Tensor,
+    labels: Tensor,
+    learner: LearnerLogits | None,
+    weights: InversionWeights,
+    augment: Callable[[Tensor], Tensor],
+    estimator: ZerothOrder,
+) -> Tensor:
+    """ce * CE + adv * adversarial from a service's probabilities: an exact value, with an estimated gradient.
+
+    The adversarial term depends on the images through the service (estimated, with the learner's answers and the mask of
+    agreement held fixed) and through the learner (exact, with the service's answers held fixed). `weights.bn` has no
+    meaning here.
+    """
+    x = augment(images)
+    seen = x.detach()
+    answers = log_answers(service.query(seen))  # (B, N)
+    adv = weights.adv if learner is not None else 0.0
+    mine = learner(x) if learner is not None and adv else answers
+    fixed = mine.detach()
+    agree = answers.argmax(1) == fixed.argmax(1)
+
+    def terms(theirs: Tensor, mine: Tensor) -> Tensor:
+        copies = len(theirs) // len(seen)
+        ce = F.cross_entropy(theirs, labels.repeat(copies), reduction="none")
+        return weights.ce * ce + adv * adversarial_terms(theirs, mine, agree.repeat(copies))
+
+    def losses(sent: Tensor) -> Tensor:
+        theirs = log_answers(service.query(sent))
+        return terms(theirs, fixed.repeat(len(sent) // len(seen), 1))
+
+    estimate = estimate_gradient(losses, seen, terms(answers, fixed), estimator, service.as_sent) / len(seen)
+    exact = terms(answers, mine).mean()  # its gradient goes through the learner alone
+    return exact + (estimate * (x - seen)).sum()  # adds nothing to the value, the estimate to the gradient
+
+
+def radius_of(mu: float, std: Sequence[float]) -> float:
+    """The length in [0, 1] pixels of a step that is `mu` long in pixels normalised by `std`."""
+    return mu * sum(std) / len(std)
+
+
+def least_mu(image_size: int, std: Sequence[float]) -> float:
+    """The least mu whose steps change the pixels of an 8-bit image by a grey level on average (root mean square)."""
+    return GREY_LEVEL * math.sqrt(len(std) * image_size**2) / radius_of(1.0, std)

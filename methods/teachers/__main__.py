@@ -1,0 +1,25 @@
+"""Work on teachers themselves: `python -m methods.teachers serve --dataset cifar100` makes a pool a service over HTTP."""
+
+import sys
+from collections.abc import Sequence
+
+from methods.teachers.server import add_serve_flags, serve
+from utils import cli
+from utils.errors import UserError
+
+COMMANDS = {"serve": (add_serve_flags, serve, "serve a pool of teachers over HTTP")}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = cli.underscored(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in COMMANDS:
+        listed = "; ".join(f"{name}: {about}" for name, (_, _, about) in COMMANDS.items())
+        raise UserError(f"python -m methods.teachers COMMAND [FLAGS]: expected a command ({listed})")
+    add_flags, work, about = COMMANDS[argv[0]]
+    parser = cli.Parser(f"python -m methods.teachers {argv[0]}", description=about)
+    add_flags(parser)
+    work(parser.parse_args(argv[1:]))
+
+
+if __name__ == "__main__":
+    cli.exit_with_message(main)

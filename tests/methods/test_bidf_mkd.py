@@ -1,0 +1,195 @@
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import uvicorn
+from torch.func import functional_call
+
+import main
+from methods.bidf_mkd import BiDfMKD
+from methods.distillation.losses import kl_divergence
+from methods.teachers.black_box import Meter
+from methods.teachers.manifest import read_manifest
+from methods.teachers.pool import TeacherPool
+from methods.teachers.server import create_app
+from utils.errors import UserError
+
+Flags = Callable[..., list[str]]
+
+
+def built(flags: list[str]) -> BiDfMKD:
+    method = BiDfMKD(main.parse_args(flags), torch.device("cpu"))
+    torch.manual_seed(0)
+    return method
+
+
+def result_of(tmp_path: Path) -> dict:
+    (path,) = (tmp_path / "runs").glob("*/result.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("steps", ["1", "3"])
+def test_the_learner_moves_by_the_gradient_through_the_inner_loop(flags_for: Flags, steps: str) -> None:
+    """The outer step against one that is written out here, on the sets that the method itself inverted."""
+    method = built([*flags_for("bidf_mkd"), "--inner_update_num_kd", steps])
+    start = {name: value.detach().clone().requires_grad_() for name, value in method.learner.params.items()}
+    sets, moved = [], {}
+    remember, step = method.remember, method.optimizer.step
+    method.remember = lambda batch: (sets.append(batch), remember(batch))[1]  # type: ignore[method-assign]
+
+    def note() -> None:
+        moved.update({name: value.grad.clone() for name, value in method.learner.params.items()})
+        step()
+
+    method.optimizer.step = note  # type: ignore[method-assign,assignment]
+    method.train_iteration(0)
+    support, query = sets
+    teacher = next(method.teachers[i] for i in range(len(method.teachers)) if method.teachers[i].class_ids == support.class_ids)
+
+    def loss(params: dict, batch: object) -> torch.Tensor:
+        images = method.learner.prepare(batch.images)  # type: ignore[attr-defined]
+        answers = teacher(batch.images).softmax(1).clamp(min=1e-6).log()  # type: ignore[attr-defined]
+        return kl_divergence(answers, functional_call(method.learner.network, params, (images,)))
+
+    fast = start
+    for _ in range(int(steps)):
+        gradients = torch.autograd.grad(loss(fast, support), list(fast.values()), create_graph=True)
+        fast = {name: value - 0.01 * gradient for (name, value), gradient in zip(fast.items(), gradients, strict=True)}
+    wanted = torch.autograd.grad(loss(fast, query), list(start.values()))
+    for name, gradient in zip(start, wanted, strict=True):
+        assert torch.allclose(moved[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_new_service_comes_when_patience_ends(flags_for: Flags) -> None:
+    method = built([*flags_for("bidf_mkd"), "--patience", "3"])
+    accuracies = iter([0.5, 0.6, 0.6, 0.6, 0.6, 0.9, 0.1, 0.1, 0.1])
+    method.replay_once = lambda *_: (0.0, next(accuracies))  # type: ignore[method-assign,assignment]
+    visits = ["inversion_loss" in method.train_iteration(iteration) for iteration in range(11)]
+    assert visits == [True, False, False, False, False, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("flags", [[], ["--ZO"]])
+def test_white_and_black_boxes(flags_for: Flags, tmp_path: Path, flags: list[str]) -> None:
+    main.main([*[flag for flag in flags_for("bidf_mkd") if flag != "--ZO"], *flags])
+    result = result_of(tmp_path)
+    if not flags:
+        assert result["asked_of_services"] == {}
+        assert "one frozen teacher (mean)" in result["yardsticks"]
+        return
+    one_set = 3 * 8 * (2 * (2 + 1) + 1)  # images x (steps x (q + 1) + the answers for distillation)
+    assert result["asked_of_services"]["queries"] == 2 * one_set
+    assert result["asked_of_services"]["queries_per_image"] == one_set / 24
+    assert result["seconds"]["waiting for services"] > 0
+    assert "one frozen teacher (mean), probabilities" in result["yardsticks"]
+
+
+def test_a_spent_budget_ends_inversion_and_the_run_goes_on(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("bidf_mkd", 6), "--query_budget", "700"])
+    result = result_of(tmp_path)
+    assert 600 < result["asked_of_services"]["queries"] <= 700
+    lines = [json.loads(line) for line in next((tmp_path / "runs").glob("*/metrics.jsonl")).read_text().splitlines()]
+    assert len(lines) == 6
+    assert "accuracy" in lines[-1]
+
+
+def test_a_budget_for_nothing_is_an_error(flags_for: Flags) -> None:
+    with pytest.raises(UserError, match="raise it, or lower --q"):
+        main.main([*flags_for("bidf_mkd"), "--query_budget", "30"])
+
+
+def test_steps_that_eight_bits_cannot_carry_are_refused(flags_for: Flags, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="try --mu ") as caught:
+        main.main([*flags_for("bidf_mkd"), "--api_dtype", "uint8"])
+    proposed = str(caught.value).split("try --mu ")[1].split()[0]
+    main.main([*flags_for("bidf_mkd"), "--api_dtype", "uint8", "--mu", str(1.05 * float(proposed))])
+    assert result_of(tmp_path)["asked_of_services"]["queries"] > 0
+
+
+def test_the_border_is_with_the_learner_as_adapted(flags_for: Flags) -> None:
+    method = built([*flags_for("bidf_mkd"), "--advstartit", "1", "--patience", "1"])
+    seen = []
+    invert = method.invert
+    method.invert = lambda teacher, count, against=None: (seen.append(against), invert(teacher, count, against))[1]  # type: ignore
+    for iteration in (0, 1):
+        method.progress.due = True
+        method.train_iteration(iteration)
+    assert [against is None for against in seen] == [True, True, True, False]
+    adapted = seen[-1]
+    assert any(not torch.equal(adapted[name], value) for name, value in method.learner.params.items())
+
+
+class Server(uvicorn.Server):
+    """A pool behind HTTP, in a thread, on a port that stays its own when it is started again."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        pool = TeacherPool(read_manifest(folder / "teachers.csv"), torch.device("cpu"))
+        super().__init__(uvicorn.Config(create_app(pool), port=port, log_level="error"))
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        while not self.started:
+            time.sleep(0.01)
+        self.port = self.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self.force_exit = True
+        self.thread.join(10)
+
+
+@pytest.fixture
+def server(data_root: Path) -> Iterator[Server]:
+    running = Server(data_root / "teachers/cifar100/conv4/3way-16px")
+    yield running
+    running.stop()
+
+
+def test_over_http_the_run_is_the_local_one(server: Server, flags_for: Flags, tmp_path: Path, data_root: Path) -> None:
+    main.main([*flags_for("bidf_mkd"), "--run_name", "local"])
+    main.main([*flags_for("bidf_mkd"), "--run_name", "http", "--teachers", f"http://127.0.0.1:{server.port}"])
+    local, http = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("local", "http"))
+    assert http["asked_of_services"] == local["asked_of_services"]
+    one, other = (torch.load(tmp_path / "runs" / name / "best.pt") for name in ("local", "http"))
+    for name, value in one["learner"]["params"].items():
+        assert torch.allclose(value, other["learner"]["params"][name], atol=5e-3)
+
+
+def test_a_server_that_comes_back_is_waited_for(server: Server, flags_for: Flags, tmp_path: Path, data_root: Path) -> None:
+    """It is killed while a run asks it, and started again a second later on the same port."""
+
+    def restart() -> None:
+        time.sleep(0.5)
+        server.stop()
+        time.sleep(1)
+        again.append(Server(data_root / "teachers/cifar100/conv4/3way-16px", server.port))
+
+    again: list[Server] = []
+    breaker = threading.Thread(target=restart)
+    breaker.start()
+    main.main([*flags_for("bidf_mkd", 40), "--teachers", f"http://127.0.0.1:{server.port}", "--no_floors"])
+    breaker.join()
+    again[0].stop()
+    assert result_of(tmp_path)["asked_of_services"]["queries"] > 2000
+
+
+def test_methods_that_look_inside_refuse_services(server: Server, flags_for: Flags) -> None:
+    with pytest.raises(UserError, match="choose a black-box method"):
+        main.main([*flags_for("free"), "--teachers", f"http://127.0.0.1:{server.port}"])
+
+
+def test_services_are_measured_by_their_answers(server: Server, flags_for: Flags, tmp_path: Path) -> None:
+    where = ["--teachers", f"http://127.0.0.1:{server.port}", "--dataset", "cifar100"]
+    main.main([*flags_for("teacher_ncm"), *where, "--ncm_on", "probabilities", "--run_name", "http"])
+    main.main([*flags_for("teacher_ncm"), "--ncm_on", "probabilities", "--run_name", "local"])
+    http, local = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("http", "local"))
+    assert http["episodes"] == local["episodes"]
+
+
+def test_what_the_judge_asks_counts_apart(flags_for: Flags) -> None:
+    method = built(flags_for("bidf_mkd"))
+    (batch,) = method.recover([1])
+    assert batch.images.shape == (24, 3, 16, 16)
+    assert method.meter == Meter(None, method.clock)
