@@ -54,8 +54,10 @@ def unit_directions(count: int, like: Tensor) -> Tensor:
 
     Each is drawn by itself, so the chunks they are used in change nothing.
     """
-    drawn = torch.stack([torch.randn_like(like) for _ in range(count)])
-    return drawn.div_(drawn.flatten(2).norm(dim=2).view(count, -1, 1, 1, 1))
+    drawn = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
+    for direction in drawn:
+        direction.normal_()
+    return drawn.div_(torch.linalg.vector_norm(drawn, dim=(2, 3, 4), keepdim=True))
 
 
 @torch.no_grad()
