@@ -13,6 +13,7 @@ REGISTRY = {
     ("few_shot", "free"): "methods.free:FREE",
     ("few_shot", "tgr"): "methods.tgr:TGR",
     ("few_shot", "purer"): "methods.purer:PURER",
+    ("few_shot", "chorus"): "methods.chorus:Chorus",
     ("few_shot", "bidf_mkd"): "methods.bidf_mkd:BiDfMKD",
     ("few_shot", "real"): "methods.baselines:Real",
     ("few_shot", "random"): "methods.baselines:Random",

@@ -41,9 +41,10 @@ class FewShotMethod(Method):
         rows = find_rows(args) if self.NEEDS_TEACHERS else []
         self.domains = get_domains(args.dataset) if args.dataset else []
         self.exam_domains = get_domains(args.testdataset) if args.testdataset else self.domains
+        self.pool = TeacherPool(rows, device, args.class_order) if rows else None
         self.image_size, mean, std = self._image_form(rows)
         spec = LearnerSpec(args.backbone, args.way_train, self.image_size, mean, std, global_pool=len(self.domains) > 1)
-        self.learner = Learner(spec, device)
+        self.learner = Learner(self.shape_learner(spec), device)
         self.metalearner = get_metalearner(args.metalearner)(
             self.learner.network,
             args.inner_lr,
@@ -60,7 +61,6 @@ class FewShotMethod(Method):
         }
         for exam in (exam for exams in self.exams.values() for exam in exams):
             _ = exam.indices  # missing lists and splits that are too small show before any work is done
-        self.pool = TeacherPool(rows, device, args.class_order) if rows else None
         if self.pool:
             self.pool.check(self.looks_inside)
 
@@ -79,6 +79,10 @@ class FewShotMethod(Method):
             args.dataset = "cifar100"
         if args.shot_test is None:
             args.shot_test = args.shot_train
+
+    def shape_learner(self, spec: LearnerSpec) -> LearnerSpec:
+        """The learner that is to be built: `spec`, or what the method makes of it."""
+        return spec
 
     @property
     def looks_inside(self) -> bool:

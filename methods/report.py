@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
         "metalearner": args.metalearner,
         "teachers": len(method.pool) if method.pool else 0,
         "head": _head_note(method),
-        "batch_statistics": "support" if args.inductive else "query (transductive)",
+        "batch_statistics": _statistics_note(method),
         "examined": method.examined_how(),
         "seconds_of_an_episode": each,
         "selected_on": args.select_on,
@@ -114,6 +115,12 @@ def _beside(own: Score, other: Score) -> dict[str, float]:
     return {"above": difference.mean, "above_half_width": difference.half_width}
 
 
+def _statistics_note(method: FewShotMethod) -> str:
+    if method.learner.spec.norm == "fixed":
+        return "none: fixed numbers"
+    return "support" if method.args.inductive else "query (transductive)"
+
+
 def _head_note(method: FewShotMethod) -> str:
     rebuilt = method.metalearner.ADAPTS and method.args.way_test != method.learner.spec.way
     return "rebuilt from the support's class means" if rebuilt else "as trained"
@@ -124,7 +131,14 @@ def floors(method: FewShotMethod, folder: Path) -> dict[str, dict[str, Score]]:
     args = method.args
     lines: dict[str, dict[str, Score]] = {}
     for exam in method.exams["meta_test"]:
-        learner = [args.backbone, args.metalearner, args.inner_lr, args.test_inner_steps, args.inductive, args.seed]
+        learner = [
+            asdict(method.learner.spec),
+            args.metalearner,
+            args.inner_lr,
+            args.test_inner_steps,
+            args.inductive,
+            args.seed,
+        ]
         pool = method.pool
         key = [exam_key(exam), learner, pool.fingerprint() if pool else None, method.looks_inside]
         found = checkpoint.cached(folder, key, lambda exam=exam: _compute_floors(method, exam))  # type: ignore[misc]

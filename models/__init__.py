@@ -7,7 +7,7 @@ from torch import nn
 
 from models.backbone import Backbone
 from models.conv4 import Conv4
-from models.norm import BatchStatsNorm2d
+from models.norm import BatchStatsNorm2d, FixedNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from utils.errors import UserError
 
@@ -22,7 +22,11 @@ RESNETS: dict[str, Callable[..., Backbone]] = {
 }
 MODELS = ("conv4", *RESNETS)
 MIXED_ARCHITECTURES = ("conv4", "resnet10", "resnet18")  # what the papers' `--pre_backbone mix` means
-NORMS: dict[str, Callable[[int], nn.Module]] = {"running": nn.BatchNorm2d, "batch": BatchStatsNorm2d}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "running": nn.BatchNorm2d,
+    "batch": BatchStatsNorm2d,
+    "fixed": FixedNorm2d,
+}
 
 
 def create_model(
@@ -31,7 +35,8 @@ def create_model(
     """Build a network that maps (B, channels, image_size, image_size) to (B, num_classes).
 
     `norm="running"` is for teachers (ordinary batch normalisation, whose running statistics inversion reads),
-    `norm="batch"` for learners. `global_pool` concerns conv4 only: ResNets always pool globally.
+    `norm="batch"` for learners that are meta-trained, `norm="fixed"` for learners that were trained like teachers.
+    `global_pool` concerns conv4 only: ResNets always pool globally.
     Raises `UserError` for an unknown name.
     """
     if name == "conv4":

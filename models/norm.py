@@ -1,4 +1,4 @@
-"""Batch normalisation for learners: always by the statistics of the batch at hand, without running averages."""
+"""Normalisation for learners: by the statistics of the batch at hand, without running averages; or by fixed numbers."""
 
 import copy
 from collections.abc import Iterator
@@ -34,6 +34,35 @@ class BatchStatsNorm2d(nn.Module):
         var, mean = torch.var_mean(x[: self.reference], dim=(0, 2, 3), correction=0)  # (C,), (C,)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+class FixedNorm2d(nn.Module):
+    """Scale and shift each channel of (B, C, H, W) by learnt numbers: what is left of a normalisation once it is folded."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+@torch.no_grad()
+def folded(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of `network` with the running statistics of each BatchNorm2d folded into its scale and shift.
+
+    Its twin with `FixedNorm2d` computes with them what `network` computes in evaluation mode.
+    """
+    params = {name: value.detach().clone() for name, value in network.named_parameters()}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            scale = module.weight * torch.rsqrt(module.running_var + module.eps)
+            params[f"{name}.weight"] = scale
+            params[f"{name}.bias"] = module.bias - module.running_mean * scale
+    return params
 
 
 def written_out(network: Network) -> Network:

@@ -73,6 +73,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for pool in (["--way_pretrain", "3", "--pre_model_num", "2"], ["--num_class_per_task", "3"]):
         pretrain.main([*common, *pool, "--dataset", "cifar100", "--pre_backbone", "mix", "--image_size", "16"])
         pretrain.main([*common, *pool, "--dataset", "mix", "--pre_backbone", "conv4"])
+    pretrain.main([*common, "--way_pretrain", "3", "--pre_model_num", "1", "--dataset", "mix", "--pre_backbone", "mix"])
     pretrain.main([*common, "--way_pretrain", "3", "--pre_model_num", "2", "--dataset", "miniimagenet", "--image_size", "16"])
     return root
 
@@ -86,6 +87,7 @@ TINY_OWN = {
     "free": f"--warmup 0 --num_qur_kd 8 {TINY_REPLAY}",
     "tgr": f"--num_recover 8 --probe_images 12 --probe_steps 2 {TINY_REPLAY}",
     "bidf_mkd": "--ZO --q 2 --num_sup_kd 8 --num_qur_kd 8 --inversion_steps 2 --inner_update_num_kd 1 --patience 1 --augment",
+    "chorus": "--num_images 64 --batch_size 16 --inversion_steps 2 --bn 0.1",
     "purer": "--synthesis_per_class 8 --adv_start 1 --augment",
 }
 

@@ -3,10 +3,10 @@
 from methods.metalearners.anil import ANIL
 from methods.metalearners.base import Metalearner
 from methods.metalearners.maml import MAML
-from methods.metalearners.protonet import ProtoNet
+from methods.metalearners.protonet import OutputNCM, ProtoNet
 from utils.errors import UserError
 
-METALEARNERS: dict[str, type[Metalearner]] = {"maml": MAML, "anil": ANIL, "protonet": ProtoNet}
+METALEARNERS: dict[str, type[Metalearner]] = {"maml": MAML, "anil": ANIL, "protonet": ProtoNet, "ncm": OutputNCM}
 
 
 def get_metalearner(name: str) -> type[Metalearner]:

@@ -15,7 +15,7 @@ from utils.images import channels_last, normalise, resize, to_float
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """All that is needed to build a learner again and to feed it."""
+    """All that is needed to build a learner again and to feed it. `way` is the number of its outputs."""
 
     arch: str
     way: int
@@ -23,6 +23,7 @@ class LearnerSpec:
     mean: Sequence[float]
     std: Sequence[float]
     global_pool: bool = False
+    norm: str = "batch"  # or "fixed"
 
 
 class Learner:
@@ -30,7 +31,7 @@ class Learner:
 
     def __init__(self, spec: LearnerSpec, device: torch.device) -> None:
         self.spec = spec
-        network = create_model(spec.arch, spec.way, spec.image_size, norm="batch", global_pool=spec.global_pool)
+        network = create_model(spec.arch, spec.way, spec.image_size, norm=spec.norm, global_pool=spec.global_pool)
         self.network = network.to(device).requires_grad_(False)
         self.params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
 

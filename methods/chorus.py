@@ -1,0 +1,220 @@
+"""Chorus: one small learner that has heard all teachers. This project's own method; docs/chorus.md tells it with figures.
+
+Frozen teachers, put side by side, tell new classes apart far better than one of them, and better than what is
+meta-learned from their pseudo-images. What they know together is distilled into one learner:
+
+1. Images are made that ask the teachers something: inverted from each teacher pixel by pixel, and drawn by simple random
+   processes that need no teacher (`--sources`).
+2. Every teacher is asked once about every image. The target of an image is what all say, side by side: each teacher's
+   centred log-probabilities, scaled to length 1 (`--targets answers`; probabilities suffice, a black box will do).
+3. The learner regresses the targets: one output for each class of each teacher, `--epochs` passes.
+4. New classes are told apart by the nearest class mean of its outputs, scaled to length 1 (`--metalearner ncm`).
+
+No labels, no episodes and no adversary are used. `--black_box` uses nothing of the teachers but one answer to each image
+of the second kind; `--query_budget` then limits the images.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.split import load_split
+from methods.distillation.losses import regression, relational
+from methods.distillation.student import Loss, Student
+from methods.few_shot import FewShotMethod
+from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, inversion_loss
+from methods.inversion.pixel import PixelWeights, invert_alone
+from methods.inversion.procedural import procedural_images
+from methods.inversion.zeroth_order import log_answers
+from methods.metalearners.learner import LearnerSpec
+from methods.teachers.black_box import Meter, add_black_box_flags
+from utils import checkpoint, cli, seed
+from utils.errors import UserError
+from utils.images import resize, to_float, to_uint8
+
+ASKED_AT_ONCE = 500  # images
+FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
+LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
+TARGETS = ("answers", "features")
+SOURCES = ("pixel", "generator", "procedural", "real")
+INVERTED = ("pixel", "generator")  # the sources that look into teachers
+GENERATOR_RATES = (5e-3, 1e-2)  # of a generator's weights and latents
+
+
+class Chorus(FewShotMethod):
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 20, "val_interval": 5, "metalearner": "ncm"}
+    STATE = ("student",)
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--num_images", type=cli.count, default=60_000, help="images that the teachers are asked about")
+        group.add_argument(
+            "--sources", nargs="+", choices=SOURCES, default=None,
+            help="where they come from, in equal parts (default: pixel procedural; with --black_box procedural); "
+            "real, the images of meta_train without labels, is there to compare with",
+        )  # fmt: skip
+        group.add_argument("--targets", choices=TARGETS, default="answers", help="what the learner regresses")
+        group.add_argument("--loss", choices=tuple(LOSSES), default="regression", help="how")
+        group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Adam)")
+        group.add_argument("--batch_size", type=cli.count, default=128, help="images of an update")
+        group.add_argument("--inversion_steps", type=cli.count, default=80, help="steps of inverting a teacher")
+        group.add_argument("--Glr", type=cli.rate, default=0.25, help="rate of the pixels (Adam)")
+        group.add_argument("--tv", type=float, default=0.01, help="weight of the pixels' total variation")
+        group.add_argument("--bn", type=float, default=0.1, help="weight of the batch statistics")
+        group.add_argument("--black_box", action="store_true", help="use nothing of the teachers but their probabilities")
+        add_black_box_flags(group)
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        super().finish_args(args)
+        if args.sources is None:
+            args.sources = ["procedural"] if args.black_box else ["pixel", "procedural"]
+        inside = [name for name in args.sources if name in INVERTED] + (["features"] if args.targets == "features" else [])
+        if args.black_box and inside:
+            raise UserError(f"--black_box: {', '.join(inside)} would look into the teachers; leave it out, or --black_box")
+        if "real" in args.sources and args.dataset is None:
+            raise UserError("--sources real needs --dataset, whose meta_train it takes")
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        self.count = args.num_images
+        if args.query_budget is not None:
+            self.count = min(self.count, args.query_budget // len(self.teachers))  # each image is one query to each teacher
+        if self.count < args.batch_size:
+            raise UserError(
+                f"{self.count} images (--num_images {args.num_images}, --query_budget {args.query_budget}) do not fill a "
+                f"batch of {args.batch_size}: raise them or lower --batch_size"
+            )
+        self.student = Student(self.learner, args.lr, args.epochs * (self.count // args.batch_size))
+        size, outputs = self.image_size, self.learner.spec.way
+        self.images = torch.zeros(self.count, 3, size, size, dtype=torch.uint8, device=device)  # until `prepare` has made them
+        self.targets = torch.zeros(self.count, outputs, dtype=torch.float16, device=device)
+
+    def shape_learner(self, spec: LearnerSpec) -> LearnerSpec:
+        """As many outputs as targets, and no statistics of the batch at hand: an image is embedded by itself."""
+        outputs = FEATURES_KEPT if self.args.targets == "features" else sum(len(row.class_ids) for row in self.teachers.rows)
+        return replace(spec, way=outputs, norm="fixed")
+
+    @property
+    def looks_inside(self) -> bool:
+        return not self.args.black_box
+
+    def prepare(self, folder: Path) -> str:
+        """Make the images and ask the teachers about them; both are kept in the folder of runs for the next time."""
+        with self.clock("generation"):
+            shares = [len(part) for part in torch.arange(self.count).tensor_split(len(self.args.sources))]
+            drawn = [self.draw(source, share) for source, share in zip(self.args.sources, shares, strict=True)]
+            self.images = torch.cat(drawn)
+        with self.clock("asking"):
+            self.targets = self.ask(self.images)
+        return f"{len(self.images)} images of {', '.join(self.args.sources)}; targets of {self.targets.shape[1]} numbers"
+
+    def draw(self, source: str, count: int) -> Tensor:
+        """uint8 images (count, 3, S, S) of a source; the same for the same seed."""
+        if source == "procedural":
+            return self.seeded(source, lambda: to_uint8(procedural_images(count, self.image_size, self.device)))
+        if source == "real":
+            splits = [load_split(domain, "meta_train", self.args.data_root, self.image_size) for domain in self.domains]
+            images = torch.cat([split.images for split in splits])
+            chosen = torch.randint(len(images), (count,), generator=seed.generator(self.args.seed, "chorus", "real"))
+            return images[chosen].to(self.device)
+        args, pool = self.args, self.teachers
+        shares = [len(part) for part in torch.arange(count).tensor_split(len(pool))]
+        parts = []
+        for teacher_id, share in enumerate(tqdm(shares, desc=f"{source} inversion", unit="teacher", leave=False)):
+            settings = [source, share, self.image_size, args.inversion_steps, args.Glr, args.tv, args.bn, args.seed]
+            key = [pool.fingerprint_of(teacher_id), asdict(self.learner.spec), settings]
+            compute = partial(self.invert, source, teacher_id, share)
+            parts.append(checkpoint.cached(args.out / ".recovered", key, compute).to(self.device))
+        return torch.cat(parts)
+
+    def invert(self, source: str, teacher_id: int, count: int) -> Tensor:
+        """uint8 pseudo-images (count, 3, S, S) of one teacher."""
+        args, teacher, spec = self.args, self.teachers[teacher_id], self.learner.spec
+        per_class = -(-count // teacher.way)
+
+        def run() -> PseudoBatch:
+            if source == "pixel":
+                weights = PixelWeights(args.tv, args.bn)
+                form = (spec.mean, spec.std)
+                return invert_alone(
+                    teacher, per_class, self.image_size, form, args.inversion_steps, args.Glr, weights, self.device
+                )
+            loss = partial(inversion_loss, weights=InversionWeights(1.0, args.bn, 0.0), augment=self.augmentation)
+            inverter = FreshGenerator(self.device, loss, args.inversion_steps, *GENERATOR_RATES)
+            return inverter.invert([teacher], per_class)[0][0]
+
+        images = self.seeded(f"{source}/{teacher_id}", run).images
+        chosen = torch.linspace(0, len(images) - 1, count).long()  # of every class
+        return to_uint8(resize(images[chosen], self.image_size))
+
+    def seeded(self, name: str, work: Callable[[], Any]) -> Any:
+        """`work` under a seed of its own, leaving the run's random streams as they are."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed.generator(self.args.seed, "chorus", name).initial_seed())
+            return work()
+
+    def ask(self, images: Tensor) -> Tensor:
+        """The targets (M, D) of uint8 images (M, C, S, S), in half precision; services are asked only once, ever."""
+        digest = hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
+        key = [digest, self.teachers.fingerprint(), self.args.targets, self.args.api_dtype, self.args.seed]
+
+        def compute() -> Tensor:
+            views = [
+                self.view(teacher_id, images) for teacher_id in tqdm(range(len(self.teachers)), desc="asking", leave=False)
+            ]
+            return self.projected(torch.cat(views, 1)).half()
+
+        return checkpoint.cached(self.args.out / ".asked", key, compute).to(self.device)
+
+    @torch.no_grad()
+    def view(self, teacher_id: int, images: Tensor) -> Tensor:
+        """What one teacher makes of uint8 images, each at length 1: (M, its classes), or (M, its features)."""
+        parts, meter = [], Meter(watch=self.clock)
+        for some in images.split(ASKED_AT_ONCE):
+            x = to_float(some)
+            if self.args.targets == "features":
+                parts.append(F.normalize(self.teachers[teacher_id].features(x)))
+                continue
+            answers = self.teachers.black_box(teacher_id, meter, self.args.api_dtype).query(x)
+            logits = log_answers(answers)
+            parts.append(F.normalize(logits - logits.mean(1, keepdim=True)))
+        return torch.cat(parts)
+
+    def projected(self, views: Tensor) -> Tensor:
+        """Features through a random projection that keeps lengths on average; answers as they are."""
+        if self.args.targets != "features":
+            return views
+        draws = seed.generator(self.args.seed, "chorus", "projection")
+        return views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One pass over the images."""
+        with self.clock("distillation"):
+            loss = self.student.epoch(self.images, self.targets, LOSSES[self.args.loss], self.args.batch_size)
+        self.student.teach()
+        return {"loss": loss}
+
+    def examined_how(self) -> str:
+        return "distilled on real images" if "real" in self.args.sources else ""
+
+    def asked(self) -> dict[str, float]:
+        if not self.args.black_box:
+            return {}
+        teachers = len(self.teachers)
+        calls = teachers * -(-self.count // ASKED_AT_ONCE)
+        return {"queries": teachers * self.count, "calls": calls, "queries_per_image": teachers}
+
+    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+        """A row of each source."""
+        shown = torch.linspace(0, len(self.images) - 1, 16 * len(self.args.sources)).long()
+        return {"images": (self.images[shown], 16)}

@@ -1,0 +1,90 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datasets.registry import CIFAR
+from methods.distillation.losses import regression, relational
+from methods.distillation.student import Student
+from methods.metalearners.learner import Learner, LearnerSpec
+from utils.images import to_uint8
+
+DEVICE = torch.device("cpu")
+
+
+def learner(arch: str = "conv4", outputs: int = 6, global_pool: bool = False) -> Learner:
+    torch.manual_seed(0)
+    return Learner(LearnerSpec(arch, outputs, 16, *CIFAR, global_pool=global_pool, norm="fixed"), DEVICE)
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    images = to_uint8(torch.rand(64, 3, 16, 16) * torch.rand(64, 3, 1, 1))
+    return images, images.float().mean((2, 3)).repeat(1, 2) / 255
+
+
+def test_a_student_learns_what_it_is_told() -> None:
+    images, targets = data()
+    student = Student(learner(), 0.01, 40)
+    losses = [student.epoch(images, targets, regression, 16) for _ in range(10)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize(("arch", "global_pool"), [("conv4", False), ("conv4", True), ("resnet10", False)])
+def test_the_learner_computes_what_the_student_does_in_evaluation(arch: str, global_pool: bool) -> None:
+    images, targets = data()
+    student = Student(learner(arch, global_pool=global_pool), 0.01, 40)
+    student.epoch(images, targets, regression, 16)
+    student.teach()
+    student.network.eval()
+    x = torch.rand(5, 3, 16, 16)
+    with torch.no_grad():
+        wanted = student.network(student.learner.prepare(x))
+        assert torch.allclose(student.learner.logits(x), wanted, atol=1e-4)
+        alone = torch.cat([student.learner.logits(image[None]) for image in x])
+    assert torch.allclose(alone, wanted, atol=1e-4)  # no image depends on its neighbours
+
+
+def test_going_on_is_as_if_never_stopped() -> None:
+    images, targets = data()
+    start = Student(learner(), 0.01, 8).state_dict()
+    ends = []
+    for stopped in (False, True):
+        student, fresh = Student(learner(), 0.01, 8), Student(learner(), 0.01, 8)
+        student.load_state_dict(start)
+        torch.manual_seed(2)
+        student.epoch(images, targets, regression, 16)
+        if stopped:
+            fresh.load_state_dict(student.state_dict())
+            student = fresh
+        student.epoch(images, targets, regression, 16)
+        student.teach()
+        ends.append(student.learner.params)
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_regression_is_one_for_knowing_the_mean_alone() -> None:
+    targets = torch.randn(200, 5) * 3 + 1
+    assert float(regression(targets.mean(0).expand_as(targets), targets)) == pytest.approx(1.0, abs=1e-4)
+    assert float(regression(targets, targets)) == 0
+
+
+def test_relational_by_hand_and_blind_to_turning_and_scale() -> None:
+    torch.manual_seed(0)
+    targets = torch.randn(7, 4, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    assert float(relational(3 * targets @ turn + 1, targets)) < 1e-9
+    outputs, total = torch.randn(7, 3, dtype=torch.float64), 0.0
+    s, t = (F.normalize(values - values.mean(0)) for values in (outputs, targets))
+    for b in range(7):
+        others = [i for i in range(7) if i != b]
+        p = torch.softmax(torch.stack([t[b] @ t[i] for i in others]) / 0.1, 0)
+        q = torch.softmax(torch.stack([s[b] @ s[i] for i in others]) / 0.1, 0)
+        total += float((p * (p / q).log()).sum()) / 7
+    assert float(relational(outputs, targets)) == pytest.approx(total)
+
+
+def test_a_fixed_learner_can_be_adapted() -> None:
+    """Gradients reach scale and shift."""
+    taught = learner()
+    taught.logits(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert all(value.grad is not None for value in taught.params.values())

@@ -1,0 +1,91 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import main
+from methods.chorus import Chorus
+from utils.errors import UserError
+from utils.images import to_float
+
+Flags = Callable[..., list[str]]
+
+
+def prepared(flags: list[str], folder: Path) -> Chorus:
+    method = Chorus(main.parse_args(flags), torch.device("cpu"))
+    method.prepare(folder)
+    return method
+
+
+def test_the_targets_are_what_every_teacher_says_in_order(flags_for: Flags, tmp_path: Path) -> None:
+    method = prepared(flags_for("chorus"), tmp_path)
+    assert method.images.shape == (64, 3, 16, 16)
+    x, start = to_float(method.images), 0
+    for teacher_id in range(len(method.teachers)):
+        teacher = method.teachers[teacher_id]
+        logits = teacher(x)
+        part = method.targets[:, start : start + teacher.way].float()
+        assert torch.allclose(part, F.normalize(logits - logits.mean(1, keepdim=True)), atol=2e-3)
+        start += teacher.way
+    assert start == method.targets.shape[1] == method.learner.spec.way
+
+
+def test_a_black_box_is_asked_once_about_every_image(flags_for: Flags, tmp_path: Path) -> None:
+    """The answers, and so the learner, are those of white boxes; the budget limits the images."""
+    flags = [*flags_for("chorus"), "--sources", "procedural"]
+    white, black = prepared(flags, tmp_path), prepared([*flags, "--black_box"], tmp_path)
+    assert torch.equal(white.targets, black.targets)
+    assert white.asked() == {}
+    assert black.asked() == {"queries": 64 * 2, "calls": 2, "queries_per_image": 2}
+    small = prepared([*flags, "--black_box", "--query_budget", "100"], tmp_path)
+    assert len(small.images) == 50
+    with pytest.raises(UserError, match="do not fill a batch"):
+        prepared([*flags, "--black_box", "--query_budget", "10"], tmp_path)
+
+
+@pytest.mark.parametrize("extra", [["--sources", "pixel"], ["--targets", "features"]])
+def test_a_black_box_is_not_looked_into(flags_for: Flags, extra: list[str]) -> None:
+    with pytest.raises(UserError, match="--black_box"):
+        main.parse_args([*flags_for("chorus"), "--black_box", *extra])
+
+
+@pytest.mark.parametrize("source", ["pixel", "generator", "procedural", "real"])
+@pytest.mark.parametrize("goal", [["--targets", "features"], ["--loss", "relational"]])
+def test_every_source_with_every_goal(source: str, goal: list[str], flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("chorus"), "--sources", source, *goal, "--no_floors"])
+    result = json.loads(next((tmp_path / "runs").glob("*/result.json")).read_text())
+    assert ("real images" in result["examined"]) == (source == "real")
+    assert 0 <= result["accuracy"]["cifar100"]["mean"] <= 1
+
+
+def test_images_are_made_once_and_do_not_move_the_run(flags_for: Flags, tmp_path: Path) -> None:
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.pt")}
+
+    method = Chorus(main.parse_args(flags_for("chorus")), torch.device("cpu"))
+    before = torch.get_rng_state()
+    method.prepare(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    files = kept()
+    assert len(files) == 3  # two teachers' images, all answers
+    assert torch.equal(prepared(flags_for("chorus"), tmp_path).images, method.images)
+    assert kept() == files
+    assert not torch.equal(prepared([*flags_for("chorus"), "--seed", "1"], tmp_path).images, method.images)
+
+
+def test_teachers_of_any_number_of_classes_are_welcome(flags_for: Flags, tmp_path: Path) -> None:
+    """No head has to fit: the learner has an output for each class of each teacher."""
+    main.main([*flags_for("chorus"), "--way_train", "2", "--way_test", "4", "--num_class_per_task", "3"])
+    assert list((tmp_path / "runs").glob("*/result.json"))
+
+
+def test_it_learns_what_tells_new_classes_apart(flags_for: Flags, tmp_path: Path) -> None:
+    flags = [*flags_for("chorus", 30), "--num_images", "256", "--val_interval", "30", "--episode_test", "40"]
+    main.main(flags)
+    result = json.loads(next((tmp_path / "runs").glob("*/result.json")).read_text())
+    lines = [json.loads(line) for line in next((tmp_path / "runs").glob("*/metrics.jsonl")).read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert result["accuracy"]["cifar100"]["mean"] > 0.5  # of three classes that differ in colour
