@@ -10,7 +10,6 @@ are kept, so that it can be started again.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
@@ -22,9 +21,9 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main as program
 from datasets.registry import DatasetSpec, get_spec
 from datasets.split import ImageSplit, load_split
+from examples.runs import behind_dashes, result_of
 from methods.teachers.manifest import TeacherRow, write_manifest
 from methods.teachers.pretraining import Recipe, train_pool
 from utils import cli, seed
@@ -35,7 +34,7 @@ from utils.report import table
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The study's own flags, and those behind `--`."""
-    own, passed = (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
+    own, passed = behind_dashes(argv)
     parser = cli.Parser("examples/heterogeneity.py", description=__doc__)
     cli.add_machine_flags(parser)
     parser.add_argument("--method", default="tgr", help="how to meta-learn from a pair")
@@ -61,19 +60,15 @@ def pair_of_classes(split: ImageSplit, way: int, shared: int, repeat: int) -> tu
 
 def accuracy_of_pair(args: argparse.Namespace, passed: list[str], name: str, rows: Sequence[TeacherRow]) -> tuple[float, float]:
     """Meta-learn from one pair of teachers; meta_test accuracy and its half-width."""
-    result = args.out / name / "result.json"
-    if result.parent.is_dir() and not result.is_file():
-        program.main(["--resume", str(result.parent)])
-    elif not result.is_file():
-        write_manifest(rows, args.out / f"{name}.csv")
-        flags = {
-            "method": args.method, "dataset": args.dataset, "data_root": args.data_root, "way_train": args.way,
-            "way_test": args.way, "teachers": args.out / f"{name}.csv", "out": args.out, "run_name": name,
-            "device": args.device, "threads": args.threads, "seed": args.seed,
-        }  # fmt: skip
-        size = ["--image_size", str(args.image_size)] if args.image_size else []
-        program.main([*[word for flag, value in flags.items() for word in (f"--{flag}", str(value))], *size, *passed])
-    numbers = json.loads(result.read_text(encoding="utf-8"))["accuracy"][args.dataset]
+    write_manifest(rows, args.out / f"{name}.csv")
+    flags = {
+        "method": args.method, "dataset": args.dataset, "data_root": args.data_root, "way_train": args.way,
+        "way_test": args.way, "teachers": args.out / f"{name}.csv", "device": args.device, "threads": args.threads,
+        "seed": args.seed,
+    }  # fmt: skip
+    size = ["--image_size", str(args.image_size)] if args.image_size else []
+    typed = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    numbers = result_of(args.out, name, [*typed, *size, *passed])["accuracy"][args.dataset]
     return numbers["mean"], numbers["half_width"]
 
 

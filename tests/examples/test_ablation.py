@@ -1,0 +1,29 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from examples import ablation
+
+
+def test_every_variant_runs_and_is_compared(
+    flags_for: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        name: change.replace("--num_images 15000", "--num_images 32").replace("--epochs 5", "--epochs 1")
+        for name, change in ablation.VARIANTS.items()
+    }
+    monkeypatch.setattr(ablation, "VARIANTS", small)
+    flags = flags_for("chorus")
+    del flags[:2], flags[flags.index("--out") : flags.index("--out") + 2]
+    ablation.main(["--out", str(tmp_path / "study"), "--", *flags, "--no_floors"])
+    found = pd.read_csv(tmp_path / "study" / "ablation.csv")
+    assert found.variant.tolist() == list(ablation.VARIANTS)
+    assert found.meta_val.between(0, 1).all()
+    assert found.difference[0] == 0
+    assert "images: procedural alone" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("result.json")}
+    ablation.main(["--out", str(tmp_path / "study"), "--only", "real", "--", *flags, "--no_floors"])
+    assert len(pd.read_csv(tmp_path / "study" / "ablation.csv")) == 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("result.json")} == before
