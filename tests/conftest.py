@@ -92,6 +92,12 @@ TINY_OWN = {
 }
 
 
+@pytest.fixture(name="write_images")
+def _write_images() -> Callable[..., None]:
+    """write_images(folder, count, seed, size, suffix): a folder of noise around a colour of its own."""
+    return write_images
+
+
 @pytest.fixture
 def tiny(data_root: Path, tmp_path: Path) -> list[str]:
     """Flags that make an episode of any few-shot method tiny; runs go below `tmp_path`."""

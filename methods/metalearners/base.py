@@ -52,10 +52,9 @@ class Metalearner:
         starts from a head made of its class means (`head_of_means`).
         """
         way = episodes.way
-        other_way = self.ADAPTS and len(params["head.bias"]) != way
 
         def task(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor) -> tuple[Tensor, Tensor]:
-            start = self.head_of_means(params, support, labels, way) if other_way else params
+            start = self.starting_point(params, support, labels, way)
             fast = self.adapt(start, support, labels, steps, create_graph)
             logits = self.classify(fast, support, labels, query, way)
             hits = logits.detach().argmax(1) == query_labels
@@ -79,6 +78,11 @@ class Metalearner:
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Features (B, D) under `params`."""
         return functional_call(self._features, {f"network.{name}": value for name, value in params.items()}, (x,))
+
+    def starting_point(self, params: Params, support: Tensor, labels: Tensor, way: int) -> Params:
+        """Where adaptation begins: `params`, with a head of class means where the head's width is not `way`."""
+        other_way = self.ADAPTS and len(params["head.bias"]) != way
+        return self.head_of_means(params, support, labels, way) if other_way else params
 
     def head_of_means(self, params: Params, support: Tensor, labels: Tensor, way: int) -> Params:
         """`params` with a head that classifies by the nearest class mean c of the support: weight 2c, bias -|c|^2."""
