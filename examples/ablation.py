@@ -26,6 +26,7 @@ VARIANTS = {
     "as it is": "",
     "images: procedural alone": "--sources procedural",
     "images: pixel inversions alone": "--sources pixel",
+    "images: pixel inversions from noise": "--start noise --inversion_steps 80",
     "images: a generator's alone": "--sources generator --inversion_steps 30 --bn 0.03",
     "images: real ones (not data-free)": "--sources real",
     "images: a quarter as many": "--num_images 15000",

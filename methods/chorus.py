@@ -67,7 +67,10 @@ class Chorus(FewShotMethod):
         group.add_argument("--loss", choices=tuple(LOSSES), default="regression", help="how")
         group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Adam)")
         group.add_argument("--batch_size", type=cli.count, default=128, help="images of an update")
-        group.add_argument("--inversion_steps", type=cli.count, default=80, help="steps of inverting a teacher")
+        group.add_argument(
+            "--start", choices=("procedural", "noise"), default="procedural", help="what pixels are before they are inverted"
+        )
+        group.add_argument("--inversion_steps", type=cli.count, default=40, help="steps of inverting a teacher")
         group.add_argument("--Glr", type=cli.rate, default=0.25, help="rate of the pixels (Adam)")
         group.add_argument("--tv", type=float, default=0.01, help="weight of the pixels' total variation")
         group.add_argument("--bn", type=float, default=0.1, help="weight of the batch statistics")
@@ -136,7 +139,7 @@ class Chorus(FewShotMethod):
         shares = [len(part) for part in torch.arange(count).tensor_split(len(pool))]
         parts = []
         for teacher_id, share in enumerate(tqdm(shares, desc=f"{source} inversion", unit="teacher", leave=False)):
-            settings = [source, share, self.image_size, args.inversion_steps, args.Glr, args.tv, args.bn, args.seed]
+            settings = [source, share, self.image_size, args.inversion_steps, args.Glr, args.tv, args.bn, args.start, args.seed]
             key = [pool.fingerprint_of(teacher_id), self.learner.spec.mean, self.learner.spec.std, settings]
             parts.append(self.once(".recovered", key, partial(self.invert, source, teacher_id, share)))
         return torch.cat(parts)
@@ -148,11 +151,10 @@ class Chorus(FewShotMethod):
 
         def run() -> PseudoBatch:
             if source == "pixel":
-                weights = PixelWeights(args.tv, args.bn)
-                form = (spec.mean, spec.std)
-                return invert_alone(
-                    teacher, per_class, self.image_size, form, args.inversion_steps, args.Glr, weights, self.device
-                )
+                size, device = self.image_size, self.device
+                start = procedural_images(teacher.way * per_class, size, device) if args.start == "procedural" else None
+                weights, form = PixelWeights(args.tv, args.bn), (spec.mean, spec.std)
+                return invert_alone(teacher, per_class, size, form, args.inversion_steps, args.Glr, weights, device, start)
             loss = partial(inversion_loss, weights=InversionWeights(1.0, args.bn, 0.0), augment=self.augmentation)
             inverter = FreshGenerator(self.device, loss, args.inversion_steps, *GENERATOR_RATES)
             return inverter.invert([teacher], per_class)[0][0]

@@ -66,6 +66,11 @@ class PixelImages:
         """The images in [0, 1] (with `clamp`), (classes, per_class, C, S, S); gradients reach `values`."""
         return self.values * self.std + self.mean
 
+    @torch.no_grad()
+    def begin_with(self, images: Tensor) -> None:
+        """Take images (classes * per_class, C, S, S) in [0, 1] instead of noise."""
+        self.values.copy_(((images - self.mean) / self.std).view_as(self.values))
+
     def loss(self, teacher: Invertible, values: Tensor, labels: Tensor) -> Tensor:
         """CE + bn * BN + tv * TV + l2 * ||x|| on x, the jittered values (B, C, S, S) of one teacher's classes."""
         x = jitter(values)
@@ -120,9 +125,15 @@ def invert_alone(
     lr: float,
     weights: PixelWeights,
     device: torch.device,
+    start: Tensor | None = None,
 ) -> PseudoBatch:
-    """Pseudo-images of one teacher by itself, from noise, in `steps` steps; `form` is the mean and std of the pixels' scale."""
+    """Pseudo-images of one teacher by itself in `steps` steps; `form` is the mean and std of the pixels' scale.
+
+    They begin as noise, or as the images `start` (way * images_per_class, C, S, S) in [0, 1].
+    """
     images = PixelImages(teacher.way, images_per_class, image_size, *form, lr, weights, clamp=True, device=device)
+    if start is not None:
+        images.begin_with(start)
     alone = _Alone(teacher)
     for _ in range(steps):
         images.step([alone])

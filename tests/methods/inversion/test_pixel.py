@@ -144,3 +144,11 @@ def test_one_teacher_alone_needs_no_other_classes() -> None:
     assert batch.class_ids == (7, 3)
     assert torch.equal(batch.images, bank.batch_of(twin).images)
     assert torch.equal(batch.labels, bank.batch_of(twin).labels)
+
+
+def test_pixels_may_begin_with_images() -> None:
+    start = torch.rand(6, 3, 16, 16)
+    subject = Known((4, 9, 2), seed=0)
+    begun = invert_alone(subject, 2, 16, (MEAN, STD), 1, 1e-6, PixelWeights(), torch.device("cpu"), start)
+    assert torch.allclose(begun.images, start, atol=1e-4)
+    assert begun.class_ids == (4, 9, 2)
