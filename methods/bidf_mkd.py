@@ -145,9 +145,11 @@ class BiDfMKD(FewShotMethod):
         return {"inversion_loss": inversion_loss, "distillation_loss": float(loss.detach())}
 
     def open(self, teacher_id: int, meter: Meter) -> Teacher | BlackBox:
-        """As much of a teacher as the run may see."""
-        pool = self.teachers
-        return pool.black_box(teacher_id, meter, self.args.api_dtype) if self.args.ZO else pool[teacher_id]
+        """As much of a teacher as the run may see, and as many of its classes as the learner has."""
+        pool, way = self.teachers, self.args.way_train
+        if self.args.ZO:
+            return pool.black_box(teacher_id, meter, self.args.api_dtype).narrowed(way)
+        return pool[teacher_id].narrowed(way)
 
     def invert(self, teacher: Teacher | BlackBox, per_class: int, against: Params | None = None) -> tuple[PseudoBatch, float]:
         """A set of pseudo-images and the lowest loss; at the border with the learner under `against`, where that is given."""

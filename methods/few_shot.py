@@ -164,13 +164,13 @@ class FewShotMethod(Method):
         return self.outer_step(optimizer, episodes)
 
     def check_teachers_fit_the_head(self) -> None:
-        """Raise `UserError` where a teacher has another number of classes than the learner that is to imitate it."""
+        """Raise `UserError` where a teacher has fewer classes than the learner that is to imitate it."""
         way = self.args.way_train
-        odd = next((row for row in self.teachers.rows if len(row.class_ids) != way), None)
+        odd = next((row for row in self.teachers.rows if len(row.class_ids) < way), None)
         if odd is not None:
             raise UserError(
                 f"--method {self.args.method} distils teachers into a learner of {way} classes, and {odd.path} has "
-                f"{len(odd.class_ids)}: set --way_train to the teachers' number"
+                f"{len(odd.class_ids)}: lower --way_train to that"
             )
 
 

@@ -81,7 +81,7 @@ class FREE(FewShotMethod):
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         with self.clock("generation"):
-            teachers = self.teachers.sample(self.args.teacher_batch)
+            teachers = self.teachers.sample(self.args.teacher_batch, self.args.way_train)
             batches, inversion_loss = self.invert(teachers)
         numbers = {"inversion_loss": inversion_loss}
         if iteration < self.args.warmup:
@@ -124,5 +124,5 @@ class FREE(FewShotMethod):
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Pseudo-images as the run makes them now, leaving the run untouched."""
         inverter = copy.deepcopy(self.inverter)
-        teachers = [self.teachers[teacher_id] for teacher_id in teacher_ids]
+        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
         return inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)[0]

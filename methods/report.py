@@ -91,7 +91,8 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
     for row, batch in zip(chosen, batches, strict=True):
         name = row.dataset
         split = splits[name]
-        classes = [split.class_names.index(label) for label in row.class_names]
+        labels = [method.teachers.class_names[class_id].split("/", 1)[1] for class_id in batch.class_ids]
+        classes = [split.class_names.index(label) for label in labels]
         hits.append(recognised(judges[name], batch, classes, get_spec(name), method.image_size))
         rows.append(beside_real(batch, split, classes, 6, draws))
     share = float(torch.cat(hits).float().mean())

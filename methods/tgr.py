@@ -132,7 +132,7 @@ class TGR(FewShotMethod):
     def train_iteration(self, iteration: int) -> dict[str, float]:
         group = self.groups[int(torch.randint(len(self.groups), ()))]
         chosen = torch.randperm(len(group))[: self.args.teacher_batch].tolist()
-        teachers = [self.teachers[group[place]] for place in chosen]
+        teachers = [self.teachers[group[place]].narrowed(self.args.way_train) for place in chosen]
         with self.clock("generation"):
             batches, inversion_loss = self.inverter.invert(teachers, self.args.num_recover)
         for batch in batches:
@@ -170,5 +170,5 @@ class TGR(FewShotMethod):
         return self.memory.picture()
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
-        teachers = [self.teachers[teacher_id] for teacher_id in teacher_ids]
+        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
         return self.inverter.invert(teachers, self.args.num_recover)[0]

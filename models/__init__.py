@@ -7,6 +7,7 @@ from torch import nn
 
 from models.backbone import Backbone
 from models.conv4 import Conv4
+from models.foreign import create_foreign, is_foreign
 from models.norm import BatchStatsNorm2d, FixedNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from utils.errors import UserError
@@ -45,4 +46,9 @@ def create_model(
         return Conv4(num_classes, image_size, NORMS[norm], channels, global_pool=global_pool)
     if name in RESNETS:
         return RESNETS[name](num_classes=num_classes, norm=NORMS[norm], channels=channels)
-    raise UserError(f"unknown backbone {name!r}: choose from {', '.join(MODELS)}")
+    if is_foreign(name) and norm == "running":
+        return create_foreign(name, num_classes)
+    raise UserError(
+        f"unknown backbone {name!r}: choose from {', '.join(MODELS)}; teachers may also be torchvision/NAME, timm/NAME or "
+        "module:function"
+    )

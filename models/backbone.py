@@ -14,6 +14,11 @@ class Backbone(nn.Module):
     head: nn.Linear
 
     @property
+    def loadable(self) -> nn.Module:
+        """The module that a state_dict of this network belongs to."""
+        return self
+
+    @property
     def feature_dim(self) -> int:
         return self.head.in_features
 

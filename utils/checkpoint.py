@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -27,6 +29,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path, device)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -36,6 +40,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
+
+
+def _load_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path, str(device))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from error
 
 
 def cached(folder: Path, key: object, compute: Callable[[], Any]) -> Any:

@@ -1,13 +1,22 @@
-"""Work on teachers themselves: `python -m methods.teachers serve --dataset cifar100` makes a pool a service over HTTP."""
+"""Work on teachers themselves.
+
+python -m methods.teachers check zoo.csv                # can every teacher of a list be used?
+python -m methods.teachers serve --dataset cifar100     # a pool as a service over HTTP
+"""
 
 import sys
 from collections.abc import Sequence
 
+from methods.teachers.check import add_check_flags, check
+from methods.teachers.manifest import as_place
 from methods.teachers.server import add_serve_flags, serve
 from utils import cli
 from utils.errors import UserError
 
-COMMANDS = {"serve": (add_serve_flags, serve, "serve a pool of teachers over HTTP")}
+COMMANDS = {
+    "serve": (add_serve_flags, serve, "serve a pool of teachers over HTTP"),
+    "check": (add_check_flags, check, "load every teacher of a list and say whether it can be used"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags, work, about = COMMANDS[argv[0]]
     parser = cli.Parser(f"python -m methods.teachers {argv[0]}", description=about)
     add_flags(parser)
-    work(parser.parse_args(argv[1:]))
+    args = parser.parse_args(argv[1:])
+    if getattr(args, "place", None):
+        args.teachers = [*(args.teachers or []), as_place(args.place)]
+    work(args)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Teachers of which nothing can be had but their answers: wrapped modules, HTTP services, whatever a user writes."""
 
 import argparse
-import importlib
-import sys
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils import cli
+from utils.code import import_function
 from utils.errors import BudgetSpent, UserError
 from utils.images import resize, to_float, to_uint8
 
@@ -95,10 +94,22 @@ class BlackBox:
         self.service, self.name = service, name
         self.class_ids, self.image_size, self.std = tuple(class_ids), image_size, tuple(std)
         self.meter, self.dtype = meter, dtype
+        self.answers = len(class_ids)  # that the service gives
+        self.outputs = list(range(len(class_ids)))  # of them, those that are listened to
 
     @property
     def way(self) -> int:
         return len(self.class_ids)
+
+    def narrowed(self, way: int) -> "BlackBox":
+        """The same service asked about `way` of its classes alone, drawn at random; itself where it has no more."""
+        if self.way <= way:
+            return self
+        twin = copy.copy(self)
+        chosen = torch.randperm(self.way)[:way].tolist()
+        twin.class_ids = tuple(self.class_ids[i] for i in chosen)
+        twin.outputs = [self.outputs[i] for i in chosen]
+        return twin
 
     def as_sent(self, images: Tensor) -> Tensor:
         """Images (..., C, h, w) as the service gets them."""
@@ -112,7 +123,7 @@ class BlackBox:
         """
         with self.meter.charge(len(images)):
             answer = self.service.query(self.as_sent(resize(images.detach(), self.image_size)))
-        expected = (len(images), self.way)
+        expected = (len(images), self.answers)
         if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise UserError(f"{self.name} answered {found}; expected probabilities of shape {expected}")
@@ -121,7 +132,10 @@ class BlackBox:
             raise UserError(
                 f"{self.name} answered numbers that are no probabilities: they must be finite, from 0, and sum to 1"
             )
-        return answer
+        if self.way == self.answers:
+            return answer
+        heard = answer[:, self.outputs]
+        return heard / heard.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
@@ -142,13 +156,8 @@ def services_of(place: str) -> list[Listed]:
     The function takes nothing and returns a list of objects with `query(images)`, `class_names` and `image_size`, and if
     they like `name` and `dataset`. Raises `UserError` where that is not so.
     """
-    module_name, _, function_name = place.rpartition(":")
-    file = Path(module_name)
-    if file.suffix == ".py":
-        sys.path.insert(0, str(file.parent.resolve()))
-        module_name = file.stem
     try:
-        made = getattr(importlib.import_module(module_name), function_name)()
+        made = import_function(place)()
         return [
             Listed(
                 service,

@@ -12,10 +12,13 @@ from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spe
 from methods.teachers.black_box import Listed, services_of
 from methods.teachers.client import HttpServer
 from models import MIXED_ARCHITECTURES, MODELS
+from models.foreign import is_code
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
 
+NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
+OWN = "own"  # the image set of teachers whose list names none
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
 NUMBER = re.compile(r"(\d+)$")
 SERVICE = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
@@ -88,7 +91,11 @@ def find_rows(args: Namespace) -> list[TeacherRow]:
     Raises `UserError` with the command that trains a missing pool.
     """
     if args.teachers:
-        return [row for place in args.teachers for row in read_place(place, args)]
+        found = [row for place in args.teachers for row in read_place(place, args)]
+        for row in found:
+            if is_code(row.arch) and row.arch not in (args.allow_code or []):
+                raise UserError(f"{row.path} asks to run code, {row.arch}; if it is yours, add --allow_code {row.arch}")
+        return found
     rows = []
     for spec, arch in pool_specs(args):
         if args.pretrained_path_prefix:
@@ -153,9 +160,9 @@ def read_manifest(path: Path) -> list[TeacherRow]:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
-    missing = [column for column in COLUMNS[:8] if column not in table.columns]
+    missing = [column for column in NEEDED if column not in table.columns]
     if missing:
-        raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(COLUMNS[:8])}")
+        raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(NEEDED)}, and class_ids or class_names")
     if table.empty:
         raise UserError(f"{path} lists no teacher")
     rows = []
@@ -168,18 +175,18 @@ def read_manifest(path: Path) -> list[TeacherRow]:
 
 
 def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
-    def numbers(column: str, kind: type) -> tuple:
-        return tuple(kind(part) for part in record[column].split(";") if part)
+    def parts(column: str, kind: type) -> tuple:
+        return tuple(kind(part) for part in record.get(column, "").split(";") if part)
 
     row = TeacherRow(
         path=folder / record["path"],
         arch=record["arch"],
-        class_ids=numbers("class_ids", int),
-        class_names=tuple(part for part in record["class_names"].split(";") if part),
+        class_ids=parts("class_ids", int),
+        class_names=parts("class_names", str),
         image_size=int(record["image_size"]),
-        mean=numbers("mean", float),
-        std=numbers("std", float),
-        dataset=record["dataset"],
+        mean=parts("mean", float),
+        std=parts("std", float),
+        dataset=record.get("dataset") or OWN,
         accuracy=float(record.get("accuracy") or "nan"),
         epochs=int(record.get("epochs") or 0),
         seed=int(record.get("seed") or 0),
@@ -188,6 +195,10 @@ def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
         row = replace(row, class_ids=tuple(range(len(row.class_names))))
     if not row.class_ids or (row.class_names and len(row.class_names) != len(row.class_ids)):
         raise ValueError(f"{len(row.class_ids)} class_ids and {len(row.class_names)} class_names; expected as many of both")
+    if len(set(row.class_keys)) != len(row.class_ids):
+        raise ValueError("a class stands twice")
+    if row.image_size < 1 or len(row.mean) != 3 or len(row.std) != 3 or min(row.std) <= 0:
+        raise ValueError(f"image_size {row.image_size}, mean {row.mean}, std {row.std}; expected a size and 3 numbers for each")
     return row
 
 

@@ -31,11 +31,14 @@ class Teacher(nn.Module):
     never the weights.
     """
 
-    def __init__(self, network: Backbone, row: TeacherRow, class_ids: Sequence[int]) -> None:
+    def __init__(
+        self, network: Backbone, row: TeacherRow, class_ids: Sequence[int], outputs: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.network: Backbone = network.requires_grad_(False).eval()
         self.row = row
         self.class_ids = tuple(class_ids)
+        self.outputs = list(range(len(class_ids)) if outputs is None else outputs)  # a spare one carries no class
 
     @property
     def way(self) -> int:
@@ -54,7 +57,14 @@ class Teacher(nn.Module):
         return channels_last(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(self.prepare(images))[:, : self.way]  # a spare output carries no class
+        return self.network(self.prepare(images))[:, self.outputs]
+
+    def narrowed(self, way: int) -> "Teacher":
+        """The same teacher asked about `way` of its classes alone, drawn at random; itself where it has no more."""
+        if self.way <= way:
+            return self
+        chosen = torch.randperm(self.way)[:way].tolist()
+        return Teacher(self.network, self.row, [self.class_ids[i] for i in chosen], [self.outputs[i] for i in chosen])
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The input of the head, (B, feature_dim)."""
@@ -104,9 +114,13 @@ class TeacherPool:
         service = LocalService(self[teacher_id]) if row.listed is None else row.listed.service
         return BlackBox(service, str(row.path), self._ids_of(row), row.image_size, row.std, meter, dtype)
 
-    def sample(self, count: int) -> list[Teacher]:
-        """`count` different teachers at random (all, in random order, where there are fewer)."""
-        return [self[teacher_id] for teacher_id in torch.randperm(len(self))[:count].tolist()]
+    def sample(self, count: int, way: int | None = None) -> list[Teacher]:
+        """`count` different teachers at random (all, in random order, where there are fewer).
+
+        With `way`, a teacher that knows more classes is asked about so many of them alone.
+        """
+        chosen = [self[teacher_id] for teacher_id in torch.randperm(len(self))[:count].tolist()]
+        return [teacher.narrowed(way) for teacher in chosen] if way else chosen
 
     def check(self, inside: bool = True) -> None:
         """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work.
@@ -133,7 +147,7 @@ class TeacherPool:
         outputs = len(published.state["head.bias"]) if row.path in self._published else len(row.class_ids)
         with torch.random.fork_rng(devices=[]):  # when a teacher is loaded must not change what the run draws
             network = create_model(row.arch, outputs, row.image_size)
-        checkpoint.load_weights(network, published.state, row.path)
+        checkpoint.load_weights(network.loadable, published.state, row.path)
         return Teacher(network.to(self.device), row, self._ids_of(row))
 
     def _ids_of(self, row: TeacherRow) -> list[int]:
@@ -173,6 +187,9 @@ def add_teacher_flags(parser: ArgumentParser) -> None:
         "--teachers", type=as_place, action="append",
         help="a teachers.csv or its folder, a server's URL, or module:function that returns services; may be repeated",
     )  # fmt: skip
+    group.add_argument(
+        "--allow_code", action="append", metavar="MODULE:FUNCTION", help="an arch in a teachers.csv that may run code of yours"
+    )
     group.add_argument(
         "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
     )
