@@ -73,7 +73,7 @@ class Chorus(FewShotMethod):
         group.add_argument("--inversion_steps", type=cli.count, default=40, help="steps of inverting a teacher")
         group.add_argument("--Glr", type=cli.rate, default=0.25, help="rate of the pixels (Adam)")
         group.add_argument("--tv", type=float, default=0.01, help="weight of the pixels' total variation")
-        group.add_argument("--bn", type=float, default=0.1, help="weight of the batch statistics")
+        group.add_argument("--bn", type=float, default=0.5, help="weight of the batch statistics")
         group.add_argument("--black_box", action="store_true", help="use nothing of the teachers but their probabilities")
         add_black_box_flags(group)
 
