@@ -20,7 +20,7 @@ from examples.runs import behind_dashes, result_of
 from utils import checkpoint, cli
 from utils.files import write_text
 from utils.metrics import Score
-from utils.report import table
+from utils.tables import table
 
 VARIANTS = {
     "as it is": "",

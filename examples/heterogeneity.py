@@ -29,7 +29,7 @@ from methods.teachers.pretraining import Recipe, train_pool
 from utils import cli, seed
 from utils.errors import UserError
 from utils.files import atomic_path, write_text
-from utils.report import table
+from utils.tables import table
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

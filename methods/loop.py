@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from methods.base import Method
 from methods.few_shot import FewShotMethod
-from utils import checkpoint, report, seed
+from utils import checkpoint, seed, tables
 from utils.errors import Stopped, UserError
 from utils.run_log import RunLog
 
@@ -82,7 +82,7 @@ class Training:
         half_width = max(score.half_width for score in scores.values())
         self.log.say(
             f"iteration {self.iteration}: {split} {100 * value:.2f} ± {100 * half_width:.2f} %, "
-            f"best {100 * (self.best or 0):.2f} % at {self.best_iteration}, {report.duration(self.elapsed)}"
+            f"best {100 * (self.best or 0):.2f} % at {self.best_iteration}, {tables.duration(self.elapsed)}"
         )
         return numbers | {"val": value, "val_half_width": half_width}
 
@@ -167,6 +167,6 @@ def dry_run(method: Method) -> str:
             method.train_iteration(iteration)
         each = (time.perf_counter() - start) / 2
         lines.append(
-            f"{method.num_iterations} iterations of about {each:.2f} s: {report.duration(each * method.num_iterations)}"
+            f"{method.num_iterations} iterations of about {each:.2f} s: {tables.duration(each * method.num_iterations)}"
         )
     return "\n".join(lines)

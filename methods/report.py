@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from methods.evaluation.floors import ensemble_score, exam_key, pixel_floor, tea
 from methods.evaluation.recognition import beside_real, recognised, train_judge
 from methods.few_shot import FewShotMethod
 from methods.metalearners.learner import Learner
-from utils import checkpoint, report, seed
+from utils import checkpoint, seed, tables
 from utils.errors import UserError
 from utils.metrics import Score
 from utils.plots import draw_curve
@@ -47,6 +48,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
         "backbone": args.backbone,
         "metalearner": args.metalearner,
         "teachers": len(method.pool) if method.pool else 0,
+        "teacher_accuracies": _teacher_accuracies(method),
         "head": _head_note(method),
         "batch_statistics": _statistics_note(method),
         "examined": method.examined_how(),
@@ -114,6 +116,12 @@ def _beside(own: Score, other: Score) -> dict[str, float]:
         return {}
     difference = own.minus(other)
     return {"above": difference.mean, "above_half_width": difference.half_width}
+
+
+def _teacher_accuracies(method: FewShotMethod) -> list[float | None]:
+    """Each teacher's accuracy on its held-out images, where its list says it."""
+    rows = method.pool.rows if method.pool else []
+    return [row.accuracy if math.isfinite(row.accuracy) else None for row in rows]
 
 
 def _statistics_note(method: FewShotMethod) -> str:
@@ -196,7 +204,7 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     for label, line in (below | {own: content["accuracy"]} | ceiling).items():
         rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
-    notes = [f"{name} {report.duration(value)}" for name, value in content["seconds"].items()]
+    notes = [f"{name} {tables.duration(value)}" for name, value in content["seconds"].items()]
     notes.append(f"{content['seconds_of_an_episode']:.3f} s an episode of meta_test")
     if content["inversion_of_one_teacher"]:
         notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
@@ -207,7 +215,7 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
             )
         )
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
-    return "\n".join([report.table(header, rows), ", ".join(notes)]).rstrip()
+    return "\n".join([tables.table(header, rows), ", ".join(notes)]).rstrip()
 
 
 def _cell(numbers: dict[str, float]) -> str:

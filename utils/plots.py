@@ -1,10 +1,11 @@
 """Plots of a run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import atomic_path
@@ -28,20 +29,26 @@ def draw_matrix(
         figure.savefig(temporary, dpi=120)
 
 
+def draw_looks(axes: Axes, looks: Sequence[Mapping[str, float]], against: str, label: str) -> None:
+    """A line of validation accuracies in %, with their 95 % band, against "seconds" (shown as minutes) or "iteration"."""
+    scale = 1 / 60 if against == "seconds" else 1.0
+    places = [look[against] * scale for look in looks]
+    mean = [100 * look["val"] for look in looks]
+    half = [100 * look["val_half_width"] for look in looks]
+    axes.plot(places, mean, marker=".", label=label)
+    below, above = zip(*[(m - h, m + h) for m, h in zip(mean, half, strict=True)], strict=True)
+    axes.fill_between(places, below, above, alpha=0.2)
+
+
 def draw_curve(metrics: Path, target: Path) -> None:
     """Draw the validation accuracy over the minutes of a run, with its 95 % band; nothing where there was no look."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
     looks = [line for line in lines if "val" in line]
     if not looks:
         return
-    minutes = [line["seconds"] / 60 for line in looks]
-    mean = [100 * line["val"] for line in looks]
-    half = [100 * line["val_half_width"] for line in looks]
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(minutes, mean, marker=".")
-    below, above = zip(*[(m - h, m + h) for m, h in zip(mean, half, strict=True)], strict=True)
-    axes.fill_between(minutes, below, above, alpha=0.2)
+    draw_looks(axes, looks, "seconds", "")
     axes.set(xlabel="minutes", ylabel="accuracy in %", title=metrics.parent.name)
     axes.grid(alpha=0.3)
     with atomic_path(target) as temporary:

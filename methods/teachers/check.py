@@ -10,7 +10,7 @@ from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
-from utils.report import table
+from utils.tables import table
 
 HEADER = ["teacher", "arch", "classes", "size", "parameters", "statistics", "verdict"]
 

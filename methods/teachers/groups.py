@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.probes import Embedding
-from utils import report, seed
+from utils import seed, tables
 from utils.files import write_text
 from utils.plots import draw_matrix
 
@@ -82,9 +82,9 @@ def show_groups(rows: Sequence[TeacherRow], matrix: Tensor, groups: Sequence[Seq
     for name, group in [*((str(number), group) for number, group in enumerate(groups, start=1)), ("all", order)]:
         members = ", ".join(f"{count} {kind}" for kind, count in kinds[list(group)].value_counts().items())
         lines.append([name, members, f"{mean_between(matrix, group, group):.3f}"])
-    text = report.table(["group", "teachers", "dissimilarity"], lines)
+    text = tables.table(["group", "teachers", "dissimilarity"], lines)
     if kinds.nunique() == 1:
         return text
     by_kind = {kind: kinds.index[kinds == kind].tolist() for kind in kinds.unique()}
     cells = [[one, *[f"{mean_between(matrix, by_kind[one], by_kind[other]):.3f}" for other in by_kind]] for one in by_kind]
-    return f"{text}\n\n{report.table(['dissimilarity of kinds', *by_kind], cells)}"
+    return f"{text}\n\n{tables.table(['dissimilarity of kinds', *by_kind], cells)}"
