@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from methods import METHODS, get_method
 from methods.base import Method
 from methods.few_shot import FewShotMethod, default_run_name
@@ -38,6 +40,9 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path("runs"), help="folder of run directories")
     group.add_argument("--run_name", help="name of the run directory; must be new")
+    group.add_argument(
+        "--seeds", type=int, nargs="+", help="several runs, one for each seed; python -m utils.report sums them up"
+    )
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
     group.add_argument("--pretrain", action="store_true", help="train the teachers and stop, as the papers' scripts type it")
@@ -106,6 +111,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cli.say_without_effect(args)
     device = cli.prepare_machine(args)
+    if args.seeds is None:
+        run(args, argv, device)
+        return
+    name = args.run_name or default_run_name(args)
+    for number in args.seeds:
+        run(
+            argparse.Namespace(**vars(args) | {"seed": number, "seeds": None, "run_name": f"{name}-seed{number}"}), argv, device
+        )
+
+
+def run(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> None:
+    """What one command line asks for: a run, a rehearsal, teachers, or a second look at a run."""
     seed.seed_everything(args.seed)
     if args.pretrain:
         pretrain_pools(args, Recipe(), device)

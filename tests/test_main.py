@@ -86,6 +86,17 @@ def test_other_metalearners(method: str, metalearner: str, flags_for: Flags, tmp
     assert result["batch_statistics"] == ("none: fixed numbers" if method == "chorus" else "support")
 
 
+def test_several_seeds_in_one_command(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("chorus"), "--seeds", "3", "5", "--no_floors", "--run_name", "mine"])
+    main.main([*flags_for("chorus"), "--seed", "5", "--no_floors", "--run_name", "alone"])
+    found = {run.name: checkpoint.load(run / "best.pt")["learner"]["params"] for run in (tmp_path / "runs").glob("[a-z]*")}
+    assert set(found) == {"mine-seed3", "mine-seed5", "alone"}
+    assert all(torch.equal(value, found["alone"][name]) for name, value in found["mine-seed5"].items())
+    assert any(not torch.equal(value, found["alone"][name]) for name, value in found["mine-seed3"].items())
+    args = json.loads((tmp_path / "runs" / "mine-seed3" / "args.json").read_text())["flags"]
+    assert (args["seed"], args["seeds"]) == (3, None)
+
+
 def test_teachers_of_one_image_set_and_episodes_of_another(flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("free"), "--testdataset", "miniimagenet"])
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
