@@ -15,7 +15,7 @@ from tqdm import tqdm
 from datasets.registry import DatasetSpec
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import path_below
+from utils.files import path_below, read_csv
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
         raise UserError(
             f"{path} is missing: put the images in {data_root / spec.folder} and run python write_file/{spec.script}"
         )
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_csv(path)
     if list(table.columns) != ["filename", "label"]:
         raise UserError(
             f"{path} has the columns {', '.join(table.columns)}; expected filename,label (run write_file/{spec.script})"

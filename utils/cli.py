@@ -66,13 +66,16 @@ def rate(text: str) -> float:
 
 
 def exit_with_message(work: Callable[[], None]) -> None:
-    """Run `work`; turn a `UserError` into one line on stderr and exit status 2, being stopped into status 130."""
+    """Run `work`; turn a `UserError` into one line on stderr and exit status 2, being stopped into status 130.
+
+    So is what the operating system refuses (a full disk, a file without permission); what was whole before is whole still.
+    """
     try:
         work()
     except Stopped as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

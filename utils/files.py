@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
+
 from utils.errors import UserError
 
 
@@ -29,6 +31,14 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file with a header, all of it as text. Raises `UserError` naming a file that is none."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no CSV file: {error}") from error
 
 
 def path_below(root: Path, name: str, source: str) -> Path:

@@ -15,7 +15,7 @@ from models import MIXED_ARCHITECTURES, MODELS
 from models.foreign import is_code
 from utils import cli
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_csv, write_text
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
 OWN = "own"  # the image set of teachers whose list names none
@@ -156,10 +156,7 @@ def _row_of_service(listed: Listed) -> TeacherRow:
 
 def read_manifest(path: Path) -> list[TeacherRow]:
     """Read a manifest; teachers' paths are taken from the manifest's folder. Raises `UserError` naming line and column."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no CSV file: {error}") from error
+    table = read_csv(path)
     missing = [column for column in NEEDED if column not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(NEEDED)}, and class_ids or class_names")
