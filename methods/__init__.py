@@ -18,6 +18,7 @@ REGISTRY = {
     ("few_shot", "real"): "methods.baselines:Real",
     ("few_shot", "random"): "methods.baselines:Random",
     ("few_shot", "average"): "methods.baselines:Average",
+    ("few_shot", "ota"): "methods.baselines:OTA",
     ("few_shot", "teacher_ncm"): "methods.baselines:TeacherNCM",
 }
 METHODS = tuple(name for _, name in REGISTRY)

@@ -28,9 +28,17 @@ class Average(FewShotMethod):
     A head of another shape than the learner's is left out of the mean.
     """
 
+    ALIGN: ClassVar[bool] = False  # bring the teachers' neurons into one order first
+
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
-        average_into(self.learner.params, args.backbone, self.teachers)
+        average_into(self.learner.params, args.backbone, self.teachers, self.ALIGN)
+
+
+class OTA(Average):
+    """The mean after optimal-transport alignment of the teachers' neurons, layer by layer (Singh and Jaggi, 2020)."""
+
+    ALIGN = True
 
 
 class TeacherNCM(FewShotMethod):

@@ -2,10 +2,22 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]  # channels -> normalisation layer
+
+
+@dataclass
+class Channels:
+    """Channels whose order is free: the modules that write them, first of all the one nearest the images, and that read them.
+
+    Put the outputs of all writers and the inputs of all readers into another order, and the network computes the same.
+    """
+
+    writers: list[str]
+    readers: list[str] = field(default_factory=list)
 
 
 class Backbone(nn.Module):
@@ -21,6 +33,10 @@ class Backbone(nn.Module):
     @property
     def feature_dim(self) -> int:
         return self.head.in_features
+
+    def channels(self) -> list[Channels]:
+        """Every group of channels, from the images up. Raises `NotImplementedError` where nobody has said."""
+        raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.backbone import Backbone, Norm, init_conv
+from models.backbone import Backbone, Channels, Norm, init_conv
 
 
 class ConvBlock(nn.Module):
@@ -34,6 +34,11 @@ class Conv4(Backbone):
         side = image_size // 16
         self.reduce = nn.AdaptiveMaxPool2d(1) if global_pool else nn.Identity()
         self.head = nn.Linear(width if global_pool else width * side * side, num_classes)
+
+    def channels(self) -> list[Channels]:
+        names = [f"blocks.{number}" for number in range(len(self.blocks))]
+        readers = [*[f"{name}.conv" for name in names[1:]], "head"]
+        return [Channels([f"{name}.conv", f"{name}.norm"], [reader]) for name, reader in zip(names, readers, strict=True)]
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.reduce(self.blocks(x)).flatten(1)  # (B, C, S, S) -> (B, feature_dim)

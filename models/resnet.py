@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.backbone import Backbone, Norm, init_conv
+from models.backbone import Backbone, Channels, Norm, init_conv
 
 
 class BasicBlock(nn.Module):
@@ -73,6 +73,32 @@ class ResNet(Backbone):
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(in_channels, num_classes)
+
+    def channels(self) -> list[Channels]:
+        """Within a block each convolution's outputs; between blocks the stream, from one change of width to the next."""
+        stream = Channels(["stem", "stem_norm"])
+        groups = [stream]
+        for number, block in enumerate(self.blocks):
+            name = f"blocks.{number}"
+            last = "3" if isinstance(block, Bottleneck) else "2"
+            stream.readers.append(f"{name}.conv1")
+            ending = [f"{name}.conv{last}", f"{name}.norm{last}"]
+            if isinstance(block.shortcut, nn.Identity):
+                stream.writers += ending
+            else:
+                within = (
+                    [f"{name}.shortcut"]
+                    if isinstance(block.shortcut, nn.Conv2d)
+                    else [f"{name}.shortcut.0", f"{name}.shortcut.1"]
+                )
+                stream.readers.append(within[0])
+                stream = Channels([*within, *ending])
+                groups.append(stream)
+            groups.append(Channels([f"{name}.conv1", f"{name}.norm1"], [f"{name}.conv2"]))
+            if last == "3":
+                groups.append(Channels([f"{name}.conv2", f"{name}.norm2"], [f"{name}.conv3"]))
+        stream.readers.append("head")
+        return groups
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.pool(self.blocks(self.stem_norm(self.stem(x)))).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
