@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -39,12 +40,23 @@ class RunLog:
         return SummaryWriter(str(self.folder))
 
     @classmethod
-    def create(cls, out: Path, name: str, chosen: bool, flags: Mapping[str, Any], argv: Sequence[str]) -> "RunLog":
-        """Make a new run directory `out/name`; a taken name gets a number, unless the user chose it (`UserError`)."""
+    def create(
+        cls, out: Path, name: str, chosen: bool, flags: Mapping[str, Any], argv: Sequence[str], overwrite: bool = False
+    ) -> "RunLog":
+        """Make a new run directory `out/name`; a taken name gets a number, unless the user chose it (`UserError`).
+
+        With `overwrite` a run of that name is removed first; a folder that is no run is left alone (`UserError`).
+        """
         folder, number = out / name, 2
+        if overwrite and folder.exists():
+            if not (folder / "args.json").is_file():
+                raise UserError(f"--overwrite: {folder} is no run directory, and was left as it is")
+            shutil.rmtree(folder)
         while folder.exists():
             if chosen:
-                raise UserError(f"--run_name {name}: {folder} exists already; choose another name, or --resume {folder}")
+                raise UserError(
+                    f"--run_name {name}: {folder} exists already; choose another name, --resume {folder}, or --overwrite"
+                )
             folder, number = out / f"{name}-{number}", number + 1
         folder.mkdir(parents=True)
         record = {"flags": flags, "argv": list(argv), "environment": _environment()}
