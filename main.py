@@ -40,6 +40,7 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path("runs"), help="folder of run directories")
     group.add_argument("--run_name", help="name of the run directory; must be new")
+    group.add_argument("--overwrite", action="store_true", help="replace the run of that name, if there is one")
     group.add_argument(
         "--seeds", type=int, nargs="+", help="several runs, one for each seed; python -m utils.report sums them up"
     )
@@ -148,7 +149,9 @@ def run(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> 
 def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
     if args.resume or args.evaluate:
         return RunLog(args.resume or args.evaluate)
-    return RunLog.create(args.out, args.run_name or default_run_name(args), bool(args.run_name), vars(args), argv)
+    return RunLog.create(
+        args.out, args.run_name or default_run_name(args), bool(args.run_name), vars(args), argv, args.overwrite
+    )
 
 
 if __name__ == "__main__":

@@ -86,6 +86,19 @@ def test_other_metalearners(method: str, metalearner: str, flags_for: Flags, tmp
     assert result["batch_statistics"] == ("none: fixed numbers" if method == "chorus" else "support")
 
 
+def test_a_run_is_replaced_only_when_that_is_asked_for(flags_for: Flags, tmp_path: Path) -> None:
+    flags = [*flags_for("random"), "--no_floors", "--run_name", "mine"]
+    main.main(flags)
+    with pytest.raises(UserError, match="--overwrite"):
+        main.main(flags)
+    (tmp_path / "runs" / "mine" / "note.txt").write_text("of the first run")
+    main.main([*flags, "--overwrite"])
+    assert not (tmp_path / "runs" / "mine" / "note.txt").exists()
+    (tmp_path / "runs" / "photos").mkdir()
+    with pytest.raises(UserError, match="is no run directory, and was left as it is"):
+        main.main([*flags[:-1], "photos", "--overwrite"])
+
+
 def test_several_seeds_in_one_command(flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("chorus"), "--seeds", "3", "5", "--no_floors", "--run_name", "mine"])
     main.main([*flags_for("chorus"), "--seed", "5", "--no_floors", "--run_name", "alone"])
