@@ -30,6 +30,7 @@ VARIANTS = {  # {images} and {passes} stand for a quarter of what the method as 
     "images: pixel inversions from noise": "--start noise --inversion_steps 80",
     "images: a generator's alone": "--sources generator --inversion_steps 30 --bn 0.03",
     "images: real ones (not data-free)": "--sources real",
+    "images: without their mirror images": "--no_mirror",
     "images: a quarter as many": "--num_images {images}",
     "targets: features": "--targets features",
     "loss: relational": "--loss relational",

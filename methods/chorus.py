@@ -5,7 +5,7 @@ meta-learned from their pseudo-images. What they know together is distilled into
 
 1. Images are made that ask the teachers something: inverted from each teacher pixel by pixel, and drawn by simple random
    processes that need no teacher (`--sources`).
-2. Every teacher is asked once about every image. The target of an image is what all say, side by side: each teacher's
+2. Every teacher is asked once about every image and its mirror image. The target of an image is what all say, side by side: each teacher's
    centred log-probabilities, scaled to length 1 (`--targets answers`; probabilities suffice, a black box will do).
 3. The learner regresses the targets: one output for each class of each teacher, `--epochs` passes.
 4. New classes are told apart by the nearest class mean of its outputs, scaled to length 1 (`--metalearner ncm`).
@@ -63,6 +63,7 @@ class Chorus(FewShotMethod):
             help="where they come from, in equal parts (default: pixel procedural; with --black_box procedural); "
             "real, the images of meta_train without labels, is there to compare with",
         )  # fmt: skip
+        group.add_argument("--no_mirror", dest="mirror", action="store_false", help="do not ask about mirror images too")
         group.add_argument("--targets", choices=TARGETS, default="answers", help="what the learner regresses")
         group.add_argument("--loss", choices=tuple(LOSSES), default="regression", help="how")
         group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Adam)")
@@ -91,18 +92,20 @@ class Chorus(FewShotMethod):
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
         self.count = args.num_images
+        self.looks = 2 if args.mirror and self.augmentation.flip else 1  # at each image
         if args.query_budget is not None:
-            self.count = min(self.count, args.query_budget // len(self.teachers))  # each image is one query to each teacher
+            self.count = min(self.count, args.query_budget // (self.looks * len(self.teachers)))
         if self.count < args.batch_size:
             raise UserError(
                 f"{self.count} images (--num_images {args.num_images}, --query_budget {args.query_budget}) do not fill a "
                 f"batch of {args.batch_size}: raise them or lower --batch_size"
             )
-        self.student = Student(self.learner, args.lr, args.epochs * (self.count // args.batch_size))
+        asked = self.looks * self.count
+        self.student = Student(self.learner, args.lr, args.epochs * (asked // args.batch_size))
         self.kept = 0.0  # seconds of work that an earlier run has done
         size, outputs = self.image_size, self.learner.spec.way
-        self.images = torch.zeros(self.count, 3, size, size, dtype=torch.uint8, device=device)  # until `prepare` has made them
-        self.targets = torch.zeros(self.count, outputs, dtype=torch.float16, device=device)
+        self.images = torch.zeros(asked, 3, size, size, dtype=torch.uint8, device=device)  # until `prepare` has made them
+        self.targets = torch.zeros(asked, outputs, dtype=torch.float16, device=device)
 
     def shape_learner(self, spec: LearnerSpec) -> LearnerSpec:
         """As many outputs as targets, and no statistics of the batch at hand: an image is embedded by itself."""
@@ -119,7 +122,8 @@ class Chorus(FewShotMethod):
         with self.clock("generation"):
             shares = [len(part) for part in torch.arange(self.count).tensor_split(len(self.args.sources))]
             drawn = [self.draw(source, share) for source, share in zip(self.args.sources, shares, strict=True)]
-            self.images = torch.cat(drawn)
+            images = torch.cat(drawn)
+            self.images = torch.cat([images, images.flip(-1)]) if self.looks == 2 else images
         with self.clock("asking"):
             self.targets = self.ask(self.images)
         if self.kept and not resumed:
@@ -230,9 +234,9 @@ class Chorus(FewShotMethod):
     def asked(self) -> dict[str, float]:
         if not self.args.black_box:
             return {}
-        teachers = len(self.teachers)
-        calls = teachers * -(-self.count // ASKED_AT_ONCE)
-        return {"queries": teachers * self.count, "calls": calls, "queries_per_image": teachers}
+        teachers, asked = len(self.teachers), len(self.images)
+        calls = teachers * -(-asked // ASKED_AT_ONCE)
+        return {"queries": teachers * asked, "calls": calls, "queries_per_image": teachers * self.looks}
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         """A row of each source."""

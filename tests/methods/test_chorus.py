@@ -22,7 +22,8 @@ def prepared(flags: list[str], folder: Path) -> Chorus:
 
 def test_the_targets_are_what_every_teacher_says_in_order(flags_for: Flags, tmp_path: Path) -> None:
     method = prepared(flags_for("chorus"), tmp_path)
-    assert method.images.shape == (64, 3, 16, 16)
+    assert method.images.shape == (128, 3, 16, 16)
+    assert torch.equal(method.images[64:], method.images[:64].flip(-1))  # each and its mirror image
     x, start = to_float(method.images), 0
     for teacher_id in range(len(method.teachers)):
         teacher = method.teachers[teacher_id]
@@ -33,15 +34,17 @@ def test_the_targets_are_what_every_teacher_says_in_order(flags_for: Flags, tmp_
     assert start == method.targets.shape[1] == method.learner.spec.way
 
 
-def test_a_black_box_is_asked_once_about_every_image(flags_for: Flags, tmp_path: Path) -> None:
+def test_a_black_box_is_asked_once_about_every_image_and_its_mirror_image(flags_for: Flags, tmp_path: Path) -> None:
     """The answers, and so the learner, are those of white boxes; the budget limits the images."""
     flags = [*flags_for("chorus"), "--sources", "procedural"]
     white, black = prepared(flags, tmp_path), prepared([*flags, "--black_box"], tmp_path)
     assert torch.equal(white.targets, black.targets)
     assert white.asked() == {}
-    assert black.asked() == {"queries": 64 * 2, "calls": 2, "queries_per_image": 2}
+    assert black.asked() == {"queries": 2 * 64 * 2, "calls": 2, "queries_per_image": 4}
+    once = prepared([*flags, "--black_box", "--no_mirror"], tmp_path)
+    assert once.asked() == {"queries": 64 * 2, "calls": 2, "queries_per_image": 2}
     small = prepared([*flags, "--black_box", "--query_budget", "100"], tmp_path)
-    assert len(small.images) == 50
+    assert len(small.images) == 2 * 25
     with pytest.raises(UserError, match="do not fill a batch"):
         prepared([*flags, "--black_box", "--query_budget", "10"], tmp_path)
 
