@@ -5,8 +5,9 @@ meta-learned from their pseudo-images. What they know together is distilled into
 
 1. Images are made that ask the teachers something: inverted from each teacher pixel by pixel, and drawn by simple random
    processes that need no teacher (`--sources`).
-2. Every teacher is asked once about every image and its mirror image. The target of an image is what all say, side by side: each teacher's
-   centred log-probabilities, scaled to length 1 (`--targets answers`; probabilities suffice, a black box will do).
+2. Every teacher is asked once about every image and its mirror image. The target of an image is what all say, side by
+   side: each teacher's centred log-probabilities, scaled to length 1 (`--targets answers`; probabilities suffice, a
+   black box will do).
 3. The learner regresses the targets: one output for each class of each teacher, `--epochs` passes.
 4. New classes are told apart by the nearest class mean of its outputs, scaled to length 1 (`--metalearner ncm`).
 

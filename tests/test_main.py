@@ -319,8 +319,9 @@ def test_the_papers_commands_start(command: str, data_root: Path, flags_for: Fla
 
 
 def documented_commands() -> list[str]:
-    """The commands of the README's code blocks, without comments, continued lines joined."""
-    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
+    """The commands of the code blocks in README and docs, without comments, continued lines joined."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [block for page in pages for block in page.read_text(encoding="utf-8").split("```")[1::2]]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("#")[0].strip() for line in lines if line.startswith(("python main.py", "python pretrain.py"))]
 
