@@ -8,9 +8,10 @@ import torch
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.split import load_split
 from methods.evaluation.few_shot import Exam
-from methods.evaluation.floors import VIEWS, ensemble_score, teacher_distances
+from methods.evaluation.floors import ensemble_score, teacher_distances
 from methods.few_shot import FewShotMethod
 from methods.teachers.averaging import average_into
+from methods.teachers.views import BLACK_BOX_VIEWS, VIEWS
 from utils import cli
 from utils.errors import UserError
 from utils.metrics import Score
@@ -59,7 +60,7 @@ class TeacherNCM(FewShotMethod):
 
     @property
     def looks_inside(self) -> bool:
-        return self.args.ncm_on != "probabilities"
+        return self.args.ncm_on not in BLACK_BOX_VIEWS
 
     def sit(self, exam: Exam) -> Score:
         distances = teacher_distances(self.teachers, exam, self.args.ncm_on)

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,14 +35,13 @@ from methods.few_shot import FewShotMethod
 from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, inversion_loss
 from methods.inversion.pixel import PixelWeights, invert_alone
 from methods.inversion.procedural import procedural_images
-from methods.inversion.zeroth_order import log_answers
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.black_box import Meter, add_black_box_flags
+from methods.teachers.views import SHOWN_AT_ONCE, seen
 from utils import checkpoint, cli, seed
 from utils.errors import UserError
-from utils.images import resize, to_float, to_uint8
+from utils.images import resize, to_uint8
 
-ASKED_AT_ONCE = 500  # images
 FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
 LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
 TARGETS = ("answers", "features")
@@ -180,9 +178,9 @@ class Chorus(FewShotMethod):
         key = [digest, self.teachers.fingerprint(), self.args.targets, self.args.api_dtype, self.args.seed]
 
         def compute() -> Tensor:
-            views = [
-                self.view(teacher_id, images) for teacher_id in tqdm(range(len(self.teachers)), desc="asking", leave=False)
-            ]
+            args, meter = self.args, Meter(watch=self.clock)
+            everybody = tqdm(range(len(self.teachers)), desc="asking", unit="teacher", leave=False)
+            views = [seen(self.teachers, teacher_id, args.targets, images, meter, args.api_dtype) for teacher_id in everybody]
             return self.projected(torch.cat(views, 1)).half()
 
         return self.once(".asked", key, compute)
@@ -200,20 +198,6 @@ class Chorus(FewShotMethod):
         content = checkpoint.cached(self.args.out / folder, key, timed)
         self.kept += 0.0 if fresh else content["seconds"]
         return content["value"].to(self.device)
-
-    @torch.no_grad()
-    def view(self, teacher_id: int, images: Tensor) -> Tensor:
-        """What one teacher makes of uint8 images, each at length 1: (M, its classes), or (M, its features)."""
-        parts, meter = [], Meter(watch=self.clock)
-        for some in images.split(ASKED_AT_ONCE):
-            x = to_float(some)
-            if self.args.targets == "features":
-                parts.append(F.normalize(self.teachers[teacher_id].features(x)))
-                continue
-            answers = self.teachers.black_box(teacher_id, meter, self.args.api_dtype).query(x)
-            logits = log_answers(answers)
-            parts.append(F.normalize(logits - logits.mean(1, keepdim=True)))
-        return torch.cat(parts)
 
     def projected(self, views: Tensor) -> Tensor:
         """Features through a random projection that keeps lengths on average; answers as they are."""
@@ -236,7 +220,7 @@ class Chorus(FewShotMethod):
         if not self.args.black_box:
             return {}
         teachers, asked = len(self.teachers), len(self.images)
-        calls = teachers * -(-asked // ASKED_AT_ONCE)
+        calls = teachers * -(-asked // SHOWN_AT_ONCE)
         return {"queries": teachers * asked, "calls": calls, "queries_per_image": teachers * self.looks}
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:

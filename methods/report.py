@@ -163,8 +163,8 @@ def _compute_floors(method: FewShotMethod, exam: Exam) -> dict[str, list[float]]
         untrained = Learner(method.learner.spec, method.device)
     lines["random learner, adapted"] = examine(untrained, method.metalearner, exam, method.args.test_inner_steps)
     if method.pool:
-        distances = teacher_distances(method.pool, exam, "features" if method.looks_inside else "probabilities")
-        seen = "" if method.looks_inside else ", probabilities"
+        distances = teacher_distances(method.pool, exam, "features" if method.looks_inside else "answers")
+        seen = "" if method.looks_inside else ", answers alone"
         lines[f"one frozen teacher (mean){seen}"] = ensemble_score(distances, 1)
         lines[f"all {len(method.pool)} frozen teachers{seen}"] = ensemble_score(distances, len(method.pool))
     return {label: list(score.values) for label, score in lines.items()}

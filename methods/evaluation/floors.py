@@ -1,16 +1,14 @@
 """The floors that every result stands on: chance, raw pixels, frozen teachers, a learner that was never trained."""
 
 import hashlib
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from methods.evaluation.few_shot import Exam, Indices
-from methods.teachers.black_box import Meter
 from methods.teachers.pool import TeacherPool
+from methods.teachers.views import seen
 from utils import seed
 from utils.images import to_float
 from utils.metrics import Score
@@ -42,21 +40,11 @@ def pixel_floor(exam: Exam, device: torch.device) -> Score:
     return Score(accuracy_of(distances_to_means(pixels, exam.indices, exam.shape.way)).tolist())
 
 
-# what nearest class mean may look at: features or logits of a white box, answers of a black one (counted by nobody)
-VIEWS: dict[str, Callable[[TeacherPool, int, Tensor], Tensor]] = {
-    "features": lambda pool, teacher_id, images: pool[teacher_id].features(images),
-    "logits": lambda pool, teacher_id, images: pool[teacher_id](images),
-    "probabilities": lambda pool, teacher_id, images: pool.black_box(teacher_id, Meter()).query(images),
-}
-
-
-@torch.no_grad()
 def teacher_distances(pool: TeacherPool, exam: Exam, view: str = "features") -> Tensor:
     """Distances of queries to class means in the l2-normalised `view` of each frozen teacher: (T, E, N*Q, N)."""
     images, distances = exam.split.images, []
     for teacher_id in tqdm(range(len(pool)), desc="frozen teachers", unit="teacher", leave=False):
-        seen = torch.cat([VIEWS[view](pool, teacher_id, to_float(part.to(pool.device))) for part in images.split(500)])
-        distances.append(distances_to_means(F.normalize(seen), exam.indices, exam.shape.way))
+        distances.append(distances_to_means(seen(pool, teacher_id, view, images), exam.indices, exam.shape.way))
     return torch.stack(distances)
 
 

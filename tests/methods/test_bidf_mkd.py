@@ -84,7 +84,7 @@ def test_white_and_black_boxes(flags_for: Flags, tmp_path: Path, flags: list[str
     assert result["asked_of_services"]["queries"] == 2 * one_set
     assert result["asked_of_services"]["queries_per_image"] == one_set / 24
     assert result["seconds"]["waiting for services"] > 0
-    assert "one frozen teacher (mean), probabilities" in result["yardsticks"]
+    assert "one frozen teacher (mean), answers alone" in result["yardsticks"]
 
 
 def test_a_spent_budget_ends_inversion_and_the_run_goes_on(flags_for: Flags, tmp_path: Path) -> None:
