@@ -44,8 +44,10 @@ def examine(learner: Learner, metalearner: Metalearner, exam: Exam, steps: int) 
     images = exam.split.images.to(device)
     support, query = exam.indices
     size = 1 if metalearner.execution == "loop" else 50
-    accuracies = []
+    accuracies: list[torch.Tensor] = []
     for some_support, some_query in zip(support.to(device).split(size), query.to(device).split(size), strict=True):
         episodes = make_episodes(learner.prepare(images[some_support]), learner.prepare(images[some_query]), exam.shape.way)
-        accuracies.append(metalearner.outer_loss(params, episodes, steps, create_graph=False)[1])
+        accuracies += metalearner.in_chunks(
+            episodes, lambda chunk: metalearner.outer_loss(params, chunk, steps, create_graph=False)[1]
+        )
     return Score(torch.cat(accuracies).tolist())

@@ -1,7 +1,8 @@
 """What all metalearners share: an episode in, loss and accuracy out, for many episodes at once."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from models.norm import statistics_from, written_out
 
 Params = Mapping[str, Tensor]
 Execution = Literal["loop", "vmap"]
+Result = TypeVar("Result")
 
 
 class Metalearner:
@@ -34,6 +36,7 @@ class Metalearner:
         self._features = _Features(self.network)
         self.inner_lr = inner_lr
         self.execution = execution
+        self.at_once: int | None = None  # episodes that fit into memory together; unknown until some did not
         self.inductive = inductive
 
     def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
@@ -66,11 +69,26 @@ class Metalearner:
         losses, accuracies = zip(*[task(*episode) for episode in zip(*tensors, strict=True)], strict=True)
         return torch.stack(losses), torch.stack(accuracies)
 
-    def chunks(self, episodes: Episodes) -> Iterator[Episodes]:
-        """The pieces whose graphs are built and freed one after another: single episodes in the loop, all in vmap."""
-        size = 1 if self.execution == "loop" else len(episodes)
-        for start in range(0, len(episodes), size):
-            yield episodes[start : start + size]
+    def in_chunks(self, episodes: Episodes, work: Callable[[Episodes], Result]) -> list[Result]:
+        """`work` on pieces of the episodes, in order, whose graphs are built and freed one after another.
+
+        Single episodes in the loop, all together in vmap; a piece for which a GPU's memory does not suffice is halved, and
+        so are all after it, in this call and in later ones.
+        """
+        results, start = [], 0
+        while start < len(episodes):
+            size = 1 if self.execution == "loop" else min(self.at_once or len(episodes), len(episodes) - start)
+            try:
+                results.append(work(episodes[start : start + size]))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.at_once = size // 2
+                print(f"note: {size} episodes do not fit into memory together; going on with {self.at_once}", file=sys.stderr)
+                torch.cuda.empty_cache()
+                continue
+            start += size
+        return results
 
     def call(self, params: Params, x: Tensor) -> Tensor:
         return functional_call(self.network, dict(params), (x,))

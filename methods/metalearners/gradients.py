@@ -17,16 +17,17 @@ def meta_gradient(
     First order (FOMAML; Finn et al. 2017, section 5.2) takes the inner gradients as constants.
     """
     total = {name: torch.zeros_like(value) for name, value in params.items()}
-    losses, accuracies = [], []
-    for chunk in metalearner.chunks(episodes):
+
+    def step(chunk: Episodes) -> tuple[Tensor, Tensor]:
         loss, accuracy = metalearner.outer_loss(params, chunk, steps, create_graph=not first_order)
         gradients = torch.autograd.grad(
             loss.sum() / len(episodes), list(params.values()), allow_unused=True, materialize_grads=True
         )
         for name, gradient in zip(params, gradients, strict=True):
             total[name] += gradient
-        losses.append(loss.detach())
-        accuracies.append(accuracy)
+        return loss.detach(), accuracy
+
+    losses, accuracies = zip(*metalearner.in_chunks(episodes, step), strict=True)
     return total, torch.cat(losses).mean(), torch.cat(accuracies).mean()
 
 

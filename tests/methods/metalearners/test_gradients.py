@@ -216,3 +216,31 @@ def test_aligned_gradient_without_displacement_is_the_mean() -> None:
     wanted = torch.autograd.grad(sum(loss(params) for loss in losses) / 3, list(params.values()))
     for ours, theirs in zip(gradient.values(), wanted, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9)
+
+
+def test_what_does_not_fit_into_memory_is_halved(capsys: pytest.CaptureFixture[str]) -> None:
+    """A GPU that holds three episodes at most: the same gradient, and one note for each size that failed."""
+    network, params, _ = make(Smooth())
+    images = torch.randn(10, 9, 3, 8, 8, dtype=torch.float64)
+    episodes = make_episodes(images[:, :3], images[:, 3:], way=3)
+    metalearner = MAML(network, INNER_LR, "vmap")
+    wanted = meta_gradient(metalearner, params, episodes, STEPS)
+    outer_loss, sizes = metalearner.outer_loss, []
+
+    def limited(params: dict, chunk: Episodes, *rest: object, **more: object) -> tuple:
+        sizes.append(len(chunk))
+        if len(chunk) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return outer_loss(params, chunk, *rest, **more)
+
+    metalearner.outer_loss = limited  # type: ignore[method-assign]
+    for _ in range(2):
+        found = meta_gradient(metalearner, params, episodes, STEPS)
+        for name, value in wanted[0].items():
+            assert torch.allclose(found[0][name], value, atol=1e-10)
+        assert torch.allclose(found[1], wanted[1])
+    assert sizes == [10, 5, 2, 2, 2, 2, 2] + [2] * 5
+    assert capsys.readouterr().err.count("do not fit") == 2
+    metalearner.outer_loss = lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError())  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        meta_gradient(metalearner, params, episodes, STEPS)
