@@ -12,7 +12,7 @@ from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spe
 from methods.teachers.black_box import Listed, services_of
 from methods.teachers.client import HttpServer
 from models import MIXED_ARCHITECTURES, MODELS
-from models.foreign import is_code
+from models.foreign import is_code, is_foreign
 from utils import cli
 from utils.errors import UserError
 from utils.files import read_csv, write_text
@@ -53,7 +53,11 @@ def add_pool_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("teachers")
     group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, or mix")
     group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets and teachers")
-    group.add_argument("--pre_backbone", default="conv4", help=f"teachers' architecture: {', '.join(MODELS)}, or mix")
+    group.add_argument(
+        "--pre_backbone",
+        default="conv4",
+        help=f"teachers' architecture: {', '.join(MODELS)}, mix, torchvision/NAME or timm/NAME",
+    )
     group.add_argument("--way_pretrain", type=cli.count, default=5, help="classes of a teacher")
     group.add_argument(
         "--pre_model_num", "--APInum", type=int, help="teachers of each pool (pretrain: 100; otherwise: all there are)"
@@ -68,8 +72,10 @@ def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
     """The (set, architecture) pairs that --dataset and --pre_backbone stand for."""
     architectures = MIXED_ARCHITECTURES if args.pre_backbone == "mix" else (args.pre_backbone,)
     for arch in architectures:
-        if arch not in MODELS:
-            raise UserError(f"unknown backbone {arch!r}: choose from {', '.join(MODELS)}, or mix for teachers")
+        if arch not in MODELS and (is_code(arch) or not is_foreign(arch)):
+            raise UserError(
+                f"unknown backbone {arch!r}: choose from {', '.join(MODELS)}; teachers also mix, torchvision/NAME, timm/NAME"
+            )
     return [(spec, arch) for spec in get_domains(args.dataset) for arch in architectures]
 
 

@@ -16,6 +16,7 @@ from datasets.split import ImageSplit, load_split
 from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
 from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, teacher_size, write_manifest
 from models import create_model
+from models.backbone import Backbone
 from utils import checkpoint, seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, to_float
@@ -75,7 +76,7 @@ def _prepare(images: torch.Tensor, spec: DatasetSpec) -> torch.Tensor:
 
 
 def train_teacher(
-    network: nn.Module,
+    network: Backbone,
     arch: str,
     train: tuple[torch.Tensor, torch.Tensor],
     held_out: tuple[torch.Tensor, torch.Tensor],
@@ -87,7 +88,7 @@ def train_teacher(
     """Train on uint8 images (M, C, S, S) and labels (M,); return a copy of the best epoch's weights and its accuracy."""
     images, labels = train
     optimizer, schedule = make_optimizer(network, arch, recipe)
-    best, best_state = -1.0, network.state_dict()
+    best, best_state = -1.0, network.loadable.state_dict()
     for _ in range(recipe.epochs or spec.pretrain_epochs):
         network.train()
         order = torch.randperm(len(images), generator=generator).to(images.device)
@@ -100,7 +101,7 @@ def train_teacher(
         schedule.step()
         epoch_accuracy = accuracy(network, *(held_out if len(held_out[0]) else train), spec)
         if epoch_accuracy > best:
-            best, best_state = epoch_accuracy, copy.deepcopy(network.state_dict())
+            best, best_state = epoch_accuracy, copy.deepcopy(network.loadable.state_dict())
         progress.update()
         progress.set_postfix_str(f"accuracy {100 * epoch_accuracy:.1f}, best {100 * best:.1f} %")
     return best_state, best

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import main
+import pretrain
 from methods.teachers import __main__ as command
 from methods.teachers.manifest import find_rows
 from methods.teachers.pool import TeacherPool
@@ -141,3 +142,13 @@ def test_one_bad_teacher_hides_no_good_one(zoo: Path, capsys: pytest.CaptureFixt
     with pytest.raises(UserError, match="1 of 4 teachers cannot be used, first"):
         command.main(["check", str(zoo), *ALLOWED])
     assert capsys.readouterr().out.count("good") == 3
+
+
+def test_teachers_of_other_libraries_can_be_trained_here(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
+    where = ["--data_root", str(tmp_path), "--way_pretrain", "3", "--pre_model_num", "1", "--image_size", "32"]
+    pretrain.main([*where, "--pretrain_epochs", "1", "--pre_backbone", "torchvision/resnet18"])
+    args = main.parse_args(["--method", "free", *where, "--pre_backbone", "torchvision/resnet18"])
+    pool = TeacherPool(find_rows(args), torch.device("cpu"))
+    assert pool[0](torch.rand(2, 3, 32, 32)).shape == (2, 3)
+    assert pool.rows[0].arch == "torchvision/resnet18"
