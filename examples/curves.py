@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,7 +24,7 @@ from utils.files import atomic_path
 
 COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
     "minutes": lambda result: (result["seconds"]["total"] + result["seconds"].get("made by an earlier run", 0.0)) / 60,
-    "queries": lambda result: result["asked_of_services"].get("queries", 0),
+    "queries": lambda result: result.get("asked_of_services", {}).get("queries", 0),
 }
 
 
@@ -43,7 +44,7 @@ def draw(results: Sequence[dict[str, Any]], against: str, target: Path) -> None:
     for result in results:
         scores = result["accuracy"].values()
         mean, half = (100 * sum(score[key] for score in scores) / len(scores) for key in ("mean", "half_width"))
-        label = f"{result['method']}, {result['metalearner']}"
+        label = f"{result['method']}, {result['metalearner']}" + (", black boxes" if COSTS["queries"](result) else "")
         lines.setdefault(label, []).append((COSTS[against](result), mean, half))
     for label, points in lines.items():
         costs, means, halves = zip(*sorted(points), strict=True)
@@ -53,8 +54,11 @@ def draw(results: Sequence[dict[str, Any]], against: str, target: Path) -> None:
         axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
         axes.annotate(label, (0.01, level), xycoords=("axes fraction", "data"), fontsize=7, color="grey", va="bottom")
     axes.set(xscale="log", xlabel=against, ylabel=f"{results[0]['way']}-way {results[0]['shot']}-shot accuracy in %")
-    axes.legend(fontsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, place: f"{value:,g}" if value < 1e6 else f"{value / 1e6:g} million")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120)
 
