@@ -1,23 +1,24 @@
-"""Meta-train a learner without data: `python main.py --method free --dataset cifar100`."""
+"""Meta-train a learner, or distil a student, without data: `python main.py --method free --dataset cifar100`."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from methods import METHODS, get_method
 from methods.base import Method
-from methods.few_shot import FewShotMethod, default_run_name
+from methods.few_shot import FewShotMethod
 from methods.loop import Training, dry_run
 from methods.report import report_result
-from methods.teachers.manifest import as_place
+from methods.report_top1 import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, seed
 from utils.errors import UserError
 from utils.run_log import RunLog
 
+REPORTS: dict[str, Callable[..., None]] = {"few_shot": report_result, "classification": report_student}  # by task
 # What may be typed again beside --resume and --evaluate; all else is the run's own.
 CHANGEABLE = set("resume evaluate device gpu multigpu threads epochs episode_train episode_test out judge".split())
 CHANGEABLE_IN_EVALUATION = {"way_test", "shot_test", "query_test", "test_inner_steps"}
@@ -46,7 +47,10 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     )
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
-    group.add_argument("--pretrain", action="store_true", help="train the teachers and stop, as the papers' scripts type it")
+    if method_class.TASK == "few_shot":
+        group.add_argument(
+            "--pretrain", action="store_true", help="train the teachers and stop, as the papers' scripts type it"
+        )
     group.add_argument("--dry_run", action="store_true", help="show what would be done and how long it would take")
 
 
@@ -103,7 +107,7 @@ def _parse_again(argv: Sequence[str], run: Path, evaluating: bool) -> argparse.N
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
     parser.set_defaults(**saved)
     args = _parse_known(parser, argv)
-    args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
+    get_method(args.method).restore_args(args)
     return args
 
 
@@ -115,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.seeds is None:
         run(args, argv, device)
         return
-    name = args.run_name or default_run_name(args)
+    name = args.run_name or get_method(args.method).default_name(args)
     for number in args.seeds:
         run(
             argparse.Namespace(**vars(args) | {"seed": number, "seeds": None, "run_name": f"{name}-seed{number}"}), argv, device
@@ -125,11 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> None:
     """What one command line asks for: a run, a rehearsal, teachers, or a second look at a run."""
     seed.seed_everything(args.seed)
-    if args.pretrain:
+    if getattr(args, "pretrain", False):
         pretrain_pools(args, Recipe(), device)
         return
     method = get_method(args.method)(args, device)
-    assert isinstance(method, FewShotMethod)
     if args.dry_run:
         print(dry_run(method))
         return
@@ -137,11 +140,12 @@ def run(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> 
     training = Training(method, log)
     if args.resume or args.evaluate:
         training.restore()
+    report = REPORTS[method.TASK]
     if args.evaluate:
-        report_result(method, log, training.seconds, f"evaluate-{args.way_test}w{args.shot_test}s")
+        report(method, log, training.seconds, "evaluate")
         return
     training.run()
-    report_result(method, log, training.elapsed)
+    report(method, log, training.elapsed)
     log.close()
     print(f"everything is in {log.folder}")
 
@@ -150,7 +154,12 @@ def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
     if args.resume or args.evaluate:
         return RunLog(args.resume or args.evaluate)
     return RunLog.create(
-        args.out, args.run_name or default_run_name(args), bool(args.run_name), vars(args), argv, args.overwrite
+        args.out,
+        args.run_name or get_method(args.method).default_name(args),
+        bool(args.run_name),
+        vars(args),
+        argv,
+        args.overwrite,
     )
 
 

@@ -1,9 +1,14 @@
-"""Train a pool of teachers: `python pretrain.py --dataset cifar100 --pre_backbone conv4`."""
+"""Train a pool of teachers: `python pretrain.py --dataset cifar100 --pre_backbone conv4`.
+
+With `--full` one teacher of all classes of a set: `python pretrain.py --full --model wrn40_2 --dataset cifar10`, which is
+`main.py --method scratch` with a file in checkpoints/pretrained at the end.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+import main as program
 from methods.teachers.manifest import add_pool_flags
 from methods.teachers.pretraining import add_recipe_flags, pretrain_pools, recipe_from
 from utils import cli
@@ -12,6 +17,7 @@ from utils import cli
 def build_parser() -> cli.Parser:
     parser = cli.Parser("pretrain.py", description=__doc__)
     cli.add_machine_flags(parser)
+    parser.add_argument("--full", action="store_true", help="one teacher of a whole set (--full --help shows its flags)")
     add_pool_flags(parser)
     add_recipe_flags(parser)
     return parser
@@ -19,11 +25,21 @@ def build_parser() -> cli.Parser:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; no side effects. Raises `UserError` for one that is wrong."""
-    return build_parser().parse_args(cli.underscored(argv))
+    argv = cli.underscored(argv)
+    return program.parse_args(_of_scratch(argv)) if "--full" in argv else build_parser().parse_args(argv)
+
+
+def _of_scratch(argv: Sequence[str]) -> list[str]:
+    """The command line of main.py that `--full` stands for."""
+    return ["--method", "scratch", *[token for token in argv if token != "--full"]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--full" in argv:
+        program.main(_of_scratch(argv))
+        return
+    args = parse_args(argv)
     pretrain_pools(args, recipe_from(args), cli.prepare_machine(args), args.overwrite)
 
 

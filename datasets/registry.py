@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from utils.errors import UserError
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
+SPLITS_OF = {"few_shot": SPLITS, "classification": ("train", "test")}  # by the task that a set serves
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 HALF = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -19,13 +20,18 @@ class DatasetSpec:
     image_size: int  # pixels, height and width, after decoding
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    classes: tuple[int, int, int]  # published numbers of classes in meta_train, meta_val, meta_test
+    classes: tuple[int, ...]  # published number of classes in each split
     images: int  # published number of images
     script: str  # what writes its lists
     pretrain_epochs: int = 60
     flip: bool = True  # whether a mirrored image is still an image of its class
     recolour: bool = False  # whether colours mean nothing
     channels: int = 3
+    task: str = "few_shot"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS_OF[self.task]
 
 
 SPECS = {
@@ -38,14 +44,28 @@ SPECS = {
         DatasetSpec("glyphs", "glyphs", 32, *HALF, (64, 16, 20), 20_000, "write_glyphs_filelist.py", flip=False, recolour=True),
     )
 }
+WHOLE_SCRIPT = "write_whole_filelist.py"
+WHOLE_SPECS = {  # whole sets, the same classes in train and test; few-shot sets of the same name are others
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            "cifar10", "cifar10", 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), (10, 10), 60_000, WHOLE_SCRIPT,
+            task="classification",
+        ),
+        DatasetSpec("cifar100", "cifar100_whole", 32, *CIFAR, (100, 100), 60_000, WHOLE_SCRIPT, task="classification"),
+        DatasetSpec("imagenet", "imagenet", 224, *IMAGENET, (1000, 1000), 1_331_167, WHOLE_SCRIPT, task="classification"),
+    )
+}  # fmt: skip
+SETS = {"few_shot": SPECS, "classification": WHOLE_SPECS}
 MIX = ("cifar100", "miniimagenet", "cub")  # what the papers' `--dataset mix` means
 
 
-def get_spec(name: str) -> DatasetSpec:
-    """The row of `name`. Raises `UserError` listing the sets when there is none."""
-    if name not in SPECS:
-        raise UserError(f"unknown dataset {name!r}: choose from {', '.join(SPECS)} (or mix: {' + '.join(MIX)})")
-    return SPECS[name]
+def get_spec(name: str, task: str = "few_shot") -> DatasetSpec:
+    """The row of `name` among the sets of a task. Raises `UserError` listing them when there is none."""
+    if name not in SETS[task]:
+        mixture = f" (or mix: {' + '.join(MIX)})" if task == "few_shot" else ""
+        raise UserError(f"unknown dataset {name!r}: choose from {', '.join(SETS[task])}{mixture}")
+    return SETS[task][name]
 
 
 def get_domains(name: str) -> list[DatasetSpec]:

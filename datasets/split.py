@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from datasets.registry import DatasetSpec
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import path_below, read_csv
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,19 @@ def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
         raise UserError(f"image {path} is listed but does not exist: write the list again with write_file/") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways of saying that a file is damaged
         raise UserError(f"image {path} cannot be read ({error}): replace or remove it and write the list again") from error
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted. Raises `UserError` where there is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        raise UserError(f"{folder} holds no images: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+def read_images(paths: Sequence[Path], size: int) -> torch.Tensor:
+    """Image files of any size as uint8 (M, 3, size, size). Raises `UserError` naming a file that cannot be read."""
+    return torch.stack([torch.from_numpy(decode(path, size).copy()) for path in paths])
 
 
 def csv_path(spec: DatasetSpec, split: str, data_root: Path) -> Path:

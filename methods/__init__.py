@@ -20,8 +20,23 @@ REGISTRY = {
     ("few_shot", "average"): "methods.baselines:Average",
     ("few_shot", "ota"): "methods.baselines:OTA",
     ("few_shot", "teacher_ncm"): "methods.baselines:TeacherNCM",
+    ("classification", "fast_meta"): "methods.fast:FastMeta",
+    ("classification", "fast"): "methods.fast:Fast",
+    ("classification", "dafl"): "methods.dfkd:DAFL",
+    ("classification", "zskt"): "methods.dfkd:ZSKT",
+    ("classification", "dfad"): "methods.dfkd:DFAD",
+    ("classification", "dfq"): "methods.dfkd:DFQ",
+    ("classification", "deepinv"): "methods.dfkd:DeepInversion",
+    ("classification", "cmi"): "methods.dfkd:CMI",
+    ("classification", "vanilla_kd"): "methods.supervised:VanillaKD",
+    ("classification", "scratch"): "methods.supervised:Scratch",
 }
 METHODS = tuple(name for _, name in REGISTRY)
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """The methods of a task: "few_shot" or "classification"."""
+    return tuple(name for known, name in REGISTRY if known == task)
 
 
 def get_method(name: str) -> "type[Method]":

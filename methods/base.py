@@ -42,10 +42,28 @@ class Method:
     def finish_args(cls, args: argparse.Namespace) -> None:
         """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
 
+    @classmethod
+    def restore_args(cls, args: argparse.Namespace) -> None:
+        """Turn what args.json holds as text into what the flags give."""
+
+    @classmethod
+    def default_name(cls, args: argparse.Namespace) -> str:
+        """A name for the run directory that says what the run is."""
+        raise NotImplementedError
+
     @property
     def num_iterations(self) -> int:
         """Iterations of the whole run; 0 for a method that trains nothing."""
         raise NotImplementedError
+
+    @property
+    def val_interval(self) -> int:
+        """Iterations between looks."""
+        raise NotImplementedError
+
+    def found(self) -> list[str]:
+        """What a rehearsal says about what was found."""
+        return []
 
     def prepare(self, folder: Path) -> str:
         """Work before the first iteration, done again on resuming; may write for people into the run directory.
@@ -58,9 +76,25 @@ class Method:
         """One iteration, counted from 0; returns the numbers to log."""
         raise NotImplementedError
 
-    def evaluate(self, split: str) -> dict[str, Score]:
-        """Scores on meta_val or meta_test, by image set."""
+    def look(self) -> dict[str, Score]:
+        """The scores whose mean selects what is kept, by what they are; none: the last iteration is kept."""
         raise NotImplementedError
+
+    def evaluate(self, split: str) -> dict[str, Score]:
+        """Scores on a split, by image set."""
+        raise NotImplementedError
+
+    def to_keep(self) -> dict[str, Any]:
+        """What `best.pt` holds of the present iteration: what was learnt, and all that using it needs."""
+        raise NotImplementedError
+
+    def take_back(self, kept: dict[str, Any]) -> None:
+        """Go back to what was kept."""
+        raise NotImplementedError
+
+    def finish(self) -> str:
+        """Work after the selected iteration was taken back; returns what is worth saying about it."""
+        return ""
 
     def examined_how(self) -> str:
         """What the report must say about how the scores came about, if anything."""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from datasets.split import load_split
 from methods.distillation.losses import regression, relational
-from methods.distillation.student import Loss, Student
+from methods.distillation.student import LearnersStudent, Loss
 from methods.few_shot import FewShotMethod
 from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, inversion_loss
 from methods.inversion.pixel import PixelWeights, invert_alone
@@ -100,7 +100,7 @@ class Chorus(FewShotMethod):
                 f"batch of {args.batch_size}: raise them or lower --batch_size"
             )
         asked = self.looks * self.count
-        self.student = Student(self.learner, args.lr, args.epochs * (asked // args.batch_size))
+        self.student = LearnersStudent(self.learner, args.lr, args.epochs * (asked // args.batch_size))
         self.kept = 0.0  # seconds of work that an earlier run has done
         size, outputs = self.image_size, self.learner.spec.way
         self.images = torch.zeros(asked, 3, size, size, dtype=torch.uint8, device=device)  # until `prepare` has made them

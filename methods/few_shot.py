@@ -3,7 +3,7 @@
 import argparse
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,7 +17,7 @@ from methods.memory import MemoryBank
 from methods.metalearners import METALEARNERS, get_metalearner
 from methods.metalearners.gradients import meta_gradient, set_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
-from methods.teachers.manifest import TeacherRow, add_pool_flags, find_rows, pool_folder, pool_specs, pretrain_command
+from methods.teachers.manifest import TeacherRow, add_pool_flags, as_place, find_rows, pool_folder, pool_specs, pretrain_command
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from models import MODELS
 from utils import cli
@@ -80,6 +80,15 @@ class FewShotMethod(Method):
         if args.shot_test is None:
             args.shot_test = args.shot_train
 
+    @classmethod
+    def restore_args(cls, args: argparse.Namespace) -> None:
+        args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
+
+    @classmethod
+    def default_name(cls, args: argparse.Namespace) -> str:
+        data = args.dataset or Path(args.teachers[0]).stem
+        return f"{args.method}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
+
     def shape_learner(self, spec: LearnerSpec) -> LearnerSpec:
         """The learner that is to be built: `spec`, or what the method makes of it."""
         return spec
@@ -98,7 +107,6 @@ class FewShotMethod(Method):
 
     @property
     def val_interval(self) -> int:
-        """Iterations between looks at meta_val."""
         return max(1, self.args.val_interval // self.args.episode_batch) if self.COUNTS_EPISODES else self.args.val_interval
 
     def _image_form(self, rows: list[TeacherRow]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -122,9 +130,29 @@ class FewShotMethod(Method):
         assert self.pool is not None
         return self.pool
 
+    def look(self) -> dict[str, Score]:
+        if self.args.select_on == "last":
+            return {}
+        return {f"{self.args.select_on}/{name}": score for name, score in self.evaluate(self.args.select_on).items()}
+
     def evaluate(self, split: str) -> dict[str, Score]:
         with self.clock("evaluation"):
             return {exam.spec.name: self.sit(exam) for exam in self.exams[split]}
+
+    def to_keep(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "metalearner": self.args.metalearner,
+            "inner_lr": self.args.inner_lr,
+            "test_inner_steps": self.args.test_inner_steps,
+            "class_names": self.pool.class_names if self.pool else [],
+        }
+
+    def take_back(self, kept: dict[str, Any]) -> None:
+        self.learner.load_state_dict(kept["learner"])
+
+    def found(self) -> list[str]:
+        return [f"teachers found: {len(self.pool)}, classes: {len(self.pool.class_names)}"] if self.pool else []
 
     def sit(self, exam: Exam) -> Score:
         """The learner's score on the episodes of one exam."""
@@ -255,9 +283,3 @@ def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
             if not (pool_folder(args, spec, arch) / "teachers.csv").is_file():
                 steps.append(f"train the teachers: {pretrain_command(args, spec, arch)}")
     return steps
-
-
-def default_run_name(args: argparse.Namespace) -> str:
-    """A name that says what the run is: method, set, way, shot, learner."""
-    data = args.dataset or Path(args.teachers[0]).stem
-    return f"{args.method}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"

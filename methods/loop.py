@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 from methods.base import Method
-from methods.few_shot import FewShotMethod
 from utils import checkpoint, seed, tables
 from utils.errors import Stopped, UserError
 from utils.run_log import RunLog
@@ -22,7 +21,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 60
 class Training:
     """Where a run stands: the next iteration, the best look so far, and the seconds it took."""
 
-    def __init__(self, method: FewShotMethod, log: RunLog) -> None:
+    def __init__(self, method: Method, log: RunLog) -> None:
         self.method, self.log = method, log
         self.iteration = 0
         self.best: float | None = None
@@ -31,11 +30,11 @@ class Training:
         self._resumed_at = time.perf_counter()
 
     def run(self) -> None:
-        """Train to the last iteration, looking at the validation split on the way."""
+        """Train to the last iteration, looking on the way at what selects."""
         args, method, total = self.method.args, self.method, self.method.num_iterations
         self._resumed_at, saved_at = time.perf_counter(), time.perf_counter()
         if total == 0:
-            self.log.save("best.pt", best_content(method, 0, None))
+            self._keep(None)
             return
         self.log.forget_after(self.iteration)
         news = method.prepare(self.log.folder)
@@ -47,12 +46,13 @@ class Training:
                 self.iteration += 1
                 self._refuse_nonsense(numbers)
                 last = self.iteration == total
-                if self.iteration % method.val_interval == 0 or last:
+                looked = self.iteration % method.val_interval == 0 or last
+                if looked:
                     numbers |= self._look()
                 self.log.metrics(self.iteration, numbers | {"seconds": self.elapsed})
                 progress.update()
                 progress.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
-                if stop() or last or "val" in numbers or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                if stop() or looked or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved_at = time.perf_counter()
                 if stop() and not last:
@@ -65,15 +65,14 @@ class Training:
         return self.seconds + time.perf_counter() - self._resumed_at
 
     def _look(self) -> dict[str, float]:
-        """Score the learner on the split that selects, and keep it if it is the best so far."""
+        """Score what was learnt on what selects, and keep it if it is the best so far."""
         method, args = self.method, self.method.args
-        split = "meta_test" if args.select_on == "meta_test" else "meta_val"
-        scores = method.evaluate(split) if args.select_on != "last" else {}
-        numbers = {f"{split}/{name}": score.mean for name, score in scores.items()}
+        scores = method.look()
+        numbers = {name: score.mean for name, score in scores.items()}
         value = sum(numbers.values()) / len(numbers) if numbers else None
         if value is None or self.best is None or value > self.best:
             self.best, self.best_iteration = value, self.iteration
-            self.log.save("best.pt", best_content(method, self.iteration, value))
+            self._keep(value)
         if args.save_images or self.iteration == method.num_iterations:
             for name, (images, columns) in method.pictures().items():
                 self.log.picture(name, images, columns, self.iteration)
@@ -81,10 +80,20 @@ class Training:
             return {}
         half_width = max(score.half_width for score in scores.values())
         self.log.say(
-            f"iteration {self.iteration}: {split} {100 * value:.2f} ± {100 * half_width:.2f} %, "
+            f"iteration {self.iteration}: {args.select_on} {100 * value:.2f} ± {100 * half_width:.2f} %, "
             f"best {100 * (self.best or 0):.2f} % at {self.best_iteration}, {tables.duration(self.elapsed)}"
         )
         return numbers | {"val": value, "val_half_width": half_width}
+
+    def _keep(self, value: float | None) -> None:
+        args = self.method.args
+        about = {
+            "method": args.method,
+            "iteration": self.iteration,
+            "selected_by": args.select_on,
+            "selection_accuracy": value,
+        }
+        self.log.save("best.pt", self.method.to_keep() | about)
 
     def _refuse_nonsense(self, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -138,28 +147,11 @@ def _stop_flag() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def best_content(method: FewShotMethod, iteration: int, value: float | None) -> dict[str, Any]:
-    """What `best.pt` holds: the learner, and all that using it needs."""
-    args = method.args
-    return {
-        "learner": method.learner.state_dict(),
-        "metalearner": args.metalearner,
-        "inner_lr": args.inner_lr,
-        "test_inner_steps": args.test_inner_steps,
-        "class_names": method.pool.class_names if method.pool else [],
-        "method": args.method,
-        "iteration": iteration,
-        "selected_by": args.select_on,
-        "selection_accuracy": value,
-    }
-
-
 def dry_run(method: Method) -> str:
     """What a run would do, with an estimate of its time from two iterations; writes nothing."""
     args = method.args
     lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
-    if isinstance(method, FewShotMethod) and method.pool:
-        lines.append(f"teachers found: {len(method.pool)}, classes: {len(method.pool.class_names)}")
+    lines += method.found()
     if method.num_iterations:
         after_warmup = getattr(args, "warmup", 0)
         start = time.perf_counter()

@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.split import decode
+from datasets.split import images_below, read_images
 from methods.metalearners import get_metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from utils import checkpoint, cli
 from utils.errors import UserError
 from utils.files import write_text
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 QUERIES_AT_ONCE = 256
 
 
@@ -98,19 +97,6 @@ class FewShotClassifier:
     def predict(self, images: Tensor) -> list[str]:
         """The most probable class of each image."""
         return [self.classes[index] for index in self.predict_proba(images).argmax(1).tolist()]
-
-
-def read_images(paths: Sequence[Path], size: int) -> Tensor:
-    """Image files of any size as uint8 (M, 3, size, size). Raises `UserError` naming a file that cannot be read."""
-    return torch.stack([torch.from_numpy(decode(path, size).copy()) for path in paths])
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted. Raises `UserError` where there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise UserError(f"{folder} holds no images: expected files that end in {', '.join(sorted(SUFFIXES))}")
-    return found
 
 
 def labelled_below(folder: Path) -> tuple[list[Path], list[str]]:

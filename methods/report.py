@@ -30,7 +30,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
     best = log.folder / "best.pt"
     kept = checkpoint.load(best, method.device) if best.is_file() else {}
     if kept:
-        method.learner.load_state_dict(kept["learner"])
+        method.take_back(kept)
     begin = time.perf_counter()
     scores = method.evaluate("meta_test") if method.exam_domains else {}
     each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
@@ -69,7 +69,7 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
     draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
     if args.judge:
         content["recognised"] = judge(method, log)
-    log.result(content, name)
+    log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s")
     log.say("\n" + result_table(args, content))
 
 

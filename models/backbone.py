@@ -41,8 +41,13 @@ class Backbone(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in one pass: (B, feature_dim) and (B, num_classes)."""
+        features = self.features(x)
+        return features, self.head(features)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.features_and_logits(x)[1]
 
 
 def init_conv(conv: nn.Conv2d) -> nn.Conv2d:

@@ -26,15 +26,19 @@ class Foreign(Backbone):
         return self.network
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features_and_logits(x)[0]
+
+    def features_and_logits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.has_head:
-            return self.network(x).flatten(1)
+            logits = self.network(x)
+            return logits.flatten(1), logits
         seen: list[torch.Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
-            self.network(x)
+            logits = self.network(x)
         finally:
             handle.remove()
-        return seen[-1].flatten(1)  # (B, feature_dim)
+        return seen[-1].flatten(1), logits  # (B, feature_dim), (B, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x)
@@ -49,10 +53,11 @@ def is_code(name: str) -> bool:
     return ":" in name
 
 
-def create_foreign(name: str, num_classes: int) -> Foreign:
+def create_foreign(name: str, num_classes: int, weights: str | None = None) -> Foreign:
     """An untrained `torchvision/NAME`, `timm/NAME`, or what `module:function` returns for the number of classes.
 
-    Raises `UserError` for a name that nobody knows, and for a function that gives no network.
+    `weights` names a set of weights that torchvision downloads for the first kind ("DEFAULT": its best).
+    Raises `UserError` for a name that nobody knows, for a function that gives no network, and where weights cannot be had.
     """
     family, _, rest = name.partition("/")
     try:
@@ -62,14 +67,18 @@ def create_foreign(name: str, num_classes: int) -> Foreign:
             import_torchvision()
             from torchvision.models import get_model
 
-            return Foreign(get_model(rest, weights=None, num_classes=num_classes), num_classes)
+            # with weights the width of the head is theirs
+            own = {"num_classes": num_classes} if weights is None else {}
+            return Foreign(get_model(rest, weights=weights, **own), num_classes)
         import_torchvision()  # timm needs it, and would fail where its operators are missing
         import timm
 
         return Foreign(timm.create_model(rest, pretrained=False, num_classes=num_classes), num_classes)
     except ModuleNotFoundError as error:
         raise UserError(f"arch {name!r} needs the package {error.name!r}: pip install {error.name}") from error
-    except (ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except OSError as error:
+        raise UserError(f"the weights {weights!r} of {name!r} cannot be downloaded ({error}): give a file instead") from error
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"arch {name!r} cannot be built: {error}") from error
 
 

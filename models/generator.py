@@ -55,3 +55,15 @@ class Generator(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         x = self.expand(z).unflatten(1, self.seed_shape)  # (B, latent_dim) -> (B, 2 width, S/4, S/4)
         return self.layers(x.contiguous(memory_format=torch.channels_last))
+
+    def reset_first_layer(self) -> None:
+        """Draw the linear layer anew, from N(0, .02)."""
+        nn.init.normal_(self.expand.weight, 0.0, 0.02)
+        nn.init.zeros_(self.expand.bias)
+
+    def reset_norms(self) -> None:
+        """Draw the scales of all normalisations anew, from N(1, .02), and forget their shifts."""
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
+                nn.init.zeros_(layer.bias)

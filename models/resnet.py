@@ -1,5 +1,7 @@
 """ResNets for small images: 3x3 stem, no max-pool, adaptive average pool (the zoo of the five papers)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -27,21 +29,25 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions; the 3x3 has a bias and the shortcut no normalisation, as in the papers' code."""
+    """1x1, 3x3, 1x1 convolutions.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
+    In the few-shot papers' code the 3x3 has a bias and the shortcut no normalisation; `standard` has it the usual way.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm, standard: bool = False) -> None:
         super().__init__()
         width = out_channels // 4
         self.conv1 = init_conv(nn.Conv2d(in_channels, width, 1, bias=False))
         self.norm1 = norm(width)
-        self.conv2 = init_conv(nn.Conv2d(width, width, 3, stride, padding=1))
+        self.conv2 = init_conv(nn.Conv2d(width, width, 3, stride, padding=1, bias=not standard))
         self.norm2 = norm(width)
         self.conv3 = init_conv(nn.Conv2d(width, out_channels, 1, bias=False))
         self.norm3 = norm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = init_conv(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            conv = init_conv(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            self.shortcut = nn.Sequential(conv, norm(out_channels)) if standard else conv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.relu(self.norm1(self.conv1(x)))
@@ -54,7 +60,7 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: Callable[[int, int, int, Norm], nn.Module],
         depths: tuple[int, ...],
         widths: tuple[int, ...],
         num_classes: int,

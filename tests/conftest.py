@@ -13,16 +13,20 @@ import torch
 from PIL import Image
 
 import pretrain
-from methods import get_method
+from methods import get_method, methods_of
+from models import create_classifier
+from utils import checkpoint
 from write_file import (
     write_cifar100_filelist,
     write_CUB_filelist,
     write_flower_filelist,
     write_glyphs_filelist,
     write_miniimagenet_filelist,
+    write_whole_filelist,
 )
 
 IMAGES_PER_CLASS = 8
+WHOLE_CLASSES, WHOLE_TEACHER = 3, "wrn16_1"
 TREES = {"cifar100": "cifar100", "miniimagenet": "Miniimagenet"}
 
 
@@ -42,7 +46,7 @@ def write_images(folder: Path, count: int, seed: int, size: tuple[int, int] = (2
 
 
 def make_data(root: Path) -> Path:
-    """All five image sets in their papers' layouts, with lists."""
+    """All image sets in their papers' layouts, with lists."""
     for name, folder in TREES.items():
         for split, classes in (("meta_train", 7), ("meta_val", 5), ("meta_test", 6)):
             for label in range(classes):
@@ -62,6 +66,11 @@ def make_data(root: Path) -> Path:
     for script in (write_cifar100_filelist, write_miniimagenet_filelist, write_CUB_filelist, write_flower_filelist):
         script.main(where)
     write_glyphs_filelist.main([*where, "--images", str(IMAGES_PER_CLASS)])
+    for name, folder in (("cifar10", "cifar10"), ("cifar100", "cifar100_whole")):
+        for split in ("train", "test"):
+            for label in range(WHOLE_CLASSES):
+                write_images(root / folder / split / f"class_{label}", IMAGES_PER_CLASS, label, size=(16, 16))
+        write_whole_filelist.main([*where, "--dataset", name])
     return root
 
 
@@ -75,6 +84,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pretrain.main([*common, *pool, "--dataset", "mix", "--pre_backbone", "conv4"])
     pretrain.main([*common, "--way_pretrain", "3", "--pre_model_num", "1", "--dataset", "mix", "--pre_backbone", "mix"])
     pretrain.main([*common, "--way_pretrain", "3", "--pre_model_num", "2", "--dataset", "miniimagenet", "--image_size", "16"])
+    torch.manual_seed(0)
+    network = create_classifier(WHOLE_TEACHER, WHOLE_CLASSES, 16)
+    checkpoint.save({"state_dict": network.state_dict()}, root / "teachers" / f"{WHOLE_TEACHER}.pth")
     return root
 
 
@@ -89,7 +101,12 @@ TINY_OWN = {
     "bidf_mkd": "--ZO --q 2 --num_sup_kd 8 --num_qur_kd 8 --inversion_steps 2 --inner_update_num_kd 1 --patience 1 --augment",
     "chorus": "--num_images 64 --batch_size 16 --inversion_steps 2 --bn 0.1",
     "purer": "--synthesis_per_class 8 --adv_start 1 --augment",
+    **dict.fromkeys(
+        ("fast", "fast_meta", "deepinv", "cmi", "dafl", "zskt", "dfad", "dfq"), "--kd_steps 1 --ep_steps 2 --g_steps 2"
+    ),
+    **dict.fromkeys(("fast", "fast_meta"), "--kd_steps 1 --ep_steps 2 --g_steps 2 --warmup 0"),
 }
+TINY_WHOLE = "--dataset cifar10 --image_size 16 --batch_size 8 --threads 1 --student wrn16_1"
 
 
 @pytest.fixture(name="write_images")
@@ -104,11 +121,24 @@ def tiny(data_root: Path, tmp_path: Path) -> list[str]:
     return ["--data_root", str(data_root), "--out", str(tmp_path / "runs"), *TINY]
 
 
+def tiny_whole_teacher(method: str, tiny: list[str]) -> str:
+    """The flags of the teacher's file: for `scratch` where it goes, for all others where it is."""
+    data_root, out = tiny[1], tiny[3]
+    return f"--teacher {WHOLE_TEACHER} --teacher_ckpt " + (
+        f"{out}/../new.pth --replace_teacher" if method == "scratch" else f"{data_root}/teachers/{WHOLE_TEACHER}.pth"
+    )
+
+
 @pytest.fixture
 def flags_for(tiny: list[str]) -> Callable[..., list[str]]:
     """flags_for(method, iterations=2): a whole command line that takes a second and looks at meta_val every iteration."""
 
     def flags(method: str, iterations: int = 2) -> list[str]:
+        if method in methods_of("classification"):
+            teacher = tiny_whole_teacher(method, tiny)
+            length = f"--epochs {iterations} --val_interval 1"
+            own = f"{TINY_WHOLE} {teacher} {length} {TINY_OWN.get(method, '')}"
+            return ["--method", method, *tiny[: tiny.index("--image_size")], *own.split()]
         counts_episodes = getattr(get_method(method), "COUNTS_EPISODES", False)
         length = (
             f"--episode_train {2 * iterations} --val_interval 2"

@@ -8,10 +8,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the top of the house down; an import may only point to a later line. Rooms of one line may not import each other.
 FLOORS = [
-    ["main", "pretrain", "write_file"],
-    ["methods.loop", "methods.report", "methods.predict"],
-    ["methods.free", "methods.tgr", "methods.purer", "methods.bidf_mkd", "methods.chorus", "methods.baselines"],
-    ["methods.few_shot"],
+    ["pretrain", "write_file"],
+    ["main"],
+    ["methods.loop", "methods.report", "methods.report_top1", "methods.predict"],
+    [
+        *["methods.free", "methods.tgr", "methods.purer", "methods.bidf_mkd", "methods.chorus", "methods.baselines"],
+        *["methods.fast", "methods.dfkd", "methods.supervised"],
+    ],
+    ["methods.data_free"],
+    ["methods.few_shot", "methods.classification"],
     ["methods.base"],
     ["methods.evaluation"],
     ["methods.teachers"],

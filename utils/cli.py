@@ -18,6 +18,14 @@ WITHOUT_EFFECT = {
     "inversionMethod": "PURER inverts pixels; there is no other way to choose",
     "generate_interval": "PURER inverts one step at every update",
     "generate_iterations": "PURER inverts one step at every update",
+    "workers": "images lie decoded in memory; nothing is loaded beside the training",
+    "print_freq": "the progress bar and metrics.jsonl show every epoch",
+    "start_epoch": "a run goes on with --resume RUN, which restores everything",
+    "fp16": "training runs in float32",
+    **dict.fromkeys(
+        ("world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed"),
+        "one process trains one student",
+    ),
 }
 
 

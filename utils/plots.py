@@ -29,6 +29,22 @@ def draw_matrix(
         figure.savefig(temporary, dpi=120)
 
 
+def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], classes: Sequence[int], target: Path) -> None:
+    """Draw points (x, y), a marker for each kind, coloured by class."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    for kind, marker in zip(dict.fromkeys(kinds), "ox^s", strict=False):
+        members = [index for index, own in enumerate(kinds) if own == kind]
+        x, y = zip(*[places[index] for index in members], strict=True)
+        axes.scatter(
+            x, y, c=[classes[index] for index in members], cmap="tab20", marker=marker, s=18, linewidths=0.8, label=kind
+        )
+    axes.set(xticks=[], yticks=[], title="the teacher's features; colour: the class it names")
+    axes.legend()
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
 def draw_looks(axes: Axes, looks: Sequence[Mapping[str, float]], against: str, label: str) -> None:
     """A line of validation accuracies in %, with their 95 % band, against "seconds" (shown as minutes) or "iteration"."""
     scale = 1 / 60 if against == "seconds" else 1.0

@@ -46,11 +46,14 @@ class Run:
         return self.folder.name
 
     @property
-    def setting(self) -> tuple[Any, ...]:
-        """What a table is about: image sets, way, shot and number of episodes."""
+    def setting(self) -> str:
+        """What a table is about: image sets, way, shot and number of episodes, or the whole set's test images."""
         result = self.result
         sets = result.get("testdataset") or result.get("dataset")
-        return (sets, result.get("way"), result.get("shot"), self.flags.get("episode_test"))
+        if result.get("task") == "classification":
+            return f"{sets}, {result['classes']} classes, {result['images']} test images, top-1 in %"
+        way, shot, episodes = result.get("way"), result.get("shot"), self.flags.get("episode_test")
+        return f"{sets}, {way}-way {shot}-shot, {episodes} episodes of meta_test, accuracy in %"
 
     @property
     def looks(self) -> list[dict[str, float]]:
@@ -177,8 +180,8 @@ def _teachers(run: Run) -> str:
 def build(runs: Sequence[Run]) -> tuple[str, str, str]:
     """The page, and its tables as Markdown and CSV."""
     finished = [run for run in runs if run.result.get("evaluated")]
-    settings = sorted({run.setting for run in finished}, key=str)
-    tables = [(_title(setting), results_table(run for run in finished if run.setting == setting)) for setting in settings]
+    settings = sorted({run.setting for run in finished})
+    tables = [(setting, results_table(run for run in finished if run.setting == setting)) for setting in settings]
     looked = [run for run in runs if run.looks]
     page = TEMPLATES.get_template("report.html").render(
         tables=tables,
@@ -198,10 +201,6 @@ def build(runs: Sequence[Run]) -> tuple[str, str, str]:
     markdown = "\n\n".join(f"## {title}\n\n{_markdown(table)}" for title, table in tables) + "\n"
     together = [table.assign(setting=title) for title, table in tables]
     return page, markdown, pd.concat(together).to_csv(index=False, lineterminator="\n") if together else ""
-
-
-def _title(setting: tuple[Any, ...]) -> str:
-    return "{}, {}-way {}-shot, {} episodes of meta_test, accuracy in %".format(*setting)
 
 
 def _state(run: Run) -> str:

@@ -4,22 +4,68 @@ import argparse
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
 from datasets.registry import SPLITS, DatasetSpec, get_spec
-from datasets.split import csv_path, decode
+from datasets.split import IMAGE_SUFFIXES, csv_path, decode
 from utils.cli import exit_with_message
 from utils.errors import UserError
 from utils.files import write_text
+from utils.vision import import_torchvision
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
 TYPO = {"meta_train": "mete_train", "meta_val": "mete_val", "meta_test": "mete_test"}  # the papers' archives have it
+
+
+def lay_out(
+    images: np.ndarray, labels: Sequence[int], class_names: Sequence[str], part: str, folder_of: Callable[[str], Path]
+) -> None:
+    """Write images uint8 (N, H, W, 3) as <folder_of(class)>/<part>_<number>.png."""
+    for number, (image, label) in enumerate(zip(tqdm(images, desc=f"write {part}", unit="img"), labels, strict=True)):
+        target = folder_of(class_names[label])
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target / f"{part}_{number:05d}.png")
+
+
+def fetch_cifar(
+    reader: str, data_root: Path, folder: Path, splits: Sequence[str], place_of: Callable[[str, str], Path]
+) -> None:
+    """Fetch CIFAR by torchvision's `reader` (or find it on disk) and lay `splits` out in `folder`, whole or not at all.
+
+    `place_of(part, class)` says where below `folder` the images of a class go; part is "train" or "test".
+    """
+    present = [split for split in splits if (folder / split).exists()]
+    if present:
+        raise UserError(f"{folder / present[0]} is there already: leave --download away, or move it aside")
+    import_torchvision()
+    import torchvision.datasets
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for part, train in (("train", True), ("test", False)):
+            try:
+                found = getattr(torchvision.datasets, reader)(str(data_root), train=train, download=True)
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{reader} could not be fetched ({error}): put its archive (torchvision knows "
+                    f"{getattr(torchvision.datasets, reader).filename}) into {data_root} and try again"
+                ) from error
+            lay_out(
+                found.data,
+                found.targets,
+                found.classes,
+                part,
+                lambda label, part=part: Path(temporary) / place_of(part, label),  # type: ignore[misc]
+            )
+        for split in splits:
+            shutil.move(Path(temporary) / split, folder / split)
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -28,11 +74,13 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_script(name: str, collect: Callable[[DatasetSpec, Path], Mapping[str, ClassFiles]], data_root: Path) -> None:
-    """Collect the splits of set `name`, check every image, write the three lists, and print the counts."""
+def run_script(
+    name: str, collect: Callable[[DatasetSpec, Path], Mapping[str, ClassFiles]], data_root: Path, task: str = "few_shot"
+) -> None:
+    """Collect the splits of set `name`, check every image, write their lists, and print the counts."""
 
     def work() -> None:
-        spec = get_spec(name)
+        spec = get_spec(name, task)
         splits = collect(spec, data_root)
         for split, classes in splits.items():
             check(classes, f"{spec.folder}/{split}")
@@ -86,7 +134,7 @@ def write_list(spec: DatasetSpec, split: str, classes: ClassFiles, data_root: Pa
 
 def print_counts(spec: DatasetSpec, splits: Mapping[str, ClassFiles]) -> None:
     total = 0
-    for split, expected in zip(SPLITS, spec.classes, strict=True):
+    for split, expected in zip(spec.splits, spec.classes, strict=True):
         images = sum(len(files) for files in splits[split].values())
         total += images
         note = "" if len(splits[split]) == expected else f"   (published: {expected})"

@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from methods.metalearners.learner import Learner
@@ -15,7 +18,48 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, D), targets (B, D) -> s
 
 
 class Student:
-    """A learner in training with ordinary batch normalisation; `teach` hands what it has learnt to the learner.
+    """A network in training with ordinary batch normalisation.
+
+    `prepare` brings images to the network's size and normalisation. When the rate moves is the caller's business.
+    """
+
+    def __init__(
+        self, network: nn.Module, prepare: Callable[[Tensor], Tensor], optimizer: Optimizer, schedule: LRScheduler
+    ) -> None:
+        self.network, self.prepare = network, prepare
+        self.optimizer, self.schedule = optimizer, schedule
+
+    def update(self, images: Tensor, targets: Tensor, loss_of: Loss) -> tuple[Tensor, Tensor]:
+        """One step on images (B, C, S, S) and their targets (B, ...); returns the loss and the outputs before it."""
+        self.network.train()
+        outputs = self.network(self.prepare(images))
+        loss = loss_of(outputs, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), outputs.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Outputs in evaluation mode for images (B, C, S, S); gradients reach the images, not the weights."""
+        self.network.eval()
+        frozen = {name: value.detach() for name, value in self.network.named_parameters()}
+        return functional_call(self.network, frozen, (self.prepare(images),))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+class LearnersStudent(Student):
+    """The twin of a learner whose normalisation is fixed; `teach` hands what it has learnt to the learner.
 
     Adam with a one-cycle rate (Smith and Topin, 2019) over `updates` updates, the peak `lr` at a tenth of them.
     """
@@ -23,38 +67,28 @@ class Student:
     def __init__(self, learner: Learner, lr: float, updates: int) -> None:
         spec, device = learner.spec, next(iter(learner.params.values())).device
         self.learner = learner
-        network = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, lr, max(2, updates), pct_start=0.1)
+        twin = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
+        network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(2, updates), pct_start=0.1)
+        super().__init__(network, learner.prepare, optimizer, schedule)
 
     def epoch(self, images: Tensor, targets: Tensor, loss_of: Loss, batch_size: int) -> float:
         """One pass over uint8 images (M, C, S, S) with their targets (M, D), in random order; returns the mean loss."""
-        self.network.train()
         total = torch.zeros((), device=targets.device)
         batches = torch.randperm(len(images))[: len(images) // batch_size * batch_size].view(-1, batch_size)
         for chosen in tqdm(batches, desc="distillation", unit="batch", leave=False):
             some = chosen.to(images.device)
-            loss = loss_of(self.network(self.learner.prepare(images[some])), targets[some].float())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            total += self.update(images[some], targets[some].float(), loss_of)[0]
             self.schedule.step()
-            total += loss.detach()
         return float(total) / len(batches)
 
     @torch.no_grad()
     def teach(self) -> None:
-        """Give the learner, whose normalisation is fixed, the parameters with the running statistics folded in."""
+        """Give the learner the parameters with the running statistics folded in."""
         for name, value in folded(self.network).items():
             self.learner.params[name].copy_(value)
 
-    def state_dict(self) -> dict[str, Any]:
-        parts = (self.network, self.optimizer, self.schedule)
-        return {name: part.state_dict() for name, part in zip(("network", "optimizer", "schedule"), parts, strict=True)}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        super().load_state_dict(state)
         self.teach()

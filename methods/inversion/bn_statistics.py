@@ -1,6 +1,6 @@
 """The statistics of a batch in a network's normalisation layers, and how far they lie from those a teacher remembers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,20 +25,71 @@ def distance(one: Statistics, other: Statistics) -> Tensor:
     return (one[0] - other[0]).norm() + (one[1] - other[1]).norm()
 
 
+def running(layer: nn.Module) -> Statistics:
+    """What a BatchNorm2d layer remembers of its training."""
+    assert isinstance(layer.running_mean, Tensor)
+    assert isinstance(layer.running_var, Tensor)
+    return layer.running_mean, layer.running_var
+
+
 @contextmanager
 def record_bn_distances(network: nn.Module) -> Iterator[list[Tensor]]:
     """Inside the block each forward pass appends, per BatchNorm2d layer, its `distance` from the running statistics.
 
     The hooks are gone on exit. Under `vmap` use the list inside the mapped function.
     """
-
-    def measure(layer: nn.Module, statistics: Statistics) -> Tensor:
-        assert isinstance(layer.running_mean, Tensor)
-        assert isinstance(layer.running_var, Tensor)
-        return distance(statistics, (layer.running_mean, layer.running_var))
-
-    with _record(network, nn.BatchNorm2d, measure) as distances:
+    with _record(network, nn.BatchNorm2d, lambda layer, found: distance(found, running(layer))) as distances:
         yield distances
+
+
+class MomentumStatistics:
+    """Batch statistics that are averaged over calls, so that a small batch need not show all that a layer remembers.
+
+    A layer's distance is taken from (1 - m) * (the batch's) + m * (the average so far), with m = `momentum`; the average
+    follows the last batch of each call (`update`). In the first call the batch stands alone (Fang et al., AAAI 2022).
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+        self.average: list[Statistics] = []
+        self.latest: list[Statistics] = []
+
+    @contextmanager
+    def record(self, network: nn.Module) -> Iterator[list[Tensor]]:
+        """As `record_bn_distances`, for one forward pass."""
+        self.latest = []
+
+        def measure(layer: nn.Module, found: Statistics) -> Tensor:
+            mixed = self._mixed(found, len(self.latest))
+            self.latest.append((found[0].detach(), found[1].detach()))
+            return distance(mixed, running(layer))
+
+        with _record(network, nn.BatchNorm2d, measure) as distances:
+            yield distances
+
+    def _mixed(self, found: Statistics, layer: int) -> Statistics:
+        if not self.average:
+            return found
+        mean, var = self.average[layer]
+        return found[0].lerp(mean, self.momentum), found[1].lerp(var, self.momentum)
+
+    def update(self) -> None:
+        """Let the average follow the last batch that was seen."""
+        self.average = [self._mixed(found, layer) for layer, found in enumerate(self.latest)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": [list(pair) for pair in self.average]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average = [(mean, var) for mean, var in state["average"]]
+
+
+@contextmanager
+def record_instance_means(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside the block each forward pass appends, per BatchNorm2d layer, each image's channel means of its input (B, C)."""
+    recorded: list[Tensor] = []
+    with _hooked(network, nn.BatchNorm2d, lambda layer, x: recorded.append(x.mean((2, 3)))):
+        yield recorded
 
 
 @contextmanager
@@ -51,13 +102,20 @@ def record_statistics(network: nn.Module, kind: type[nn.Module]) -> Iterator[lis
 @contextmanager
 def _record(network: nn.Module, kind: type[nn.Module], measure: Callable[[nn.Module, Statistics], Any]) -> Iterator[list[Any]]:
     recorded: list[Any] = []
-
-    def record(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        recorded.append(measure(layer, statistics_of(inputs[0])))
-
-    handles = [layer.register_forward_pre_hook(record) for layer in network.modules() if isinstance(layer, kind)]
-    try:
+    with _hooked(network, kind, lambda layer, x: recorded.append(measure(layer, statistics_of(x)))):
         yield recorded
+
+
+@contextmanager
+def _hooked(network: nn.Module, kind: type[nn.Module], see: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Inside the block `see(layer, input)` is called for each layer of that kind in every forward pass."""
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, inputs: see(layer, inputs[0]))
+        for layer in network.modules()
+        if isinstance(layer, kind)
+    ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

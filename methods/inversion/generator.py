@@ -66,10 +66,14 @@ def inversion_loss(
     learner: LearnerLogits | None,
     weights: InversionWeights,
     augment: Callable[[Tensor], Tensor],
+    record: Callable[[nn.Module], AbstractContextManager[list[Tensor]]] = record_bn_distances,
 ) -> Tensor:
-    """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = augment(images), images (M, C, h, w) in [0, 1]."""
+    """ce * CE(teacher(x), y) + bn * BN + adv * adversarial, on x = augment(images), images (M, C, h, w) in [0, 1].
+
+    `record` says how far the statistics of each layer lie from what it remembers.
+    """
     x = augment(images)
-    recording: AbstractContextManager[list[Tensor]] = record_bn_distances(teacher.network) if weights.bn else nullcontext([])
+    recording = record(teacher.network) if weights.bn else nullcontext([])
     with recording as distances:
         logits = teacher(x)
     loss = weights.ce * F.cross_entropy(logits, labels)
@@ -82,7 +86,7 @@ def inversion_loss(
 
 @dataclass(frozen=True)
 class Descent:
-    """The result of `descend`: the images of the best step, that step's loss, and the last step's or the summed gradient."""
+    """The result of `descend`: the images of the best step, that step's loss, and what moves a shared generator."""
 
     images: Tensor
     loss: Tensor
@@ -102,7 +106,8 @@ def descend(
 
     The images kept are those of the step with the lowest loss, chosen on the device without waiting for it.
     A loss that raises `BudgetSpent` ends the descent early, with what it has; at the first step it is passed on.
-    `gradient_of` says whether `gradient` (one tensor per generator parameter) is the "last" step's or the "sum".
+    `gradient_of` says whether `gradient` (one tensor per generator parameter) is the "last" step's, the "sum" over steps,
+    or the "difference" between where the parameters began and where they ended (Reptile).
     """
     parameters = list(generator.parameters())
     device = parameters[0].device
@@ -112,6 +117,7 @@ def descend(
     best = torch.full((), float("inf"), device=device)
     kept = torch.empty(0, device=device)
     total = [torch.zeros_like(parameter) for parameter in parameters]
+    before = [parameter.detach().clone() for parameter in parameters] if gradient_of == "difference" else []
     for step in range(steps):
         images = generator(z)
         try:
@@ -123,12 +129,14 @@ def descend(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for sum_, parameter in zip(total, parameters, strict=True):
-            if parameter.grad is not None and (gradient_of == "sum" or step == steps - 1):
+            if parameter.grad is not None and (gradient_of == "sum" or (gradient_of == "last" and step == steps - 1)):
                 sum_ += parameter.grad
         optimizer.step()
         better = loss.detach() < best
         kept = images.detach() if step == 0 else torch.where(better, images.detach(), kept)
         best = torch.where(better, loss.detach(), best)
+    if before:
+        total = [start - parameter.detach() for start, parameter in zip(before, parameters, strict=True)]
     return Descent(kept, best, total)
 
 
@@ -168,9 +176,20 @@ class GeneratorInverter:
         """The generator that `teacher` is inverted with; it is changed in place."""
         raise NotImplementedError
 
+    def invert_labels(
+        self, teacher: Subject, labels: Tensor, learner: LearnerLogits | None = None
+    ) -> tuple[PseudoBatch, float]:
+        """Pseudo-images of one teacher for wanted `labels` (M,), in their order, and the lowest loss."""
+        batch, descent = self._descend(teacher, labels, learner)
+        self.learn_from([descent])
+        return batch, float(descent.loss)
+
     def invert_one(self, teacher: Subject, images_per_class: int, learner: LearnerLogits | None) -> tuple[PseudoBatch, Descent]:
+        return self._descend(teacher, labels_of(teacher, images_per_class), learner)
+
+    def _descend(self, teacher: Subject, labels: Tensor, learner: LearnerLogits | None) -> tuple[PseudoBatch, Descent]:
         generator = self.start(teacher)
-        labels = labels_of(teacher, images_per_class, next(generator.parameters()).device)
+        labels = labels.to(next(generator.parameters()).device)
         descent = descend(
             generator,
             lambda images: self.loss(teacher, images, labels, learner),
@@ -203,6 +222,6 @@ def add_generator_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--bn", type=float, default=0.0, help="weight of the batch statistics")
 
 
-def labels_of(teacher: Subject, images_per_class: int, device: torch.device) -> Tensor:
+def labels_of(teacher: Subject, images_per_class: int, device: torch.device | None = None) -> Tensor:
     """Labels (way * images_per_class,), grouped by class."""
     return torch.arange(teacher.way, device=device).repeat_interleave(images_per_class)

@@ -1,4 +1,4 @@
-"""A generator that is meta-learned over teachers, so that a few steps suffice for each."""
+"""Generators that last from call to call: meta-learned so that a few steps suffice, or simply trained on."""
 
 import copy
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from models.generator import Generator
 class MetaGenerator(GeneratorInverter):
     """Shared initialisation of a generator; each call adapts a copy to each teacher, then moves the initialisation.
 
-    The outer gradient is first order: the sum over teachers of the inner gradients (of the last step, or of all steps),
-    given to one persistent Adam(.5, .999).
+    The outer gradient is first order: the sum over teachers of the inner gradients (of the last step, or of all steps:
+    FOMAML), or of the ways the copies went (Reptile), given to one persistent Adam(.5, .999).
     """
 
     def __init__(
@@ -45,3 +45,20 @@ class MetaGenerator(GeneratorInverter):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class LastingGenerator(GeneratorInverter):
+    """One generator that every call trains on from where the last one left it, with a fresh Adam each time."""
+
+    def __init__(self, generator: Generator, *settings: Any, **more: Any) -> None:
+        super().__init__(*settings, **more)
+        self.generator = generator
+
+    def start(self, teacher: Subject) -> Generator:
+        return self.generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])

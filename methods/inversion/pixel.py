@@ -1,6 +1,6 @@
 """Inversion of pixels: the images themselves are the parameters (DeepInversion; Yin et al., CVPR 2020)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,15 @@ class PixelWeights:
     l2: float = 1e-5
 
 
+@dataclass(frozen=True)
+class PixelForm:
+    """Side of the images, and the mean and std of the scale in which their pixels move."""
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 def total_variation(images: Tensor) -> Tensor:
     """Sum of the unsquared norms of the differences to the right, lower, and both diagonal neighbours, (B, C, H, W)."""
     right = images[..., :-1] - images[..., 1:]
@@ -34,6 +43,36 @@ def jitter(images: Tensor, reach: int = 2) -> Tensor:
     """Roll the whole batch by up to `reach` pixels in each direction."""
     rows, columns = torch.randint(-reach, reach + 1, (2,)).tolist()
     return images.roll((rows, columns), dims=(-2, -1))
+
+
+def jitter_and_flip(images: Tensor) -> Tensor:
+    """Roll the whole batch by up to an eighth of its side in each direction, and mirror it at random."""
+    rolled = jitter(images, images.shape[-1] // 8)
+    return rolled.flip(-1) if bool(torch.rand(()) < 0.5) else rolled
+
+
+def deep_inversion(
+    loss_of: Callable[[Tensor], Tensor], count: int, form: PixelForm, steps: int, lr: float, device: torch.device
+) -> tuple[Tensor, float]:
+    """Images in [0, 1] (count, C, S, S) of the step with the lowest loss, and that loss (Yin et al., CVPR 2020).
+
+    Adam(.5, .99) on pixels that start from N(0, 1) in the normalisation of `form` and are clipped after each step;
+    `loss_of` takes images in [0, 1] and sees them jittered and mirrored.
+    """
+    mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (form.mean, form.std))
+    values = torch.randn(count, len(form.mean), form.size, form.size, device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([values], lr, betas=(0.5, 0.99))
+    best, kept = torch.full((), float("inf"), device=device), values.detach().clone()
+    for _ in range(steps):
+        loss = loss_of(jitter_and_flip(values) * std + mean)
+        better = loss.detach() < best
+        kept, best = torch.where(better, values.detach(), kept), torch.where(better, loss.detach(), best)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            values.clamp_(-mean / std, (1 - mean) / std)
+    return (kept * std + mean).clamp(0, 1), float(best)
 
 
 class PixelImages:

@@ -70,6 +70,11 @@ class Teacher(nn.Module):
         """The input of the head, (B, feature_dim)."""
         return self.network.features(self.prepare(images))
 
+    def features_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both in one pass, (B, feature_dim) and (B, way)."""
+        features, logits = self.network.features_and_logits(self.prepare(images))
+        return features, logits[:, self.outputs]
+
 
 class TeacherPool:
     """The teachers of one or more manifests, loaded when first asked for.

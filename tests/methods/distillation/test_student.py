@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from datasets.registry import CIFAR
 from methods.distillation.losses import regression, relational
-from methods.distillation.student import Student
+from methods.distillation.student import LearnersStudent
 from methods.metalearners.learner import Learner, LearnerSpec
 from utils.images import to_uint8
 
@@ -24,7 +24,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_student_learns_what_it_is_told() -> None:
     images, targets = data()
-    student = Student(learner(), 0.01, 40)
+    student = LearnersStudent(learner(), 0.01, 40)
     losses = [student.epoch(images, targets, regression, 16) for _ in range(10)]
     assert losses[-1] < 0.2 * losses[0]
 
@@ -32,7 +32,7 @@ def test_a_student_learns_what_it_is_told() -> None:
 @pytest.mark.parametrize(("arch", "global_pool"), [("conv4", False), ("conv4", True), ("resnet10", False)])
 def test_the_learner_computes_what_the_student_does_in_evaluation(arch: str, global_pool: bool) -> None:
     images, targets = data()
-    student = Student(learner(arch, global_pool=global_pool), 0.01, 40)
+    student = LearnersStudent(learner(arch, global_pool=global_pool), 0.01, 40)
     student.epoch(images, targets, regression, 16)
     student.teach()
     student.network.eval()
@@ -46,10 +46,10 @@ def test_the_learner_computes_what_the_student_does_in_evaluation(arch: str, glo
 
 def test_going_on_is_as_if_never_stopped() -> None:
     images, targets = data()
-    start = Student(learner(), 0.01, 8).state_dict()
+    start = LearnersStudent(learner(), 0.01, 8).state_dict()
     ends = []
     for stopped in (False, True):
-        student, fresh = Student(learner(), 0.01, 8), Student(learner(), 0.01, 8)
+        student, fresh = LearnersStudent(learner(), 0.01, 8), LearnersStudent(learner(), 0.01, 8)
         student.load_state_dict(start)
         torch.manual_seed(2)
         student.epoch(images, targets, regression, 16)

@@ -1,0 +1,164 @@
+"""Distilling one teacher without data: the epochs that Fast-Datafree and the rows it is compared with share."""
+
+import argparse
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from datasets.split import images_below, read_images
+from methods.classification import ClassificationMethod
+from methods.distillation.losses import kl_divergence
+from methods.memory import ImagePool
+from utils import cli
+from utils.errors import UserError
+from utils.images import to_float, to_uint8
+
+COSINE_EPOCHS, LAST_RATE = 200, 2e-4
+
+
+class DataFreeDistillation(ClassificationMethod):
+    """Epochs of `ep_steps` student steps, `kd_steps` of them after each call of `synthesize`.
+
+    READS: the weights of terms (and other flags of generation) that the method has; the papers' scripts type them all for
+    every method. The student's rate follows a cosine over 200 epochs and rests during warm-up.
+    """
+
+    READS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_shared_args(parser)
+        add_generation_flags(parser)
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        super().finish_args(args)
+        if args.ep_steps < args.kd_steps:
+            raise UserError(f"--ep_steps {args.ep_steps} is less than --kd_steps {args.kd_steps}: an epoch would make no step")
+        if args.warmup >= args.epochs:
+            raise UserError(f"--warmup {args.warmup} leaves none of --epochs {args.epochs} for the student")
+        if args.synthesis_batch_size is None:
+            args.synthesis_batch_size = args.batch_size
+        unread = [name for name in OPTIONAL if name not in cls.READS and getattr(args, name) not in (OPTIONAL[name], 0)]
+        if unread:
+            print(f"note: --method {args.method} has no {', '.join(unread)}; what was typed for it has no effect")
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        if args.bn and not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in self.teacher.network.modules()):
+            raise UserError(f"--bn {args.bn:g}: {args.teacher} has no batch normalisation to compare with; use --bn 0")
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        return CosineAnnealingLR(optimizer, COSINE_EPOCHS, eta_min=LAST_RATE)
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One epoch."""
+        args, numbers = self.args, {}
+        for _ in range(args.ep_steps // args.kd_steps):
+            with self.clock("generation"):
+                numbers = self.synthesize(iteration)
+            if iteration >= args.warmup:
+                with self.clock("distillation"):
+                    numbers |= self.distil(args.kd_steps)
+        if iteration >= args.warmup:
+            self.student.schedule.step()
+        return numbers
+
+    def synthesize(self, iteration: int) -> dict[str, float]:
+        """Make images, or move what makes them, by --g_steps steps."""
+        raise NotImplementedError
+
+    def sample(self, count: int) -> Tensor:
+        """Images (count, C, S, S) in [0, 1] for a step of the student."""
+        raise NotImplementedError
+
+    def difference(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """What the student minimises."""
+        return kl_divergence(teacher_logits, student_logits, self.args.T)
+
+    def distil(self, steps: int) -> dict[str, float]:
+        """Steps of the student towards the teacher; the mean loss, and how often both named the same class."""
+        losses, same = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for _ in range(steps):
+            images = self.sample(self.args.batch_size)
+            with torch.no_grad():
+                wanted = self.teacher(images)
+            loss, outputs = self.student.update(images, wanted, self.difference)
+            losses += loss
+            same += (outputs.argmax(1) == wanted.argmax(1)).float().mean()
+        return {"distillation_loss": float(losses) / steps, "agreement": float(same) / steps}
+
+    @torch.no_grad()
+    def images_to_compare(self, count: int) -> Tensor:
+        size = self.args.batch_size
+        return torch.cat([to_uint8(self.sample(size)).cpu() for _ in range(-(-count // size))])[:count]
+
+    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+        return {"synthetic": (self.images_to_compare(64), 8)}
+
+    def effort(self) -> dict[str, int]:
+        return {"images": self.args.synthesis_batch_size, "steps": self.args.g_steps}
+
+
+class PooledDistillation(DataFreeDistillation):
+    """The student learns from all images made so far, shifted and mirrored anew each time."""
+
+    STATE: ClassVar[tuple[str, ...]] = (*DataFreeDistillation.STATE, "images")
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        self.images = ImagePool(self.image_size, device, args.pool_on_device, self.spec.channels)
+        if args.cmi_init:
+            self.images.add(to_float(read_images(images_below(args.cmi_init), self.image_size).to(device)))
+
+    def draw_labels(self) -> Tensor:
+        """Random classes for a batch, sorted, so that a grid of its images is easy on the eye."""
+        return torch.randint(len(self.class_names), (self.args.synthesis_batch_size,)).sort().values
+
+    def sample(self, count: int) -> Tensor:
+        return self.augmentation(to_float(self.images.sample(count)))
+
+    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+        return {"synthetic": (self.images.newest(64), 8)}
+
+
+# Flags of generation that not every method has -> what they are where they are not typed
+OPTIONAL: dict[str, Any] = {
+    "adv": 0.0, "bn": 0.0, "oh": 0.0, "act": 0.0, "balance": 0.0, "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3,
+    "bn_mmt": 0.0, "reset_l0": 0, "reset_bn": 0, "is_maml": 1,
+}  # fmt: skip
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """What the papers' scripts type for every method alike."""
+    group = parser.add_argument_group("distillation without data")
+    group.add_argument("--T", type=cli.rate, default=1.0, help="temperature of the divergence from the teacher")
+    group.add_argument("--warmup", type=int, default=0, help="first epochs, in which images are made and no student learns")
+    group.add_argument("--kd_steps", type=cli.count, default=400, help="student steps after each call of generation")
+    group.add_argument("--ep_steps", type=cli.count, default=400, help="student steps of an epoch")
+    group.add_argument("--g_steps", type=cli.count, default=1, help="steps of a call of generation")
+    group.add_argument("--lr_g", type=cli.rate, default=1e-3, help="learning rate of generation")
+    group.add_argument("--synthesis_batch_size", type=cli.count, help="images of a call (default: --batch_size)")
+    group.add_argument(
+        "--pool_on_device", type=cli.count, default=200_000, help="images kept on the device; more go to the host"
+    )
+
+    group = parser.add_argument_group("terms of generation (0: not there)")
+    group.add_argument("--adv", type=float, help="weight of disagreement between teacher and student")
+    group.add_argument("--bn", type=float, help="weight of the batch statistics")
+    group.add_argument("--oh", type=float, help="weight of the cross entropy")
+    group.add_argument("--act", type=float, help="weight of the activations (DAFL)")
+    group.add_argument("--balance", type=float, help="weight of the balance of classes (DAFL, DFQ)")
+    group.add_argument("--cr", type=float, help="weight of the contrast (CMI)")
+    group.add_argument("--cr_T", type=cli.rate, help="temperature of the contrast")
+    group.add_argument("--cmi_init", type=Path, help="folder of images that the pool starts with")
+    group.add_argument("--lr_z", type=cli.rate, help="learning rate of the latents")
+    group.add_argument("--bn_mmt", type=float, help="momentum of the batch statistics over calls")
+    group.add_argument("--reset_l0", type=int, choices=(0, 1), help="draw the generator's first layer anew, once (epoch 120)")
+    group.add_argument("--reset_bn", type=int, choices=(0, 1), help="the same for its normalisations' scales and shifts")
+    group.add_argument("--is_maml", type=int, choices=(0, 1), help="1: FOMAML, 0: Reptile")
+    parser.set_defaults(**OPTIONAL)

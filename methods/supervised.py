@@ -1,0 +1,146 @@
+"""With real images: a classifier from scratch (`scratch`), and ordinary distillation into a student (`vanilla_kd`).
+
+They make the teachers of data-free distillation and say what it could reach (Hinton et al., 2015).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from tqdm import tqdm
+
+from methods.classification import ClassificationMethod
+from methods.distillation.losses import kl_divergence
+from methods.teachers.whole_class import default_path
+from utils import checkpoint, cli
+from utils.errors import UserError
+from utils.images import to_float
+
+
+def milestones(text: str) -> list[int]:
+    """A flag's value: epochs, separated by commas."""
+    return [int(part) for part in text.split(",") if part]
+
+
+class Supervised(ClassificationMethod):
+    """Epochs over real images, shifted and mirrored anew each time; the rate falls by `FALL` at each milestone."""
+
+    FALL: ClassVar[float]
+
+    @classmethod
+    def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_shared_args(parser)
+        parser.add_argument(
+            "--lr_decay_milestones", type=milestones, default=[120, 150, 180], help="epochs at which the rate falls"
+        )
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        self.train = self.load_split("train", self.training_set).to(device)
+
+    @property
+    def training_set(self) -> str:
+        return self.args.dataset
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        return MultiStepLR(optimizer, self.args.lr_decay_milestones, gamma=self.FALL)
+
+    def loss_of(self, images: Tensor, labels: Tensor) -> Any:
+        """The loss of the student's logits on a batch of images, as a function of the logits and the labels."""
+        raise NotImplementedError
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One epoch."""
+        total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        with self.clock("training"):
+            order = torch.randperm(len(self.train.images)).to(self.device)
+            for batch in tqdm(order.split(self.args.batch_size), desc="epoch", unit="batch", leave=False):
+                images = self.augmentation(to_float(self.train.images[batch]))
+                labels = self.train.labels[batch]
+                loss, outputs = self.student.update(images, labels, self.loss_of(images, labels))
+                total += loss * len(batch)
+                right += (outputs.argmax(1) == labels).sum()
+            self.student.schedule.step()
+        return {"loss": float(total) / len(order), "train_accuracy": float(right) / len(order)}
+
+
+class Scratch(Supervised):
+    """A classifier trained on a whole set, and kept as a teacher: `pretrain.py --full`."""
+
+    NEEDS_TEACHER = False
+    FALL = 0.2
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"dataset": "cifar10", "student": "wrn40_2", "batch_size": 256}
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--replace_teacher", action="store_true", help="replace the teacher's file, if there is one")
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        if args.select_on == "agreement":
+            raise UserError("--select_on agreement: there is no teacher to agree with; choose last or test")
+        begins = not (args.resume or args.evaluate or args.evaluate_only)
+        if begins and self.teacher_path.exists() and not args.replace_teacher:
+            raise UserError(
+                f"{self.teacher_path} exists already: use it, name another file by --teacher_ckpt, or add --replace_teacher"
+            )
+
+    @property
+    def teacher_path(self) -> Path:
+        return self.args.teacher_ckpt or default_path(self.args.dataset, self.args.student)
+
+    def loss_of(self, images: Tensor, labels: Tensor) -> Any:
+        return F.cross_entropy
+
+    def finish(self) -> str:
+        if self.args.evaluate_only:
+            return ""
+        checkpoint.save(self.to_keep(), self.teacher_path)
+        return f"the teacher is in {self.teacher_path}"
+
+
+class VanillaKD(Supervised):
+    """alpha * KL(teacher || student) at temperature T + beta * cross entropy, on real images."""
+
+    PAPER = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
+    FALL = 0.1
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--transfer_set", help="set whose training images are used (default: --dataset)")
+        group.add_argument("--alpha", type=float, default=1.0, help="weight of the teacher's answers")
+        group.add_argument("--beta", type=float, default=0.0, help="weight of the labels")
+        group.add_argument("--T", type=cli.rate, default=1.0, help="temperature")
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        super().finish_args(args)
+        if args.transfer_set is None:
+            args.transfer_set = args.dataset
+        if args.beta and args.transfer_set != args.dataset:
+            raise UserError(
+                f"--beta {args.beta:g}: the labels of {args.transfer_set} are not the teacher's classes; use --beta 0"
+            )
+
+    @property
+    def training_set(self) -> str:
+        return self.args.transfer_set
+
+    def loss_of(self, images: Tensor, labels: Tensor) -> Any:
+        with torch.no_grad():
+            wanted = self.teacher(images)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            soft = self.args.alpha * kl_divergence(wanted, logits, self.args.T)
+            return soft + self.args.beta * F.cross_entropy(logits, labels) if self.args.beta else soft
+
+        return loss
+
+    def images_to_compare(self, count: int) -> Tensor:
+        chosen = torch.randperm(len(self.train.images))[:count]
+        return self.train.images[chosen.to(self.device)].cpu()

@@ -1,0 +1,33 @@
+"""VGG-11 for small images, with normalisation and a single linear layer (Simonyan and Zisserman, ICLR 2015)."""
+
+import torch
+from torch import nn
+
+from models.backbone import Backbone, Norm, init_conv
+
+GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+class VGG11(Backbone):
+    """Eight 3x3 convolutions in five groups, halved after the first three (after four from 64 pixels on), global average."""
+
+    def __init__(self, num_classes: int, image_size: int, norm: Norm, channels: int = 3) -> None:
+        super().__init__()
+        widths = [width for group in GROUPS for width in group]
+        convs = [init_conv(nn.Conv2d(i, o, 3, padding=1)) for i, o in zip([channels, *widths], widths, strict=False)]
+        self.convs = nn.ModuleList(convs)
+        self.norms = nn.ModuleList([norm(width) for width in widths])
+        halved = 4 if image_size >= 64 else 3
+        self.halved_after = {sum(map(len, GROUPS[: number + 1])) - 1 for number in range(halved)}  # layers
+        self.relu = nn.ReLU(inplace=True)
+        self.halve = nn.MaxPool2d(2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(widths[-1], num_classes)
+        nn.init.normal_(self.head.weight, 0, 0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = self.relu(norm(conv(x)))
+            x = self.halve(x) if layer in self.halved_after else x
+        return self.pool(x).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
