@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.errors import UserError
+
 
 class UpsampleConv(nn.Module):
     """Nearest up-sampling by two followed by a 3x3 convolution, in one transposed convolution.
@@ -27,7 +29,7 @@ class UpsampleConv(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latent z (B, latent_dim) to images (B, channels, S, S) in [0, 1]; S must be a multiple of 4.
+    """Latent z (B, latent_dim) to images (B, channels, S, S) in [0, 1]; S must be a multiple of 4 (`UserError`).
 
     Linear to 128 x S/4 x S/4, then twice up-sampling and convolution with normalisation and LeakyReLU, a last
     convolution and a sigmoid. Normalisation is by the statistics of the batch at hand, always.
@@ -36,7 +38,7 @@ class Generator(nn.Module):
     def __init__(self, image_size: int, channels: int = 3, latent_dim: int = 256, width: int = 64) -> None:
         super().__init__()
         if image_size % 4:
-            raise ValueError(f"the generator doubles twice: image size {image_size} is not a multiple of 4")
+            raise UserError(f"the generator doubles twice: image size {image_size} is no multiple of 4; change --image_size")
         self.latent_dim = latent_dim
         self.seed_shape = (2 * width, image_size // 4, image_size // 4)
         self.expand = nn.Linear(latent_dim, 2 * width * (image_size // 4) ** 2)

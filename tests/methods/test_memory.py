@@ -2,7 +2,7 @@ import torch
 
 from datasets.episodes import EpisodeShape
 from methods.inversion.generator import PseudoBatch
-from methods.memory import MemoryBank
+from methods.memory import ImagePool, MemoryBank
 from methods.metalearners.learner import Learner, LearnerSpec
 
 DEVICE = torch.device("cpu")
@@ -72,3 +72,38 @@ def test_state_survives() -> None:
     copy.load_state_dict(memory.state_dict())
     assert torch.equal(copy.images, memory.images)
     assert torch.equal(copy.counts, memory.counts)
+
+
+def grey(first: int, count: int) -> torch.Tensor:
+    """Images whose byte is their number."""
+    return (torch.arange(first, first + count) / 255).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+def test_a_pool_grows_beyond_the_device() -> None:
+    pool = ImagePool(4, DEVICE, near=10)
+    for first in range(0, 28, 7):
+        pool.add(grey(first, 7))
+    assert len(pool) == 28
+    assert pool.counts == [10, 18]
+    torch.manual_seed(0)
+    drawn = pool.sample(2000)
+    assert drawn.dtype == torch.uint8
+    share = torch.bincount(drawn[:, 0, 0, 0].long(), minlength=28) / 2000
+    assert float(share.min()) > 0.5 / 28  # every image, near or far, comes about as often
+    assert float(share.max()) < 2 / 28
+    assert pool.newest(3)[:, 0, 0, 0].tolist() == [25, 26, 27]
+    assert pool.newest(20)[:, 0, 0, 0].tolist() == list(range(8, 28))
+    other = ImagePool(4, DEVICE, near=10)
+    other.load_state_dict(pool.state_dict())
+    pool.add(grey(40, 2))
+    other.add(grey(40, 2))
+    torch.manual_seed(2)
+    one = pool.sample(50)
+    torch.manual_seed(2)
+    assert torch.equal(other.sample(50), one)
+
+
+def test_a_pool_resizes_what_it_takes() -> None:
+    pool = ImagePool(8, DEVICE, near=5)
+    pool.add(torch.rand(2, 3, 4, 4))
+    assert pool.sample(3).shape == (3, 3, 8, 8)

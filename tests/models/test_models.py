@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import MODELS, create_model
+from models import CLASSIFIERS, MODELS, create_classifier, create_model
 from models.generator import Generator, UpsampleConv
 from models.norm import BatchStatsNorm2d, statistics_from, written_out
 from utils.errors import UserError
@@ -58,7 +58,7 @@ def test_generator_makes_images() -> None:
     images = Generator(28)(torch.randn(3, 256))
     assert images.shape == (3, 3, 28, 28)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(UserError, match="no multiple of 4"):
         Generator(30)
 
 
@@ -79,3 +79,39 @@ def test_inductive_statistics_ignore_the_rest_of_the_batch() -> None:
     assert torch.allclose(first, changed)
     assert torch.allclose(first, norm(x[:2]), atol=1e-5)
     assert norm.reference is None
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in ("resnet101", "resnet34")])
+def test_every_classifier_maps_images_to_logits(name: str) -> None:
+    network = create_classifier(name, 5, 32).eval()
+    features, logits = network.features_and_logits(torch.rand(2, 3, 32, 32))
+    assert logits.shape == (2, 5)
+    assert features.shape == (2, network.feature_dim)
+    assert torch.allclose(network.head(features), logits, atol=1e-5)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+
+
+def test_sizes_of_fast_datafrees_networks() -> None:
+    """Counted by hand: wide ResNets have 16 w, 32 w and 64 w channels in (depth - 4) / 6 blocks each."""
+    for depth, widen in ((16, 1), (16, 2), (40, 1), (40, 2)):
+        count, before = 16 * 27, 16
+        for width in (16 * widen, 32 * widen, 64 * widen):
+            for _ in range((depth - 4) // 6):
+                count += 9 * before * width + 9 * width * width + 2 * before + 2 * width
+                count += before * width if before != width else 0
+                before = width
+        count += 2 * before + (before + 1) * 10
+        assert sum(p.numel() for p in create_classifier(f"wrn{depth}_{widen}", 10, 32).parameters()) == count
+    widths = (3, 64, 128, 256, 256, 512, 512, 512, 512)
+    convs = sum(9 * i * o + 3 * o for i, o in itertools.pairwise(widths))
+    assert sum(p.numel() for p in create_classifier("vgg11", 10, 32).parameters()) == convs + 513 * 10
+
+
+def test_one_name_two_networks() -> None:
+    """The few-shot papers' resnet50 has a bias in its 3x3 convolutions and no normalisation in its shortcuts."""
+    names = {name for name, _ in create_classifier("resnet50", 5, 32).named_parameters()}
+    few_shot = {name for name, _ in create_model("resnet50", 5, 32).named_parameters()}
+    assert "blocks.0.shortcut.1.weight" in names - few_shot
+    assert "blocks.0.conv2.bias" in few_shot - names
+    with pytest.raises(UserError, match="unknown classifier 'resnet7': choose from conv4"):
+        create_classifier("resnet7", 5, 32)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from models import create_model
+from models import create_classifier, create_model
 from models.published import read_published, to_our_names
 from utils import checkpoint
 from utils.errors import UserError
@@ -62,3 +62,38 @@ def test_four_kinds_of_files(papers_conv4: Rename) -> None:
     for nonsense in ([1, 2], {"a": 1}, {}, "text"):
         with pytest.raises(UserError, match="file is no checkpoint"):
             read_published(nonsense, "file")
+
+
+def fast_datafrees_names(arch: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the names of Fast-Datafree's classifiers are: stages counted one by one, the head fc, linear or classifier."""
+    head = {"wrn": "fc", "vgg": "classifier", "res": "linear"}[arch[:3]]
+    depths = {"wrn16_2": (2, 2, 2), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}.get(arch, ())
+    stages = [(stage, i) for stage, depth in enumerate(depths, start=1) for i in range(depth)]
+    vgg = [(0, 0), (1, 0), (2, 0), (2, 3), (3, 0), (3, 3), (4, 0), (4, 3)]
+    renamed = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            stage, i = stages[int(parts[1])]
+            rest = ".".join(parts[2:]).replace("norm", "bn")
+            rest = rest.replace("shortcut", "convShortcut") if head == "fc" else rest
+            renamed[f"block{stage}.layer.{i}.{rest}" if head == "fc" else f"layer{stage}.{i}.{rest}"] = value
+        elif parts[0] in ("convs", "norms"):
+            block, place = vgg[int(parts[1])]
+            renamed[f"block{block}.{place + (parts[0] == 'norms')}.{parts[2]}"] = value
+        else:
+            first = {"stem": "conv1", "norm": "bn1", "stem_norm": "bn1", "head": head}[parts[0]]
+            renamed[f"{first}.{parts[1]}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("arch", ["wrn16_2", "vgg11", "resnet18", "resnet50"])
+def test_fast_datafrees_names_are_understood(arch: str, prefix: str) -> None:
+    torch.manual_seed(0)
+    source, target = create_classifier(arch, 5, 32).eval(), create_classifier(arch, 5, 32).eval()
+    theirs = {prefix + name: value for name, value in fast_datafrees_names(arch, source.state_dict()).items()}
+    published = read_published({"state_dict": theirs, "best_acc1": 70.0, "epoch": 3}, "a file")
+    target.load_state_dict(published.state)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(source(x), target(x))

@@ -16,17 +16,21 @@ from write_file import (
     write_CUB_filelist,
     write_flower_filelist,
     write_miniimagenet_filelist,
+    write_whole_filelist,
 )
+from write_file.filelist import lay_out
 from write_file.write_glyphs_filelist import LETTERS, draw, faces, shape
 
 
 def read(root: Path, name: str, split: str) -> pd.DataFrame:
-    return pd.read_csv(root / SPECS[name].folder / "split" / f"{split}.csv", dtype=str)
+    """The list of a few-shot set by name, or of a folder."""
+    folder = SPECS[name].folder if name in SPECS else name
+    return pd.read_csv(root / folder / "split" / f"{split}.csv", dtype=str)
 
 
-def fails(script, root: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def fails(script, root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        script.main(["--data_root", str(root)])
+        script.main(["--data_root", str(root), *more])
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
@@ -76,7 +80,8 @@ def test_the_papers_typo_is_understood(data_root: Path, tmp_path: Path) -> None:
 
 def test_cifar_arrays_are_laid_out(tmp_path: Path) -> None:
     images = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
-    write_cifar100_filelist.lay_out(images, [0, 1, 0], ["apple", "worm"], "train", tmp_path)
+    split_of = write_cifar100_filelist.split_of
+    lay_out(images, [0, 1, 0], ["apple", "worm"], "train", lambda label: tmp_path / split_of(label) / label)
     with Image.open(tmp_path / "meta_train" / "apple" / "train_00002.png") as image:
         assert np.array_equal(np.asarray(image), images[2])
     assert (tmp_path / "meta_test" / "worm" / "train_00001.png").is_file()
@@ -206,3 +211,24 @@ def test_the_tree_is_made_from_ordinary_cifar_100(
     with pytest.raises(SystemExit):
         write_cifar100_filelist.main(["--data_root", str(tmp_path), "--download"])
     assert "is there already" in capsys.readouterr().err
+
+
+def test_whole_sets_from_folders(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(data_root / "cifar10", tmp_path / "cifar10", ignore=shutil.ignore_patterns("split"))
+    write_whole_filelist.main(["--data_root", str(tmp_path), "--dataset", "cifar10"])
+    assert read(tmp_path, "cifar10", "test").filename[0] == "cifar10/test/class_0/000.png"
+    assert "(published: 10)" in capsys.readouterr().out
+    assert "cifar100_whole/train is missing" in fails(write_whole_filelist, tmp_path, capsys, "--dataset", "cifar100")
+    assert "--download knows" in fails(write_whole_filelist, tmp_path, capsys, "--dataset", "imagenet", "--download")
+
+
+def test_a_whole_set_of_few_shot_images(data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root / "cifar100", tmp_path / "cifar100")
+    write_whole_filelist.main(["--data_root", str(tmp_path), "--dataset", "cifar100", "--from_few_shot"])
+    train, test = (read(tmp_path, "cifar100_whole", split) for split in ("train", "test"))
+    assert set(train.label) == set(test.label)
+    assert len(set(train.label)) == 7 + 5 + 6
+    assert not set(train.filename) & set(test.filename)
+    assert (train.groupby("label").size() == 6).all()  # five sixths of eight images
+    names = train.merge(test, on="label")
+    assert (names.filename_x.str.rsplit("/", n=1).str[1] < names.filename_y.str.rsplit("/", n=1).str[1]).all()

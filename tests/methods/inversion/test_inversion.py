@@ -2,14 +2,15 @@ import copy
 from functools import partial
 
 import pytest
+import scipy.spatial.distance
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from datasets.registry import CIFAR
-from methods.inversion.bn_statistics import record_bn_distances
+from methods.inversion.bn_statistics import MomentumStatistics, record_bn_distances, record_instance_means
 from methods.inversion.generator import InversionWeights, descend, inversion_loss, labels_of
-from methods.inversion.losses import adversarial_loss
+from methods.inversion.losses import adversarial_loss, imbalance, jensen_shannon
 from methods.inversion.meta_generator import MetaGenerator
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.pool import Teacher
@@ -193,3 +194,52 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
     optimizer.step()
     for ours, theirs in zip(generator.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_statistics_are_averaged_over_calls() -> None:
+    """One layer, three calls: the second is mixed with the first, the third with the average of both."""
+    layer = nn.BatchNorm2d(2).double().eval()
+    layer.running_mean.fill_(0.5)
+    layer.running_var.fill_(2.0)
+    statistics = MomentumStatistics(0.9)
+    torch.manual_seed(0)
+    batches = [torch.randn(6, 2, 3, 3, dtype=torch.float64) for _ in range(3)]
+    mean = [batch.mean((0, 2, 3)) for batch in batches]
+    var = [batch.var((0, 2, 3), correction=0) for batch in batches]
+    mixed_mean = [mean[0], 0.1 * mean[1] + 0.9 * mean[0]]
+    mixed_mean.append(0.1 * mean[2] + 0.9 * mixed_mean[1])
+    mixed_var = [var[0], 0.1 * var[1] + 0.9 * var[0]]
+    mixed_var.append(0.1 * var[2] + 0.9 * mixed_var[1])
+    for batch, wanted_mean, wanted_var in zip(batches, mixed_mean, mixed_var, strict=True):
+        for seen in (torch.ones_like(batch), batch):  # only the last batch of a call is remembered
+            with statistics.record(layer) as distances:
+                layer(seen)
+        assert float(distances[0]) == pytest.approx(float((wanted_mean - 0.5).norm() + (wanted_var - 2).norm()), rel=1e-9)
+        statistics.update()
+    other = MomentumStatistics(0.9)
+    other.load_state_dict(statistics.state_dict())
+    assert torch.equal(other.average[0][0], statistics.average[0][0])
+    assert not layer._forward_pre_hooks
+
+
+def test_each_image_is_described_by_its_channel_means() -> None:
+    layer = nn.BatchNorm2d(2).eval()
+    x = torch.rand(3, 2, 4, 4)
+    with record_instance_means(layer) as means:
+        layer(x)
+    assert torch.allclose(means[0], x.mean((2, 3)))
+    assert not layer._forward_pre_hooks
+
+
+def test_jensen_shannon_against_scipy() -> None:
+    torch.manual_seed(0)
+    one, other = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    p, q = torch.softmax(one / 3, 1).numpy(), torch.softmax(other / 3, 1).numpy()
+    wanted = (scipy.spatial.distance.jensenshannon(p, q, axis=1) ** 2).mean()
+    assert float(jensen_shannon(one, other)) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_imbalance_is_least_where_classes_are_alike() -> None:
+    even, one_sided = torch.eye(4) * 50, torch.eye(4)[:1].repeat(4, 1) * 50
+    assert float(imbalance(even)) == pytest.approx(-float(torch.tensor(4.0).log()), abs=1e-5)
+    assert float(imbalance(one_sided)) == pytest.approx(0, abs=1e-5)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from methods.inversion.bn_statistics import record_bn_distances, statistics_of
-from methods.inversion.pixel import PixelImages, PixelWeights, invert_alone, jitter, total_variation
+from methods.inversion.pixel import PixelForm, PixelImages, PixelWeights, deep_inversion, invert_alone, jitter, total_variation
 from models import create_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -152,3 +152,20 @@ def test_pixels_may_begin_with_images() -> None:
     begun = invert_alone(subject, 2, 16, (MEAN, STD), 1, 1e-6, PixelWeights(), torch.device("cpu"), start)
     assert torch.allclose(begun.images, start, atol=1e-4)
     assert begun.class_ids == (4, 9, 2)
+
+
+def test_deep_inversion_finds_what_is_asked_for() -> None:
+    """The loss wants a grey of its own from each image; pixels stay images, and the best step's are kept."""
+    wanted, losses = torch.tensor([0.1, 0.5, 0.9]), []
+
+    def loss_of(images: torch.Tensor) -> torch.Tensor:
+        assert float(images.min()) > -1e-5 or not losses  # clipped after each step
+        losses.append(float((images.mean((1, 2, 3)) - wanted).square().sum().detach()))
+        return (images.mean((1, 2, 3)) - wanted).square().sum()
+
+    torch.manual_seed(0)
+    images, best = deep_inversion(loss_of, 3, PixelForm(8, MEAN, STD), 60, 0.1, torch.device("cpu"))
+    assert images.shape == (3, 3, 8, 8)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+    assert best == pytest.approx(min(losses), rel=1e-6)
+    assert best < 0.1 * losses[0]
