@@ -35,3 +35,23 @@ run_row() {  # run_row [METHOD] [FLAGS...]: main.py with the row of METHOD (FREE
     # shellcheck disable=SC2086  # a row is a list of words
     python main.py --method "$method" ${ROW[$method]} "$@"
 }
+
+run_named() {  # run_named DEFAULT [NAME|--all] [FLAGS...]: main.py with the row DEFAULT, NAME, or every one; flags typed here win
+    local names=("$1") name
+    shift
+    if [ "${1:-}" = "--all" ]; then
+        mapfile -t names < <(printf '%s\n' "${!ROW[@]}" | sort)
+        shift
+    elif [ $# -gt 0 ] && [[ "$1" != -* ]]; then
+        names=("$1")
+        shift
+    fi
+    for name in "${names[@]}"; do
+        if [ -z "${ROW[$name]:-}" ]; then
+            echo "error: no row for $name; there are: $(printf '%s\n' "${!ROW[@]}" | sort | tr '\n' ' ')" >&2
+            exit 2
+        fi
+        # shellcheck disable=SC2086  # a row is a list of words
+        python main.py ${ROW[$name]} "$@"
+    done
+}
