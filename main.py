@@ -14,9 +14,9 @@ from methods.loop import Training, dry_run
 from methods.report import report_result
 from methods.report_top1 import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
-from utils import cli, seed
+from utils import cli, distributed, seed
 from utils.errors import UserError
-from utils.run_log import RunLog
+from utils.run_log import RunLog, SilentLog
 
 REPORTS: dict[str, Callable[..., None]] = {"few_shot": report_result, "classification": report_student}  # by task
 # What may be typed again beside --resume and --evaluate; all else is the run's own.
@@ -115,7 +115,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_args(argv)
     cli.say_without_effect(args)
-    device = cli.prepare_machine(args)
+    with distributed.joined(cli.prepare_machine(args)) as device:
+        _run_all(args, argv, device)
+
+
+def _run_all(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> None:
+    """One run, or one for each seed."""
     if args.seeds is None:
         run(args, argv, device)
         return
@@ -152,15 +157,13 @@ def run(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> 
 
 def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
     if args.resume or args.evaluate:
-        return RunLog(args.resume or args.evaluate)
-    return RunLog.create(
-        args.out,
-        args.run_name or get_method(args.method).default_name(args),
-        bool(args.run_name),
-        vars(args),
-        argv,
-        args.overwrite,
-    )
+        return (SilentLog if distributed.rank() else RunLog)(args.resume or args.evaluate)
+    if distributed.rank():
+        return SilentLog(Path(distributed.from_first("")))
+    name = args.run_name or get_method(args.method).default_name(args)
+    log = RunLog.create(args.out, name, bool(args.run_name), vars(args), argv, args.overwrite)
+    distributed.from_first(str(log.folder))
+    return log
 
 
 if __name__ == "__main__":

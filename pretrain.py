@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import main as program
 from methods.teachers.manifest import add_pool_flags
 from methods.teachers.pretraining import add_recipe_flags, pretrain_pools, recipe_from
-from utils import cli
+from utils import cli, distributed
 
 
 def build_parser() -> cli.Parser:
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         program.main(_of_scratch(argv))
         return
     args = parse_args(argv)
-    pretrain_pools(args, recipe_from(args), cli.prepare_machine(args), args.overwrite)
+    with distributed.joined(cli.prepare_machine(args)) as device:
+        pretrain_pools(args, recipe_from(args), device, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,14 @@ from torch import Tensor
 
 from methods.distillation.losses import kl_divergence
 from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import FreshGenerator, InversionLoss, InversionWeights, PseudoBatch, inversion_loss
+from methods.inversion.generator import (
+    FreshGenerator,
+    InversionLoss,
+    InversionWeights,
+    PseudoBatch,
+    add_precision_flag,
+    inversion_loss,
+)
 from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, log_answers, radius_of
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params
@@ -57,6 +64,7 @@ class BiDfMKD(FewShotMethod):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
+        add_precision_flag(group)
         group.add_argument("--ZO", action="store_true", help="the teachers are black boxes: gradients are estimated")
         group.add_argument("--mu", type=cli.rate, default=0.005, help="length of a step, in normalised pixels")
         group.add_argument("--q", type=cli.count, default=100, help="queries of an image for one gradient")
@@ -164,7 +172,7 @@ class BiDfMKD(FewShotMethod):
         if isinstance(teacher, BlackBox):
             estimator = ZerothOrder(radius_of(args.mu, teacher.std), args.q, args.numsplit, args.zo_estimator == "antithetic")
             loss = partial(black_box_loss, weights=weights, augment=self.augmentation, estimator=estimator)
-        return FreshGenerator(self.device, loss, args.inversion_steps, args.Glr, args.zlr)
+        return FreshGenerator(self.device, loss, args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
 
     def remember(self, batch: PseudoBatch) -> None:
         self.memory.add(batch)

@@ -24,7 +24,14 @@ import torch
 
 from methods.data_free import PooledDistillation
 from methods.inversion.bn_statistics import MomentumStatistics
-from methods.inversion.generator import GeneratorInverter, InversionWeights, LearnerLogits, PseudoBatch, inversion_loss
+from methods.inversion.generator import (
+    GeneratorInverter,
+    InversionWeights,
+    LearnerLogits,
+    PseudoBatch,
+    add_precision_flag,
+    inversion_loss,
+)
 from methods.inversion.meta_generator import LastingGenerator, MetaGenerator
 from models.generator import Generator
 
@@ -39,6 +46,10 @@ class Fast(PooledDistillation):
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "inverter", "statistics")
     READS: ClassVar[tuple[str, ...]] = ("adv", "bn", "oh", "lr_z", "bn_mmt", "reset_l0", "reset_bn", "cmi_init")
 
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        add_precision_flag(group)
+
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
         self.statistics = MomentumStatistics(args.bn_mmt)
@@ -48,7 +59,8 @@ class Fast(PooledDistillation):
         self.inverter = self.make_inverter(loss)
 
     def make_inverter(self, loss: Any) -> GeneratorInverter:
-        return LastingGenerator(self.generator, loss, self.args.g_steps, self.args.lr_g, self.args.lr_z)
+        args = self.args
+        return LastingGenerator(self.generator, loss, args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         self.reset(iteration)
@@ -81,4 +93,4 @@ class FastMeta(Fast):
         args = self.args
         outer_rate = args.g_steps * args.lr_g
         gradient_of = "sum" if args.is_maml else "difference"
-        return MetaGenerator(self.generator, loss, args.g_steps, args.lr_g, args.lr_z, outer_rate, gradient_of)
+        return MetaGenerator(self.generator, loss, args.g_steps, args.lr_g, args.lr_z, outer_rate, gradient_of, args.precision)

@@ -74,6 +74,7 @@ class FREE(FewShotMethod):
             lr_latent=args.zlr,
             lr_outer=args.Glr,
             gradient_of=args.meta_grad,
+            precision=args.precision,
         )
         capacity = BATCHES_KEPT * args.num_qur_kd
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)

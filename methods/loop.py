@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from methods.base import Method
-from utils import checkpoint, seed, tables
+from utils import checkpoint, distributed, seed, tables
 from utils.errors import Stopped, UserError
 from utils.run_log import RunLog
 
@@ -52,10 +52,11 @@ class Training:
                 self.log.metrics(self.iteration, numbers | {"seconds": self.elapsed})
                 progress.update()
                 progress.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
-                if stop() or looked or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                stopping = distributed.any_of(stop())
+                if stopping or looked or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved_at = time.perf_counter()
-                if stop() and not last:
+                if stopping and not last:
                     raise Stopped(
                         f"stopped after iteration {self.iteration}; go on with: python main.py --resume {self.log.folder}"
                     )

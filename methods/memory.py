@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.episodes import Episodes, EpisodeShape, draw_slots, make_episodes
@@ -32,12 +33,17 @@ class MemoryBank:
     def add(self, batch: PseudoBatch) -> None:
         """Keep a teacher's images, resized to the bank's size; of each class as many as there are in the batch."""
         capacity, size = self.images.shape[1], self.images.shape[-1]
-        images = to_uint8(resize(batch.images, size))
-        for label, class_id in enumerate(batch.class_ids):
-            members = images[batch.labels == label][-capacity:]
-            slots = (int(self.added[class_id]) + torch.arange(len(members), device=images.device)) % capacity
-            self.images[class_id, slots] = members
-            self.added[class_id] += len(members)
+        images, labels = to_uint8(resize(batch.images, size)), batch.labels.cpu()
+        ids = torch.tensor(batch.class_ids)
+        marks = F.one_hot(labels, len(ids))  # (M, way)
+        counts = marks.sum(0)
+        number = marks.cumsum(0).gather(1, labels[:, None])[:, 0] - 1  # of each image among those of its class
+        kept = number >= counts[labels] - capacity
+        classes = ids[labels]
+        slots = (self.added[classes] + number) % capacity
+        where = [index[kept].to(images.device) for index in (classes, slots)]
+        self.images[where[0], where[1]] = images[kept.to(images.device)]
+        self.added[ids] += counts
 
     def ready_for(self, shape: EpisodeShape) -> bool:
         """Whether enough classes have enough images to draw an episode."""

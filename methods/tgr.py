@@ -86,6 +86,7 @@ class TGR(FewShotMethod):
             args.inversion_steps,
             lr=args.Glr,
             lr_latent=args.zlr,
+            precision=args.precision,
         )
         capacity = BATCHES_KEPT * args.num_recover
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)

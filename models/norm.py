@@ -30,7 +30,10 @@ class BatchStatsNorm2d(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.native and self.reference is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            batch, channels, height, width = x.shape
+            rows = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*H*W, C), a view of channels-last images
+            rows = F.batch_norm(rows, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
         var, mean = torch.var_mean(x[: self.reference], dim=(0, 2, 3), correction=0)  # (C,), (C,)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]

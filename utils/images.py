@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -23,9 +24,22 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(x - mean) / std per channel, for images (..., C, H, W) in [0, 1]."""
-    shape = (-1, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    """(x - mean) / std per channel, for images (..., C, H, W) in [0, 1] or uint8; float, in the layout of `images`."""
+    white = 1.0
+    if images.dtype == torch.uint8:
+        images, white = images.float(), 255.0
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), white, images.dtype, images.device)
+    return torch.addcmul(shift, images, scale)  # in one pass
+
+
+@lru_cache(maxsize=64)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], white: float, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (white * std) and -mean / std, (C, 1, 1) each: made once, so that no step waits for a copy to the device."""
+    exact_mean, exact_std = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (mean, std))
+    scale, shift = 1 / (white * exact_std), -exact_mean / exact_std
+    return scale.to(device, dtype), shift.to(device, dtype)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

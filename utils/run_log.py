@@ -115,6 +115,22 @@ class RunLog:
             self.board.close()
 
 
+class SilentLog(RunLog):
+    """The log of a process that is not the first of its job: it reads the run directory and writes nothing into it."""
+
+    def say(self, text: str) -> None: ...
+
+    def metrics(self, iteration: int, values: Mapping[str, float]) -> None: ...
+
+    def forget_after(self, iteration: int) -> None: ...
+
+    def picture(self, name: str, images: torch.Tensor, columns: int, iteration: int) -> None: ...
+
+    def save(self, name: str, content: Any) -> None: ...
+
+    def result(self, content: Mapping[str, Any], name: str) -> None: ...
+
+
 def _environment() -> dict[str, str]:
     root = Path(__file__).resolve().parents[1]
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)

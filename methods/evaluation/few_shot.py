@@ -10,6 +10,7 @@ from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
 from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner
+from utils import distributed
 from utils.metrics import Score
 
 Indices = tuple[torch.Tensor, torch.Tensor]  # support (E, N*K) and query (E, N*Q), into a split's images
@@ -45,9 +46,10 @@ def examine(learner: Learner, metalearner: Metalearner, exam: Exam, steps: int) 
     support, query = exam.indices
     size = 1 if metalearner.execution == "loop" else 50
     accuracies: list[torch.Tensor] = []
-    for some_support, some_query in zip(support.to(device).split(size), query.to(device).split(size), strict=True):
+    support, query = (indices[distributed.share()].to(device) for indices in (support, query))
+    for some_support, some_query in zip(support.split(size), query.split(size), strict=True):
         episodes = make_episodes(learner.prepare(images[some_support]), learner.prepare(images[some_query]), exam.shape.way)
         accuracies += metalearner.in_chunks(
             episodes, lambda chunk: metalearner.outer_loss(params, chunk, steps, create_graph=False)[1]
         )
-    return Score(torch.cat(accuracies).tolist())
+    return Score(distributed.gathered(torch.cat(accuracies).tolist() if accuracies else []))

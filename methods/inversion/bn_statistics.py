@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Statistics = tuple[Tensor, Tensor]  # mean (C,) and biased variance (C,) of a layer's input
@@ -16,6 +17,7 @@ def statistics_of(x: Tensor) -> Statistics:
     as exact for layer inputs, whose means do not dwarf their deviations.
     """
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, C), a view of channels-last images
+    rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # the difference of squares needs all digits
     mean = rows.mean(0)
     return mean, rows.square().mean(0) - mean.square()
 

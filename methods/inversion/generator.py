@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.losses import adversarial_loss
 from models.generator import Generator
-from utils import cli
+from utils import cli, distributed
 from utils.errors import BudgetSpent
+from utils.precision import PRECISIONS, autocast
 
 LearnerLogits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, N)
 
@@ -101,13 +102,15 @@ def descend(
     lr: float,
     lr_latent: float,
     gradient_of: str = "last",
+    precision: str = "fp32",
 ) -> Descent:
     """Take `steps` Adam(.5, .999) steps on `generator` (in place) and on `count` fresh latents z ~ N(0, I).
 
     The images kept are those of the step with the lowest loss, chosen on the device without waiting for it.
     A loss that raises `BudgetSpent` ends the descent early, with what it has; at the first step it is passed on.
     `gradient_of` says whether `gradient` (one tensor per generator parameter) is the "last" step's, the "sum" over steps,
-    or the "difference" between where the parameters began and where they ended (Reptile).
+    or the "difference" between where the parameters began and where they ended (Reptile). With `precision` "bf16" the
+    generator and what the loss asks run in bfloat16; parameters, statistics and the steps stay in float32.
     """
     parameters = list(generator.parameters())
     device = parameters[0].device
@@ -119,9 +122,10 @@ def descend(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     before = [parameter.detach().clone() for parameter in parameters] if gradient_of == "difference" else []
     for step in range(steps):
-        images = generator(z)
         try:
-            loss = loss_of(images)
+            with autocast(device, precision):
+                images = generator(z)  # (count, C, S, S)
+                loss = loss_of(images)
         except BudgetSpent:
             if step == 0:
                 raise
@@ -137,7 +141,7 @@ def descend(
         best = torch.where(better, loss.detach(), best)
     if before:
         total = [start - parameter.detach() for start, parameter in zip(before, parameters, strict=True)]
-    return Descent(kept, best, total)
+    return Descent(kept.float(), best, total)
 
 
 # (teacher, images in [0, 1], labels, learner) -> what a step descends on
@@ -154,18 +158,29 @@ class GeneratorInverter:
         lr: float = 1e-3,
         lr_latent: float = 1e-3,
         gradient_of: str = "last",
+        precision: str = "fp32",
     ) -> None:
         self.loss = loss
         self.steps = steps
         self.lr = lr
         self.lr_latent = lr_latent
         self.gradient_of = gradient_of
+        self.precision = precision
 
     def invert(
         self, teachers: Sequence[Subject], images_per_class: int, learner: LearnerLogits | None = None
     ) -> tuple[list[PseudoBatch], float]:
-        """Pseudo-images of each teacher, and the mean of their lowest losses."""
-        batches, descents = zip(*[self.invert_one(teacher, images_per_class, learner) for teacher in teachers], strict=True)
+        """Pseudo-images of each teacher, and the mean of their lowest losses.
+
+        Each teacher has random numbers of its own, so that several processes can share them.
+        """
+        seeds = torch.randint(2**62, (len(teachers),)).tolist()
+        own = []
+        for teacher, seed in list(zip(teachers, seeds, strict=True))[distributed.share()]:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                own.append(self.invert_one(teacher, images_per_class, learner))
+        batches, descents = zip(*distributed.gathered(own), strict=True)
         self.learn_from(descents)
         return list(batches), float(torch.stack([descent.loss for descent in descents]).mean())
 
@@ -198,6 +213,7 @@ class GeneratorInverter:
             self.lr,
             self.lr_latent,
             self.gradient_of,
+            self.precision,
         )
         return PseudoBatch(descent.images, labels, teacher.class_ids), descent
 
@@ -220,6 +236,11 @@ def add_generator_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
     group.add_argument("--oh", type=float, default=1.0, help="weight of the cross entropy")
     group.add_argument("--bn", type=float, default=0.0, help="weight of the batch statistics")
+    add_precision_flag(group)
+
+
+def add_precision_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of generator and teachers in inversion")
 
 
 def labels_of(teacher: Subject, images_per_class: int, device: torch.device | None = None) -> Tensor:

@@ -26,8 +26,9 @@ class MetaGenerator(GeneratorInverter):
         lr_latent: float = 1e-3,
         lr_outer: float = 1e-3,
         gradient_of: str = "last",
+        precision: str = "fp32",
     ) -> None:
-        super().__init__(loss, steps, lr, lr_latent, gradient_of)
+        super().__init__(loss, steps, lr, lr_latent, gradient_of, precision)
         self.generator = generator
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=lr_outer, betas=(0.5, 0.999))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datasets.episodes import Episodes
 from methods.metalearners.base import Metalearner, Params
+from utils import distributed
 
 
 def meta_gradient(
@@ -14,9 +15,11 @@ def meta_gradient(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Gradient of the mean query loss with respect to `params`, the mean loss and the mean accuracy.
 
-    First order (FOMAML; Finn et al. 2017, section 5.2) takes the inner gradients as constants.
+    First order (FOMAML; Finn et al. 2017, section 5.2) takes the inner gradients as constants. Several processes share the
+    episodes; all get the whole gradient.
     """
     total = {name: torch.zeros_like(value) for name, value in params.items()}
+    means = torch.zeros(2, device=episodes.support.device)  # loss and accuracy
 
     def step(chunk: Episodes) -> tuple[Tensor, Tensor]:
         loss, accuracy = metalearner.outer_loss(params, chunk, steps, create_graph=not first_order)
@@ -27,8 +30,12 @@ def meta_gradient(
             total[name] += gradient
         return loss.detach(), accuracy
 
-    losses, accuracies = zip(*metalearner.in_chunks(episodes, step), strict=True)
-    return total, torch.cat(losses).mean(), torch.cat(accuracies).mean()
+    own = episodes[distributed.share()]
+    if len(own):
+        losses, accuracies = zip(*metalearner.in_chunks(own, step), strict=True)
+        means = torch.stack([torch.cat(losses).sum(), torch.cat(accuracies).sum()]).float() / len(episodes)
+    distributed.all_sum([*total.values(), means])
+    return total, means[0], means[1]
 
 
 def aligned_gradient(

@@ -37,9 +37,10 @@ class Learner:
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1], (..., C, H, W) of any size, to the learner's size and normalisation."""
-        images = to_float(images) if images.dtype == torch.uint8 else images
-        flat = resize(images.flatten(0, -4), self.spec.image_size)  # (B, C, S, S)
-        flat = channels_last(normalise(flat, self.spec.mean, self.spec.std))
+        flat = images.flatten(0, -4)  # (B, C, H, W)
+        if flat.shape[-2:] != (self.spec.image_size,) * 2:
+            flat = resize(to_float(flat) if flat.dtype == torch.uint8 else flat, self.spec.image_size)
+        flat = normalise(channels_last(flat), self.spec.mean, self.spec.std)
         return flat.unflatten(0, images.shape[:-3])
 
     def logits(self, images: Tensor, params: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
 from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, teacher_size, write_manifest
 from models import create_model
 from models.backbone import Backbone
-from utils import checkpoint, seed
+from utils import checkpoint, distributed, seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, to_float
 
@@ -141,7 +141,8 @@ def train_pool(
 ) -> list[TeacherRow]:
     """Train one teacher for each group of class ids of `split`, on its device; finished ones in `folder` are kept.
 
-    Returns the rows of the manifest, which is written after each teacher, in the order of the groups.
+    Returns the rows of the manifest, which is written after each teacher, in the order of the groups. Several processes
+    share the teachers.
     """
     device, size = split.images.device, split.images.shape[-1]
     epochs = recipe.epochs or spec.pretrain_epochs
@@ -156,7 +157,7 @@ def train_pool(
         )
     names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
     with tqdm(total=epochs * len(groups), unit="epoch", desc=f"{spec.name} {arch}") as progress:
-        for teacher_id, (name, class_ids) in enumerate(zip(names, groups, strict=True)):
+        for teacher_id, (name, class_ids) in list(enumerate(zip(names, groups, strict=True)))[distributed.share()]:
             if name in finished:
                 progress.update(epochs)
                 continue
@@ -182,6 +183,11 @@ def train_pool(
             )
             checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
             rows[name] = row
+            if distributed.rank() == 0:
+                write_manifest([rows[name] for name in sorted(rows)], manifest)
+    if distributed.size() > 1:  # the first process hears of the others' teachers
+        rows |= dict(distributed.gathered([(name, rows[name]) for name in names[distributed.share()]]))
+        if distributed.rank() == 0:
             write_manifest([rows[name] for name in sorted(rows)], manifest)
     return [rows[name] for name in names]
 

@@ -1,0 +1,458 @@
+"""The hot paths, each beside the papers' way of the same work, on data that is made here."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import papers_way as theirs
+from datasets.episodes import EpisodeSampler, EpisodeShape, make_episodes
+from datasets.registry import CIFAR, SPECS
+from datasets.split import ImageSplit
+from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, inversion_loss
+from methods.inversion.meta_generator import MetaGenerator
+from methods.inversion.pixel import PixelImages, PixelWeights
+from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient, log_answers, unit_directions
+from methods.memory import MemoryBank
+from methods.metalearners import get_metalearner
+from methods.metalearners.gradients import meta_gradient
+from methods.metalearners.learner import Learner, LearnerSpec
+from methods.teachers.black_box import LocalService
+from methods.teachers.manifest import TeacherRow
+from methods.teachers.pool import Teacher
+from methods.teachers.pretraining import Recipe, train_teacher
+from models import create_model
+from models.generator import Generator
+from utils.images import channels_last, shift_and_flip, to_float, to_uint8
+
+SIZE, WAY = 32, 5
+MEAN, STD = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in CIFAR)
+PIXEL_SCALE = (MEAN.float(), STD.float())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One hot path. `difference` is the relative error between both ways on the same input (None: random by nature)."""
+
+    name: str
+    ours: Callable[[], object]
+    papers: Callable[[], object]
+    difference: Callable[[], float] | None = None
+    moved: float = 0.0  # bytes that must be moved at least, where that and not arithmetic is the limit
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm().clamp(min=1e-30))
+
+
+def lively(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Running statistics and scales as training leaves them, not as initialisation does."""
+    torch.manual_seed(seed)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(64, 3, SIZE, SIZE))
+    return network.eval()
+
+
+def teacher(seed: int = 0, arch: str = "conv4", class_ids: tuple[int, ...] = tuple(range(WAY))) -> Teacher:
+    torch.manual_seed(seed)
+    network = lively(create_model(arch, len(class_ids), SIZE), seed)
+    names = tuple(f"class {number}" for number in class_ids)
+    row = TeacherRow(Path(f"{seed}"), arch, class_ids, names, SIZE, *CIFAR, "cifar100")
+    return Teacher(network.to(memory_format=torch.channels_last), row, class_ids)  # type: ignore[call-overload,arg-type]
+
+
+def plain_normalise(images: Tensor) -> Tensor:
+    return (images - MEAN.to(images)) / STD.to(images)
+
+
+def learner(dtype: torch.dtype = torch.float32, arch: str = "conv4") -> Learner:
+    torch.manual_seed(1)
+    made = Learner(LearnerSpec(arch, WAY, SIZE, *CIFAR), torch.device("cpu"))
+    if dtype == torch.float64:
+        made.network.double()
+        made.params = {name: value.detach().double().requires_grad_() for name, value in made.params.items()}
+    return made
+
+
+# ------------------------------------------------------------ meta-learning
+
+
+def outer_steps(quick: bool) -> Iterator[Case]:
+    """(a) An outer step over 10 episodes, 5 inner steps; ANIL beside the papers' MAML loop."""
+    count = 2 if quick else 10
+    for method, first_order, shot in (("maml", False, 1), ("maml", True, 1), ("anil", False, 1), ("maml", False, 5)):
+        label = f"outer step, {count} episodes, {method}, {shot}-shot" + (", first order" if first_order else "")
+        yield outer_step(label, method, first_order, shot, count)
+
+
+def outer_step(label: str, method: str, first_order: bool, shot: int, count: int) -> Case:
+    def episodes(dtype: torch.dtype, how_many: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(2)
+        drawn = torch.randn(how_many, WAY * (shot + 15), 3, SIZE, SIZE, dtype=dtype)
+        return drawn[:, : WAY * shot], drawn[:, WAY * shot :]
+
+    def ours(dtype: torch.dtype = torch.float32, how_many: int = count) -> dict[str, Tensor]:
+        made = learner(dtype)
+        metalearner = get_metalearner(method)(made.network)
+        support, query = (channels_last(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in episodes(dtype, how_many))
+        batch = make_episodes(support, query, WAY)
+        return meta_gradient(metalearner, made.params, batch, 5, first_order)[0]
+
+    def papers(dtype: torch.dtype = torch.float32, how_many: int = count) -> tuple[Tensor, ...]:
+        made = learner(dtype)
+        support, query = episodes(dtype, how_many)
+        labels = [torch.arange(WAY).repeat_interleave(part) for part in (shot, 15)]
+        batch = [(s, labels[0], q, labels[1]) for s, q in zip(support, query, strict=True)]
+        return theirs.meta_step(list(made.params.values()), batch, 5, 0.01, first_order)
+
+    def difference() -> float:
+        one, other = ours(torch.float64, 1), papers(torch.float64, 1)
+        return relative(torch.cat([g.flatten() for g in one.values()]), torch.cat([g.flatten() for g in other]))
+
+    return Case(label, ours, papers, difference if method == "maml" else None)
+
+
+def exams(folder: Path, quick: bool) -> Iterator[Case]:
+    """(b) An evaluation episode with 10 inner steps, its images loaded; (e) drawing it from a split."""
+    split, by_class = image_files(folder / "split", classes=20, per_class=40)
+    shape = EpisodeShape(WAY, 1, 15)
+    sampler, made = EpisodeSampler(split, shape), learner()
+    metalearner = get_metalearner("maml")(made.network)
+    frozen = {name: value.detach() for name, value in made.params.items()}
+    draws = torch.Generator().manual_seed(0)
+    count = 2 if quick else 5
+
+    def draw() -> tuple[Tensor, Tensor]:
+        support, query = sampler.indices(1, draws)
+        return made.prepare(split.images[support]), made.prepare(split.images[query])
+
+    def draw_plain() -> tuple[Tensor, Tensor]:
+        images = theirs.read_files(theirs.draw_files(by_class, WAY, 16), *PIXEL_SCALE).unflatten(0, (WAY, 16))
+        return images[:, :1].flatten(0, 1), images[:, 1:].flatten(0, 1)
+
+    def examine() -> None:
+        with torch.no_grad():
+            for _ in range(count):
+                metalearner.outer_loss(frozen, make_episodes(*draw(), WAY), 10, create_graph=False)[1].tolist()
+
+    def examine_plain() -> None:
+        labels = [torch.arange(WAY).repeat_interleave(part) for part in (1, 15)]
+        for _ in range(count):
+            support, query = draw_plain()
+            fast = theirs.inner_loop(list(made.params.values()), support, labels[0], 10, 0.01, first_order=False)
+            (theirs.plain_conv4(fast, query).argmax(1) == labels[1]).float().mean().item()
+
+    def difference() -> float:
+        support, query = (part.double() for part in draw_plain())
+        exact = learner(torch.float64)
+        labels = torch.arange(WAY)
+        fast = theirs.inner_loop(list(exact.params.values()), support, labels, 10, 0.01, first_order=False)
+        own = get_metalearner("maml")(exact.network)
+        with torch.no_grad():
+            adapted = own.adapt({k: v.detach() for k, v in exact.params.items()}, support, labels, 10, False)
+            return relative(own.classify(adapted, support, labels, query, WAY), theirs.plain_conv4(fast, query))
+
+    moved = 2 * WAY * 16 * 3 * SIZE * SIZE * 5.0  # bytes read once, floats written once
+    yield Case("drawing a test episode from a split", draw, draw_plain, None, moved)
+    yield Case(f"{count} evaluation episodes, 10 inner steps, loading included", examine, examine_plain, difference)
+
+
+def image_files(folder: Path, classes: int, per_class: int) -> tuple[ImageSplit, list[list[Path]]]:
+    """Random images as a split in memory and as PNG files."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(3)
+    images = to_uint8(torch.rand(classes * per_class, 3, SIZE, SIZE))
+    theirs.write_files(to_float(images), folder)
+    files = [folder / f"{number:06d}.png" for number in range(len(images))]
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    split = ImageSplit(images, labels, [str(number) for number in range(classes)])
+    return split, [files[c * per_class : (c + 1) * per_class] for c in range(classes)]
+
+
+def memories(folder: Path) -> Iterator[Case]:
+    """(d) Adding 100 images to memory; drawing a replay episode."""
+    folder.mkdir()
+    made = learner()
+    bank = MemoryBank(64, 400, SIZE, torch.device("cpu"))
+    batch = PseudoBatch(torch.rand(100, 3, SIZE, SIZE), torch.arange(WAY).repeat_interleave(20), tuple(range(WAY)))
+    for first in range(0, 60, WAY):
+        for _ in range(2):
+            bank.add(PseudoBatch(batch.images, batch.labels, tuple(range(first, first + WAY))))
+    for class_id in range(20):
+        (folder / str(class_id)).mkdir()
+        theirs.write_files(batch.images[:40], folder / str(class_id))
+    by_class = [sorted((folder / str(class_id)).iterdir()) for class_id in range(20)]
+    (folder / "new").mkdir()
+    shape, image = EpisodeShape(WAY, 1, 15), 3 * SIZE * SIZE
+    yield Case(
+        "adding 100 images to memory",
+        lambda: bank.add(batch),
+        lambda: theirs.write_files(batch.images, folder / "new"),
+        None,
+        100 * image * 5.0,
+    )
+    yield Case(
+        "drawing 10 replay episodes from memory",
+        lambda: bank.sample_episodes(10, shape, made),
+        lambda: [theirs.read_files(theirs.draw_files(by_class, WAY, 16), *PIXEL_SCALE) for _ in range(10)],
+        None,
+        10 * WAY * 16 * image * 5.0,
+    )
+
+
+# ------------------------------------------------------------ inversion
+
+
+def same(images: Tensor) -> Tensor:
+    return images
+
+
+def plain_twin(generator: Generator) -> theirs.PlainGenerator:
+    """The plain generator with the parameters of one of ours."""
+    plain = theirs.PlainGenerator(SIZE)
+    for target, source in zip(plain.parameters(), generator.parameters(), strict=True):
+        target.data = source.detach().clone()
+    return plain
+
+
+def gradients_apart(subject: Teacher, count: int, weights: InversionWeights, plain: nn.Module) -> float:
+    """Relative difference of the gradient of the inversion loss at the generator, in float64, without augmentation."""
+    torch.manual_seed(4)
+    ours = Generator(SIZE).double()
+    twin = plain_twin(Generator(SIZE)).double()
+    for target, source in zip(twin.parameters(), ours.parameters(), strict=True):
+        target.data = source.detach().clone()
+    z, labels = torch.randn(count, 256, dtype=torch.float64), torch.arange(count) % subject.way
+    exact, plain = copy.deepcopy(subject).double(), copy.deepcopy(plain).double()
+    inversion_loss(exact, ours(z), labels, None, weights, same).backward()
+    found, remove = theirs.layer_distances(plain)
+    logits = plain(plain_normalise(twin(z)))
+    remove()
+    (weights.ce * F.cross_entropy(logits, labels) + weights.bn * torch.stack(found).sum()).backward()
+    return relative(*(torch.cat([p.grad.flatten() for p in g.parameters() if p.grad is not None]) for g in (ours, twin)))
+
+
+def inversions(quick: bool, precision: str) -> Iterator[Case]:
+    """(c) Inversion with a generator, per method."""
+    small = 10 if quick else 1
+    for name, teachers, steps, count, weights in (
+        ("FREE inversion, 4 teachers x 5 steps x 100", 4, 5, 100 // small, InversionWeights(1, 0, 1)),
+        ("TGR inversion, 4 steps x 150, BN statistics", 1, 4, 150 // small, InversionWeights(1, 1, 0)),
+        ("BiDf-MKD white box, 4 steps x 150", 1, 4, 150 // small, InversionWeights(1, 0, 1)),
+    ):
+        yield by_generator(name, [teacher(seed) for seed in range(teachers)], steps, count, weights, precision)
+    wide = teacher(7, "wrn40_2", tuple(range(100)))
+    yield by_generator(
+        f"fast, 5 steps, batch {256 // small}, wrn40_2", [wide], 5, 256 // small, InversionWeights(0.4, 10, 1.1), precision
+    )
+
+
+def by_generator(name: str, subjects: list[Teacher], steps: int, count: int, weights: InversionWeights, precision: str) -> Case:
+    device, made = torch.device("cpu"), learner()
+    arch = subjects[0].row.arch
+    plain = [theirs.PlainConv4(t.network) if arch == "conv4" else theirs.copy_of(t.network) for t in subjects]
+    student = made.logits if weights.adv else None
+    if weights.adv and arch != "conv4":
+        small = teacher(8, "wrn16_1", subjects[0].class_ids)
+        student = small.__call__
+    loss = partial(inversion_loss, weights=weights, augment=shift_and_flip)
+    labels = torch.arange(count) % subjects[0].way
+    generator = Generator(SIZE)
+    inverter = MetaGenerator(generator, loss, steps, precision=precision)
+    if weights.bn and not weights.adv:
+        inverter = FreshGenerator(device, loss, steps, precision=precision)  # type: ignore[assignment]
+    params = [value.detach().clone().requires_grad_() for value in made.params.values()]
+    plain_student = theirs.copy_of(teacher(8, "wrn16_1", subjects[0].class_ids).network) if arch != "conv4" else None
+
+    def answers(x: Tensor) -> Tensor:
+        return theirs.plain_conv4(params, x) if plain_student is None else plain_student(x)
+
+    def ours() -> None:
+        for subject in subjects:
+            inverter.invert_labels(subject, labels, student)
+
+    def papers() -> None:
+        for network in plain:
+            twin = plain_twin(generator)
+            z = torch.randn(count, 256)
+            theirs.invert(
+                twin, network, answers if weights.adv else None, labels, z, steps, 1e-3,
+                (weights.ce, weights.bn, weights.adv), plain_normalise, theirs.shift_batch,
+            )  # fmt: skip
+
+    def difference() -> float:
+        return gradients_apart(subjects[0], 8, InversionWeights(weights.ce, weights.bn or 1.0, 0), plain[0])
+
+    return Case(name, ours, papers, difference)
+
+
+def pixels(quick: bool) -> Case:
+    """(c) PURER: one step over 13 teachers of disjoint classes, 16 images of a class."""
+    count, per_class = (3, 4) if quick else (13, 16)
+    subjects = [teacher(seed, class_ids=tuple(range(5 * seed, 5 * seed + 5))) for seed in range(count)]
+    images = PixelImages(5 * count, per_class, SIZE, *CIFAR, 0.25, PixelWeights(), clamp=False, device=torch.device("cpu"))
+    plain = [theirs.PlainConv4(subject.network) for subject in subjects]
+    values = images.values.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([values], lr=0.25)
+    ids = [list(subject.class_ids) for subject in subjects]
+    return Case(
+        f"PURER, one step over {count} teachers",
+        lambda: images.step(subjects),
+        lambda: theirs.pixel_step(values, plain, ids, optimizer),
+    )
+
+
+def zeroth_order(quick: bool) -> Case:
+    """(c) A gradient from q = 100 queries of an image, batch 150."""
+    count, queries = (15, 20) if quick else (150, 100)
+    subject = teacher()
+    service, plain = LocalService(subject), theirs.PlainConv4(subject.network)
+    torch.manual_seed(5)
+    x, labels = torch.rand(count, 3, SIZE, SIZE), torch.arange(count) % WAY
+    settings = ZerothOrder(0.0013, queries)
+
+    def losses(images: Tensor) -> Tensor:
+        copies = len(images) // count
+        return F.cross_entropy(log_answers(service.query(images)), labels.repeat(copies), reduction="none")
+
+    def ours() -> Tensor:
+        return estimate_gradient(losses, x, losses(x), settings)
+
+    def plain_directions() -> Tensor:
+        directions = torch.randn(queries, *x.shape)
+        return directions / directions.flatten(2).norm(dim=2)[..., None, None, None]
+
+    def papers() -> Tensor:
+        with torch.no_grad():
+            return theirs.estimate(plain, x, labels, settings.radius, plain_directions(), 5, plain_normalise)
+
+    def difference() -> float:
+        torch.manual_seed(6)
+        one = estimate_gradient(losses, x, losses(x), ZerothOrder(0.05, 10))
+        torch.manual_seed(6)
+        with torch.no_grad():
+            other = theirs.estimate(plain, x, labels, 0.05, unit_directions(10, x), 1, plain_normalise)
+        return relative(one, other)
+
+    return Case(f"zeroth-order gradient, q = {queries}, batch {count}", ours, papers, difference)
+
+
+# ------------------------------------------------------------ teachers, whole iterations
+
+
+def pretraining(folder: Path, quick: bool) -> Case:
+    """(f) An epoch of a conv4 teacher, per teacher."""
+    per_class = 40 if quick else 480
+    split, by_class = image_files(folder / "teacher", WAY, per_class)
+    files = [file for members in by_class for file in members]
+    spec, recipe = SPECS["cifar100"], Recipe(epochs=1)
+
+    class Silent:
+        def update(self) -> None: ...
+
+        def set_postfix_str(self, text: str) -> None: ...
+
+    def ours() -> None:
+        torch.manual_seed(0)
+        network = create_model("conv4", WAY, SIZE)
+        data = (split.images, split.labels)
+        nothing = (split.images[:0], split.labels[:0])
+        train_teacher(network, "conv4", data, nothing, spec, recipe, torch.Generator(), Silent())  # type: ignore[arg-type]
+
+    def papers() -> None:
+        torch.manual_seed(0)
+        network = theirs.PlainConv4(create_model("conv4", WAY, SIZE))
+        theirs.train_epoch(network, files, split.labels, *PIXEL_SCALE)
+        with torch.no_grad():  # the epoch's look at accuracy
+            network.eval()
+            for some, labels in zip(range(0, len(files), 128), split.labels.split(128), strict=True):
+                (network(theirs.read_files(files[some : some + 128], *PIXEL_SCALE)).argmax(1) == labels).sum().item()
+
+    return Case(f"an epoch of a conv4 teacher, {len(files)} images", ours, papers)
+
+
+def free_iteration(folder: Path, quick: bool, precision: str) -> Case:
+    """(g) A whole iteration of FREE: 4 inversions, memory, distillation, a dozen replay updates of 10 episodes."""
+    count, updates, episodes = (20, 1, 2) if quick else (100, 12, 10)
+    subjects = [teacher(seed, class_ids=tuple(range(5 * seed, 5 * seed + 5))) for seed in range(4)]
+    plain = [theirs.PlainConv4(subject.network) for subject in subjects]
+    made, shape = learner(), EpisodeShape(WAY, 1, 3 if quick else 15)
+    metalearner = get_metalearner("maml")(made.network)
+    loss = partial(inversion_loss, weights=InversionWeights(1, 0, 1), augment=shift_and_flip)
+    inverter = MetaGenerator(Generator(SIZE), loss, 5, precision=precision)
+    bank = MemoryBank(20, 400, SIZE, torch.device("cpu"))
+    optimizer = torch.optim.Adam(made.params.values(), lr=1e-3)
+    params = [value.detach().clone().requires_grad_() for value in made.params.values()]
+    plain_optimizer = torch.optim.Adam(params, lr=1e-3)
+    folder.mkdir()
+    for class_id in range(20):
+        (folder / str(class_id)).mkdir()
+
+    def ours() -> None:
+        batches, _ = inverter.invert(subjects, count // WAY, made.logits)
+        for batch in batches:
+            bank.add(batch)
+        for subject, batch in zip(subjects, batches, strict=True):
+            with torch.no_grad():
+                wanted = F.log_softmax(subject(batch.images), 1)
+            apart = F.kl_div(F.log_softmax(made.logits(batch.images), 1), wanted, reduction="batchmean", log_target=True)
+            step(optimizer, apart)
+        for _ in range(updates):
+            gradient = meta_gradient(metalearner, made.params, bank.sample_episodes(episodes, shape, made), 5)[0]
+            for name, value in made.params.items():
+                value.grad = gradient[name]
+            optimizer.step()
+
+    def papers() -> None:
+        labels = torch.arange(WAY).repeat_interleave(count // WAY)
+        for number, network in enumerate(plain):
+            twin = theirs.PlainGenerator(SIZE)
+            images, _ = theirs.invert(
+                twin, network, lambda x: theirs.plain_conv4(params, x), labels, torch.randn(count, 256), 5, 1e-3, (1, 0, 1),
+                plain_normalise, theirs.shift_batch,
+            )  # fmt: skip
+            for label in range(WAY):
+                theirs.write_files(images[labels == label], folder / str(5 * number + label))
+            x = plain_normalise(images)
+            apart = F.kl_div(F.log_softmax(theirs.plain_conv4(params, x), 1), F.softmax(network(x), 1), reduction="batchmean")
+            step(plain_optimizer, apart)
+        by_class = [sorted((folder / str(class_id)).iterdir()) for class_id in range(20)]
+        per_class = shape.shot + shape.query
+        marks = [torch.arange(WAY).repeat_interleave(part) for part in (shape.shot, shape.query)]
+        for _ in range(updates):
+            batch = []
+            for _ in range(episodes):
+                files = theirs.draw_files(by_class, WAY, per_class)
+                drawn = theirs.read_files(files, *PIXEL_SCALE).unflatten(0, (WAY, per_class))
+                support, query = drawn[:, : shape.shot].flatten(0, 1), drawn[:, shape.shot :].flatten(0, 1)
+                batch.append((support, marks[0], query, marks[1]))
+            for value, gradient in zip(params, theirs.meta_step(params, batch, 5, 0.01, False), strict=True):
+                value.grad = gradient
+            plain_optimizer.step()
+
+    return Case("one whole FREE iteration", ours, papers)
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def all_cases(folder: Path, quick: bool, precision: str) -> Iterator[Case]:
+    """Every case; files go below `folder`."""
+    yield from outer_steps(quick)
+    yield from exams(folder, quick)
+    yield from memories(folder / "memory")
+    yield from inversions(quick, precision)
+    yield pixels(quick)
+    yield zeroth_order(quick)
+    yield pretraining(folder, quick)
+    yield free_iteration(folder / "free", quick, precision)

@@ -1,0 +1,50 @@
+"""What the machine can do at best, and what it is called."""
+
+import platform
+import re
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one call, the device's work included."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+    """Floating-point operations a second of a square matrix product."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = [seconds_of(lambda: a @ b, device) for _ in range(7)]
+    return 2 * size**3 / median(times[2:])
+
+
+def bandwidth(device: torch.device, megabytes: int = 256) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = [seconds_of(lambda: target.copy_(source), device) for _ in range(7)]
+    return 2 * source.numel() / median(times[2:])
+
+
+def name_of(device: torch.device) -> str:
+    """The processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            found = re.search(r"model name\s*:\s*(.*)", file.read())
+        return found[1].strip() if found else platform.processor()
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -1,0 +1,24 @@
+"""Both ways of every hot path must compute the same; how fast they are is not tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import run
+
+
+def test_every_case_runs_and_both_ways_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--quick", "--only", "episode", "--out", str(tmp_path / "one.json")])
+    run.main(["--quick", "--only", "inversion", "--out", str(tmp_path / "two.json")])
+    run.main(["--quick", "--only", "zeroth", "--out", str(tmp_path / "three.json")])
+    cases = {}
+    for name in ("one", "two", "three"):
+        cases |= json.loads((tmp_path / f"{name}.json").read_text())["cases"]
+    assert len(cases) >= 9
+    for name, line in cases.items():
+        assert line["ours"] > 0
+        assert line["papers"] > 0
+        # float64 for exact algebra; estimated gradients are differences of float32 losses
+        assert line["error"] is None or line["error"] < (2e-3 if "zeroth" in name else 1e-9), name
+    assert "papers' way" in capsys.readouterr().out

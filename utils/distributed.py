@@ -1,0 +1,104 @@
+"""Several processes on one job: `torchrun --nproc_per_node N main.py ...`.
+
+Every process runs the whole program with the same random numbers and takes its share of what is worth sharing: episodes,
+evaluation, teachers to be inverted or trained. What the shares give is put together, so that all stay alike; the first
+process alone writes. With one process nothing here does anything.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.errors import UserError
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Inside the block this process is part of the job that torchrun started, if it did; gives the process's device.
+
+    Only the first process is heard; what another one dies of is said when it leaves.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        with ExitStack() as stack:
+            if rank() > 0:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share() -> slice:
+    """Of a list that all processes have, the items of this one."""
+    return slice(rank(), None, size())
+
+
+def all_sum(tensors: Sequence[Tensor]) -> None:
+    """Add up each tensor over the processes, in place, in one message."""
+    if size() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    _talk(lambda: dist.all_reduce(flat))
+    for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
+
+
+def gathered(own: Sequence[Item]) -> list[Item]:
+    """The whole list from the shares that each process made of it (`share`), in order, on every process."""
+    if size() == 1:
+        return list(own)
+    parts: list[Any] = [None] * size()
+    _talk(lambda: dist.all_gather_object(parts, list(own)))
+    whole: list[Item] = []
+    for place in range(max(map(len, parts))):
+        whole += [part[place] for part in parts if place < len(part)]
+    return whole
+
+
+def from_first(text: str) -> str:
+    """What the first process says."""
+    heard = [text]
+    if size() > 1:
+        _talk(lambda: dist.broadcast_object_list(heard, src=0))
+    return heard[0]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether `flag` is set in some process."""
+    return any(gathered([flag])) if size() > 1 else flag
+
+
+def _talk(message: Any) -> None:
+    try:
+        message()
+    except RuntimeError as error:
+        raise UserError(
+            f"another process of this job is gone ({str(error).splitlines()[0]}); what last.pt holds is whole: start torchrun "
+            "again with --resume RUN"
+        ) from error
