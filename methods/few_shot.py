@@ -20,7 +20,7 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.teachers.manifest import TeacherRow, add_pool_flags, as_place, find_rows, pool_folder, pool_specs, pretrain_command
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from models import MODELS
-from utils import cli
+from utils import cli, distributed
 from utils.errors import UserError
 from utils.images import Augmentation
 from utils.metrics import Patience, Score
@@ -32,6 +32,7 @@ class FewShotMethod(Method):
     TASK = "few_shot"
     NEEDS_TEACHERS: ClassVar[bool] = True
     COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
+    memory: MemoryBank  # of the methods whose STATE has it
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
@@ -63,6 +64,8 @@ class FewShotMethod(Method):
             _ = exam.indices  # missing lists and splits that are too small show before any work is done
         if self.pool:
             self.pool.check(self.looks_inside)
+            if not self.looks_inside and distributed.size() > 1:
+                raise UserError("black boxes are asked by one process: run this without torchrun")
 
     @classmethod
     def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -79,6 +82,8 @@ class FewShotMethod(Method):
             args.dataset = "cifar100"
         if args.shot_test is None:
             args.shot_test = args.shot_train
+        if args.select_on == "pseudo" and "memory" not in cls.STATE:
+            raise UserError(f"--select_on pseudo: {args.method} keeps no bank of pseudo-images to draw episodes from")
 
     @classmethod
     def restore_args(cls, args: argparse.Namespace) -> None:
@@ -133,7 +138,22 @@ class FewShotMethod(Method):
     def look(self) -> dict[str, Score]:
         if self.args.select_on == "last":
             return {}
+        if self.args.select_on == "pseudo":
+            return {"pseudo": self.pseudo_score()} if self.memory.ready_for(self.train_shape) else {}
         return {f"{self.args.select_on}/{name}": score for name, score in self.evaluate(self.args.select_on).items()}
+
+    def pseudo_score(self) -> Score:
+        """The learner's score on episodes of memory: what can be known where there are no real images."""
+        params = {name: value.detach() for name, value in self.learner.params.items()}
+        accuracies: list[torch.Tensor] = []
+        with self.clock("evaluation"), torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            while len(accuracies) < self.args.episode_val:
+                episode = self.memory.sample_episodes(1, self.train_shape, self.learner)
+                accuracies.append(
+                    self.metalearner.outer_loss(params, episode, self.args.test_inner_steps, create_graph=False)[1]
+                )
+        return Score(torch.cat(accuracies).tolist())
 
     def evaluate(self, split: str) -> dict[str, Score]:
         with self.clock("evaluation"):
@@ -255,8 +275,8 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     unit = "episodes" if counts_episodes else "iterations"
     group.add_argument("--val_interval", type=cli.count, default=20, help=f"{unit} between looks at meta_val")
     group.add_argument(
-        "--select_on", choices=("meta_val", "meta_test", "last"), default="meta_val",
-        help="what picks the learner; meta_test repeats the papers' code and marks the result",
+        "--select_on", choices=("meta_val", "meta_test", "pseudo", "last"), default="meta_val",
+        help="what picks the learner; pseudo: episodes of pseudo-images; meta_test as in the papers' code (the result is marked)",
     )  # fmt: skip
     group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
     group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")

@@ -127,6 +127,26 @@ def test_teachers_alone_without_any_image_set(
     assert checkpoint.load(only_run(tmp_path) / "best.pt")["iteration"] == 2
 
 
+def test_selection_by_pseudo_images_alone(data_root: Path, tmp_path: Path, flags_for: Flags) -> None:
+    teachers = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
+    flags = [
+        *flags_for("free", 3),
+        "--teachers",
+        str(teachers),
+        "--data_root",
+        str(tmp_path / "empty"),
+        "--select_on",
+        "pseudo",
+    ]
+    main.main(flags)
+    lines = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: line["pseudo"])
+    kept = checkpoint.load(only_run(tmp_path) / "best.pt")
+    assert (kept["iteration"], kept["selected_by"]) == (best["iteration"], "pseudo")
+    with pytest.raises(UserError, match="keeps no bank of pseudo-images"):
+        main.parse_args(["--method", "chorus", "--select_on", "pseudo"])
+
+
 def test_the_judge_draws_its_picture(flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("free", 1), "--judge"])
     run = only_run(tmp_path)
