@@ -1,6 +1,7 @@
 """Distilling one teacher without data: the epochs that Fast-Datafree and the rows it is compared with share."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,14 +44,14 @@ class DataFreeDistillation(ClassificationMethod):
             raise UserError(f"--warmup {args.warmup} leaves none of --epochs {args.epochs} for the student")
         if args.synthesis_batch_size is None:
             args.synthesis_batch_size = args.batch_size
-        unread = [name for name in OPTIONAL if name not in cls.READS and getattr(args, name) not in (OPTIONAL[name], 0)]
-        if unread:
-            print(f"note: --method {args.method} has no {', '.join(unread)}; what was typed for it has no effect")
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         super().__init__(args, device)
         if args.bn and not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in self.teacher.network.modules()):
             raise UserError(f"--bn {args.bn:g}: {args.teacher} has no batch normalisation to compare with; use --bn 0")
+        unread = [name for name in OPTIONAL if name not in self.READS and getattr(args, name) not in (OPTIONAL[name], 0)]
+        if unread:
+            print(f"note: --method {args.method} has no {', '.join(unread)}: what was typed has no effect", file=sys.stderr)
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
         return CosineAnnealingLR(optimizer, COSINE_EPOCHS, eta_min=LAST_RATE)

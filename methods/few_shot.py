@@ -276,7 +276,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     group.add_argument("--val_interval", type=cli.count, default=20, help=f"{unit} between looks at meta_val")
     group.add_argument(
         "--select_on", choices=("meta_val", "meta_test", "pseudo", "last"), default="meta_val",
-        help="what picks the learner; pseudo: episodes of pseudo-images; meta_test as in the papers' code (the result is marked)",
+        help="what picks the learner; pseudo: episodes of pseudo-images; meta_test as in the papers' code (which is marked)",
     )  # fmt: skip
     group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
     group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")

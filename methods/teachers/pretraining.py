@@ -2,7 +2,7 @@
 
 import copy
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
 from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
 from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, teacher_size, write_manifest
-from models import create_model
+from models import MODELS, create_model
 from models.backbone import Backbone
-from utils import checkpoint, distributed, seed
+from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, to_float
+
+TOGETHER_ON_A_GPU = 25
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Recipe:
     batch_size: int = 128
     milestones: tuple[int, ...] | None = None
     clip: float = 50.0
+    together: int | None = None  # teachers trained at once; None: one on a CPU, tens on a GPU
 
 
 def add_recipe_flags(parser: ArgumentParser) -> None:
@@ -41,25 +44,87 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--milestones", type=int, nargs="*", help="epochs that multiply the rate by 0.2 (ResNets: 30 50 80; disjoint: 30 40 50)"
     )
+    group.add_argument("--together", type=cli.count, help="teachers trained at once (default: 1 on a CPU, 25 on a GPU)")
     group.add_argument("--overwrite", action="store_true", help="train finished teachers again")
 
 
 def recipe_from(args: Namespace) -> Recipe:
     milestones = None if args.milestones is None else tuple(args.milestones)
-    return Recipe(args.pretrain_epochs, args.pretrain_lr, args.batch_size, milestones)
+    return Recipe(args.pretrain_epochs, args.pretrain_lr, args.batch_size, milestones, together=args.together)
 
 
 def make_optimizer(
-    network: nn.Module, arch: str, recipe: Recipe
+    parameters: Iterable[torch.Tensor], arch: str, recipe: Recipe
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """conv4: Adam without decay, constant rate; ResNets: SGD with momentum .9, weight decay 5e-4, x0.2 at the milestones."""
     if arch == "conv4":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
         milestones: tuple[int, ...] = ()
     else:
-        optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
         milestones = recipe.milestones or ()
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.2)
+
+
+def train_together(
+    networks: Sequence[Backbone],
+    arch: str,
+    train: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    held_out: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    spec: DatasetSpec,
+    recipe: Recipe,
+    generators: Sequence[torch.Generator],
+    progress: tqdm,
+) -> list[tuple[dict[str, torch.Tensor], float]]:
+    """`train_teacher` for several networks of one architecture with as many images each, in one mapped computation.
+
+    Each has its own images, order, weights and clipping, so that it becomes what it would have become alone; a GPU, which
+    small networks leave idle, then trains tens at a time.
+    """
+    params, buffers = torch.func.stack_module_state(list(networks))
+    base = copy.deepcopy(networks[0]).to("meta")
+    leaves = list(params.values())
+    optimizer, schedule = make_optimizer(leaves, arch, recipe)
+
+    def loss_of(own: dict, running: dict, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(base, (own, running), (images,)), labels)
+
+    best = [(-1.0, unstacked(params, buffers, place)) for place in range(len(networks))]
+    count = len(train[0][0])
+    for _ in range(recipe.epochs or spec.pretrain_epochs):
+        base.train()
+        orders = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(leaves[0].device)
+        for batch in orders.split(recipe.batch_size, dim=1):  # (K, B)
+            images = torch.stack([_prepare(own[0][chosen], spec) for own, chosen in zip(train, batch, strict=True)])
+            labels = torch.stack([own[1][chosen] for own, chosen in zip(train, batch, strict=True)])
+            losses = torch.func.vmap(loss_of)(params, buffers, images, labels)  # (K,)
+            optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()
+            _clip_each(leaves, recipe.clip)
+            optimizer.step()
+        schedule.step()
+        for place, network in enumerate(networks):
+            state = unstacked(params, buffers, place)
+            network.load_state_dict(state)
+            found = accuracy(network, *(held_out if len(held_out[place][0]) else train)[place], spec)
+            best[place] = max(best[place], (found, state), key=lambda pair: pair[0])
+        progress.update(len(networks))
+        progress.set_postfix_str(f"best {100 * sum(value for value, _ in best) / len(best):.1f} % on average")
+    return [(state, value) for value, state in best]
+
+
+def unstacked(params: dict, buffers: dict, place: int) -> dict[str, torch.Tensor]:
+    """A copy of the state of one of several stacked networks."""
+    return {name: value[place].detach().clone() for name, value in (params | buffers).items()}
+
+
+def _clip_each(leaves: Sequence[torch.Tensor], limit: float) -> None:
+    """Scale the gradient of each stacked network down to the norm `limit`, where it is longer."""
+    grads = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()  # (K,)
+    scale = (limit / (norms + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.view(-1, *[1] * (grad.ndim - 1)))
 
 
 @torch.no_grad()
@@ -87,7 +152,7 @@ def train_teacher(
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Train on uint8 images (M, C, S, S) and labels (M,); return a copy of the best epoch's weights and its accuracy."""
     images, labels = train
-    optimizer, schedule = make_optimizer(network, arch, recipe)
+    optimizer, schedule = make_optimizer(network.parameters(), arch, recipe)
     best, best_state = -1.0, network.loadable.state_dict()
     for _ in range(recipe.epochs or spec.pretrain_epochs):
         network.train()
@@ -156,33 +221,33 @@ def train_pool(
             f"(epochs {others[0].epochs}, seed {others[0].seed}) and are kept; --overwrite trains them again"
         )
     names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
-    with tqdm(total=epochs * len(groups), unit="epoch", desc=f"{spec.name} {arch}") as progress:
-        for teacher_id, (name, class_ids) in list(enumerate(zip(names, groups, strict=True)))[distributed.share()]:
-            if name in finished:
-                progress.update(epochs)
-                continue
-            progress.set_description(f"{spec.name} {arch} teacher {teacher_id + 1}/{len(groups)}")
-            stream = seed.generator(seed_value, "teacher", spec.name, arch, teacher_id)
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(stream.initial_seed() % 2**63)
-                network = create_model(arch, len(class_ids), size).to(device)
-            train, held_out = train_and_held_out(split, class_ids, seed_value)
-            state, best = train_teacher(network, arch, train, held_out, spec, recipe, stream, progress)
-            row = TeacherRow(
-                folder / name,
-                arch,
-                tuple(class_ids),
-                tuple(split.class_names[class_id] for class_id in class_ids),
-                size,
-                spec.mean,
-                spec.std,
-                spec.name,
-                best,
-                epochs,
-                seed_value,
+    share = range(len(groups))[distributed.share()]
+    todo = [teacher_id for teacher_id in share if names[teacher_id] not in finished]
+    at_once = recipe.together or (TOGETHER_ON_A_GPU if device.type == "cuda" and arch in MODELS else 1)
+    with tqdm(total=epochs * len(share), initial=epochs * (len(share) - len(todo)), unit="epoch") as progress:
+        for first in range(0, len(todo), at_once):
+            chunk = todo[first : first + at_once]
+            progress.set_description(f"{spec.name} {arch} teachers {chunk[0] + 1} to {chunk[-1] + 1} of {len(groups)}")
+            trained = _train(
+                chunk, [groups[teacher_id] for teacher_id in chunk], spec, arch, split, recipe, seed_value, progress
             )
-            checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
-            rows[name] = row
+            for teacher_id, (state, best) in zip(chunk, trained, strict=True):
+                name, class_ids = names[teacher_id], groups[teacher_id]
+                row = TeacherRow(
+                    folder / name,
+                    arch,
+                    tuple(class_ids),
+                    tuple(split.class_names[class_id] for class_id in class_ids),
+                    size,
+                    spec.mean,
+                    spec.std,
+                    spec.name,
+                    best,
+                    epochs,
+                    seed_value,
+                )
+                checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
+                rows[name] = row
             if distributed.rank() == 0:
                 write_manifest([rows[name] for name in sorted(rows)], manifest)
     if distributed.size() > 1:  # the first process hears of the others' teachers
@@ -190,6 +255,39 @@ def train_pool(
         if distributed.rank() == 0:
             write_manifest([rows[name] for name in sorted(rows)], manifest)
     return [rows[name] for name in names]
+
+
+def _train(
+    teacher_ids: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    spec: DatasetSpec,
+    arch: str,
+    split: ImageSplit,
+    recipe: Recipe,
+    seed_value: int,
+    progress: tqdm,
+) -> list[tuple[dict[str, torch.Tensor], float]]:
+    """Some teachers, each from its own seed: together where they have as many images, by halves where memory is short."""
+    device, size = split.images.device, split.images.shape[-1]
+    streams = [seed.generator(seed_value, "teacher", spec.name, arch, teacher_id) for teacher_id in teacher_ids]
+    networks = []
+    for stream, class_ids in zip(streams, groups, strict=True):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(stream.initial_seed() % 2**63)
+            networks.append(create_model(arch, len(class_ids), size).to(device))
+    train, held_out = zip(*[train_and_held_out(split, class_ids, seed_value) for class_ids in groups], strict=True)
+    sizes = {(len(labels), len(class_ids)) for (_, labels), class_ids in zip(train, groups, strict=True)}
+    if len(networks) == 1 or len(sizes) > 1:
+        return [
+            train_teacher(network, arch, some, others, spec, recipe, stream, progress)
+            for network, some, others, stream in zip(networks, train, held_out, streams, strict=True)
+        ]
+    try:
+        return train_together(networks, arch, train, held_out, spec, recipe, streams, progress)
+    except torch.cuda.OutOfMemoryError:
+        half = len(networks) // 2
+        pieces = [(teacher_ids[:half], groups[:half]), (teacher_ids[half:], groups[half:])]
+        return [one for ids, some in pieces for one in _train(ids, some, spec, arch, split, recipe, seed_value, progress)]
 
 
 def _class_groups(args: Namespace, split: ImageSplit, spec: DatasetSpec) -> list[list[int]]:

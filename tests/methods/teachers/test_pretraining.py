@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import pretrain
 from datasets.registry import SPECS
 from methods.teachers.manifest import read_manifest
-from methods.teachers.pretraining import Recipe, make_optimizer, recipe_from, train_teacher
+from methods.teachers.pretraining import Recipe, make_optimizer, recipe_from, train_teacher, train_together
 from models import create_model
 from utils import checkpoint
 from utils.errors import UserError
@@ -54,8 +55,6 @@ def test_disjoint_classes_cover_the_set(root: Path) -> None:
 
 def test_the_best_epoch_is_kept_by_copy() -> None:
     """Trained on until it is worse again, the returned weights must still be those of the best epoch."""
-    from tqdm import tqdm
-
     torch.manual_seed(0)
     spec = SPECS["cifar100"]
     images = torch.randint(0, 255, (24, 3, 16, 16), dtype=torch.uint8)
@@ -74,8 +73,8 @@ def test_the_best_epoch_is_kept_by_copy() -> None:
 
 def test_the_papers_recipes() -> None:
     network = create_model("conv4", 3, 16)
-    adam, _ = make_optimizer(network, "conv4", Recipe())
-    sgd, schedule = make_optimizer(network, "resnet10", Recipe(milestones=(30, 50, 80)))
+    adam, _ = make_optimizer(network.parameters(), "conv4", Recipe())
+    sgd, schedule = make_optimizer(network.parameters(), "resnet10", Recipe(milestones=(30, 50, 80)))
     assert isinstance(adam, torch.optim.Adam)
     assert adam.param_groups[0] | {"lr": 0.01, "weight_decay": 0} == adam.param_groups[0]
     assert sgd.param_groups[0] | {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4} == sgd.param_groups[0]
@@ -97,3 +96,45 @@ def test_bad_pools_are_refused(root: Path) -> None:
 def test_checkpoints_hold_nothing_but_tensors(data_root: Path) -> None:
     row = read_manifest(data_root / "teachers" / "cifar100" / "conv4" / "3way-16px" / "teachers.csv")[0]
     assert set(checkpoint.load(row.path)) == {"state_dict"}
+
+
+@pytest.mark.parametrize("arch", ["conv4", "resnet10"])
+def test_together_they_become_what_they_become_alone(arch: str) -> None:
+    """Up to rounding; a bias before a normalisation has no gradient but that, of which Adam makes steps."""
+    spec, recipe = SPECS["cifar100"], Recipe(epochs=2, batch_size=8, clip=0.5, lr=1e-3)
+    torch.manual_seed(0)
+    data = [(torch.randint(0, 255, (20, 3, 16, 16), dtype=torch.uint8), torch.arange(20) % 3) for _ in range(3)]
+    held_out = [(images[:6], labels[:6]) for images, labels in data]
+
+    def networks() -> list:
+        made = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            made.append(create_model(arch, 3, 16))
+        return made
+
+    def streams() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in range(3)]
+
+    with tqdm(disable=True) as bar:
+        together = train_together(networks(), arch, data, held_out, spec, recipe, streams(), bar)
+        alone = [
+            train_teacher(network, arch, some, others, spec, recipe, stream, bar)
+            for network, some, others, stream in zip(networks(), data, held_out, streams(), strict=True)
+        ]
+    for (one, accuracy_one), (other, accuracy_other) in zip(together, alone, strict=True):
+        assert accuracy_one == pytest.approx(accuracy_other, abs=0.17)  # of six images, one may fall on the other side
+        for name, value in other.items():
+            if not name.endswith("conv.bias"):
+                assert torch.allclose(one[name].float(), value.float(), rtol=1e-2, atol=2e-3), name
+    assert any(not torch.equal(value, together[1][0][name]) for name, value in together[0][0].items())
+
+
+def test_a_pool_trained_together(root: Path) -> None:
+    where = ["--data_root", str(root), *FLAGS, "--pre_model_num", "3"]
+    pretrain.main([*where, "--together", "2"])
+    rows = read_manifest(manifest(root))
+    assert [row.path.name for row in rows] == ["teacher_000.pth", "teacher_001.pth", "teacher_002.pth"]
+    states = [checkpoint.load(row.path)["state_dict"] for row in rows]
+    create_model("conv4", 3, 16).load_state_dict(states[1])
+    assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
