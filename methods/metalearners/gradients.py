@@ -19,7 +19,7 @@ def meta_gradient(
     episodes; all get the whole gradient.
     """
     total = {name: torch.zeros_like(value) for name, value in params.items()}
-    means = torch.zeros(2, device=episodes.support.device)  # loss and accuracy
+    means = episodes.support.new_zeros(2)  # of loss and accuracy
 
     def step(chunk: Episodes) -> tuple[Tensor, Tensor]:
         loss, accuracy = metalearner.outer_loss(params, chunk, steps, create_graph=not first_order)
@@ -33,7 +33,7 @@ def meta_gradient(
     own = episodes[distributed.share()]
     if len(own):
         losses, accuracies = zip(*metalearner.in_chunks(own, step), strict=True)
-        means = torch.stack([torch.cat(losses).sum(), torch.cat(accuracies).sum()]).float() / len(episodes)
+        means += torch.stack([torch.cat(part).sum().to(means.dtype) for part in (losses, accuracies)]) / len(episodes)
     distributed.all_sum([*total.values(), means])
     return total, means[0], means[1]
 
