@@ -36,9 +36,9 @@ def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], clas
     for kind, marker in zip(dict.fromkeys(kinds), "ox^s", strict=False):
         members = [index for index, own in enumerate(kinds) if own == kind]
         x, y = zip(*[places[index] for index in members], strict=True)
-        axes.scatter(
-            x, y, c=[classes[index] for index in members], cmap="tab20", marker=marker, s=18, linewidths=0.8, label=kind
-        )
+        colours = [classes[index] for index in members]
+        axes.scatter(x, y, c=colours, cmap="tab20", vmin=0, vmax=max(classes), marker=marker, s=18, linewidths=0.8)
+        axes.scatter([], [], c="grey", marker=marker, label=kind)
     axes.set(xticks=[], yticks=[], title="the teacher's features; colour: the class it names")
     axes.legend()
     with atomic_path(target) as temporary:
