@@ -18,14 +18,14 @@ from utils import cli
 from utils.errors import UserError
 from utils.images import to_float, to_uint8
 
-COSINE_EPOCHS, LAST_RATE = 200, 2e-4
+LAST_RATE = 2e-4
 
 
 class DataFreeDistillation(ClassificationMethod):
     """Epochs of `ep_steps` student steps, `kd_steps` of them after each call of `synthesize`.
 
     READS: the weights of terms (and other flags of generation) that the method has; the papers' scripts type them all for
-    every method. The student's rate follows a cosine over 200 epochs and rests during warm-up.
+    every method. The student's rate follows a cosine from the end of warm-up to the end of the run.
     """
 
     READS: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +54,7 @@ class DataFreeDistillation(ClassificationMethod):
             print(f"note: --method {args.method} has no {', '.join(unread)}: what was typed has no effect", file=sys.stderr)
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
-        return CosineAnnealingLR(optimizer, COSINE_EPOCHS, eta_min=LAST_RATE)
+        return CosineAnnealingLR(optimizer, self.args.epochs - self.args.warmup, eta_min=LAST_RATE)
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One epoch."""

@@ -13,6 +13,7 @@ From the released code:
 - `--reset_bn` draws the scales of the generator's normalisations anew, as its name says; the code never reads it.
 - The pool is drawn from with replacement, each image shifted and mirrored by itself, and lies in memory, not in PNG files.
 - Reptile's gradient is the difference itself, not 67 times it; Adam makes the same of both.
+- The student's rate falls to the end of the run, however long that is; the code's cosine always takes 200 epochs.
 - With warm-up the student's disagreement counts from its first epoch of training, not one epoch earlier.
 """
 

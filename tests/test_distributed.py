@@ -14,7 +14,8 @@ import torch
 
 import main
 import pretrain
-from utils import checkpoint
+from methods.inversion.generator import PseudoBatch
+from utils import checkpoint, distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 Flags = Callable[..., list[str]]
@@ -48,6 +49,15 @@ def test_the_same_numbers_as_one_process(method: str, flags_for: Flags, tmp_path
     for left, right in list(zip(*metrics, strict=True))[: 2 if method == "free" else 3]:
         for name in left.keys() - {"seconds"}:
             assert left[name] == pytest.approx(right[name], abs=1e-4), name
+
+
+def test_tensors_are_found_wherever_they_are() -> None:
+    inside = PseudoBatch(torch.ones(2), torch.zeros(2), (3, 4))
+    found = distributed.moved([(inside, [torch.ones(1)]), "text", 5], torch.device("meta"))
+    assert found[0][0].images.is_meta
+    assert found[0][0].class_ids == (3, 4)
+    assert found[0][1][0].is_meta
+    assert found[1:] == ["text", 5]
 
 
 def test_a_pool_is_shared_out(data_root: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ process alone writes. With one process nothing here does anything.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,11 +75,24 @@ def gathered(own: Sequence[Item]) -> list[Item]:
     if size() == 1:
         return list(own)
     parts: list[Any] = [None] * size()
-    _talk(lambda: dist.all_gather_object(parts, list(own)))
+    _talk(lambda: dist.all_gather_object(parts, moved(list(own), torch.device("cpu"))))
+    if dist.get_backend() == "nccl":
+        parts = moved(parts, torch.device("cuda", torch.cuda.current_device()))
     whole: list[Item] = []
     for place in range(max(map(len, parts))):
         whole += [part[place] for part in parts if place < len(part)]
     return whole
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same with every tensor in it on `device`: lists, tuples and data classes are looked into."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(part, device) for part in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: moved(getattr(value, part.name), device) for part in fields(value)})
+    return value
 
 
 def from_first(text: str) -> str:
