@@ -1,4 +1,4 @@
-"""Measure the hot paths: `python -m benchmarks.run [--quick] [--only TEXT]`.
+"""Measure the hot paths: `python -m benchmarks.run [--quick] [--only TEXT ...]`.
 
 Ours and the papers' way are timed in turn, A B A B, in one process on one thread; a line shows the medians, their ratio,
 the relative error between both results, and the time that the machine would need at least: the counted floating-point
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--quick", action="store_true", help="tiny sizes, to see that everything runs; says nothing about speed"
     )
     parser.add_argument("--runs", type=cli.count, default=5, help="timed runs of each way")
-    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name holds one of these texts")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the generator and the teachers")
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/<machine>.json)")
     cli.add_machine_flags(parser)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in all_cases(Path(folder), args.quick, args.precision):
-            if args.only in case.name:
+            if any(text in case.name for text in args.only):
                 lines[case.name] = measure(case, 1 if args.quick else args.runs, device, rate, speed)
                 print("  ".join(row(case.name, lines[case.name])), flush=True)
     print(

@@ -185,7 +185,8 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
     def loss_of(images: torch.Tensor) -> torch.Tensor:
         return loss(Colours(), images, labels, None)
 
-    for _ in range(2):
+    for seed in torch.randint(2**62, (2,)).tolist():  # of each teacher
+        torch.manual_seed(seed)
         descent = descend(copy.deepcopy(reference), loss_of, 12, 2, 1e-3, 1e-2)
         total = [one + other for one, other in zip(total, descent.gradient, strict=True)]
     optimizer = torch.optim.Adam(reference.parameters(), lr=5e-3, betas=(0.5, 0.999))
