@@ -3,7 +3,7 @@
 Ours and the papers' way are timed in turn, A B A B, in one process on one thread; a line shows the medians, their ratio,
 the relative error between both results, and the time that the machine would need at least: the counted floating-point
 operations at the rate of its matrix product, or the bytes at the rate of its copies. The table also goes into
-benchmarks/results/<machine>.json.
+benchmarks/results/<machine>.json, where cases that were not measured this time stay as they were.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = re.sub(r"[^\w]+", "-", name_of(device)).strip("-").lower()
     target = args.out or RESULTS / f"{name}{'-quick' if args.quick else ''}{'' if args.precision == 'fp32' else '-bf16'}.json"
     about = {"machine": name_of(device), "threads": args.threads, "torch": torch.__version__, "precision": args.precision}
-    content = about | {"flops_a_second": rate, "bytes_a_second": speed, "cases": lines}
+    before = json.loads(target.read_text(encoding="utf-8"))["cases"] if target.is_file() else {}
+    content = about | {"flops_a_second": rate, "bytes_a_second": speed, "cases": before | lines}
     write_text(target, json.dumps(content, indent=2) + "\n")
     print(f"kept in {target}")
 
