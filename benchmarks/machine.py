@@ -4,7 +4,6 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
@@ -24,18 +23,16 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
-    """Floating-point operations a second of a square matrix product."""
+    """Floating-point operations a second of a square matrix product, at its best."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = [seconds_of(lambda: a @ b, device) for _ in range(7)]
-    return 2 * size**3 / median(times[2:])
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(20))
 
 
 def bandwidth(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Bytes a second that a copy reads and writes, at its best."""
     source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = [seconds_of(lambda: target.copy_(source), device) for _ in range(7)]
-    return 2 * source.numel() / median(times[2:])
+    return 2 * source.numel() / min(seconds_of(lambda: target.copy_(source), device) for _ in range(10))
 
 
 def name_of(device: torch.device) -> str:
