@@ -47,10 +47,6 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     )
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
-    if method_class.TASK == "few_shot":
-        group.add_argument(
-            "--pretrain", action="store_true", help="train the teachers and stop, as the papers' scripts type it"
-        )
     group.add_argument("--dry_run", action="store_true", help="show what would be done and how long it would take")
 
 

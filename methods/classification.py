@@ -15,9 +15,8 @@ from methods.base import Method
 from methods.distillation.student import Student
 from methods.evaluation.top1 import Classifier, agreement, top1
 from methods.teachers.pool import Teacher
-from methods.teachers.whole_class import default_path, load_classifier
+from methods.teachers.whole_class import default_path, load_classifier, read_weights
 from models import CLASSIFIERS, create_classifier
-from models.published import read_published
 from utils import checkpoint, cli
 from utils.errors import UserError
 from utils.images import Augmentation, channels_last, normalise, resize
@@ -42,8 +41,7 @@ class ClassificationMethod(Method):
         self._teacher = self._load_teacher() if self.NEEDS_TEACHER else None
         self.network = create_classifier(args.student, len(self.class_names), self.image_size)
         if args.student_ckpt:
-            published = read_published(checkpoint.load(args.student_ckpt), str(args.student_ckpt))
-            checkpoint.load_weights(self.network.loadable, published.state, args.student_ckpt)
+            read_weights(self.network, args.student_ckpt)
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameters = self.network.parameters()
         optimizer = torch.optim.SGD(parameters, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)

@@ -15,6 +15,7 @@ From the released code:
 """
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -65,7 +66,9 @@ class Generative(DataFreeDistillation):
 
     def generator_loss(self, images: Tensor) -> Tensor:
         args = self.args
-        with record_bn_distances(self.teacher.network) as distances:
+        network = self.teacher.network
+        recording: AbstractContextManager[list[Tensor]] = record_bn_distances(network) if args.bn else nullcontext([])
+        with recording as distances:
             features, logits = self.teacher.features_and_logits(images)
         loss = args.oh * F.cross_entropy(logits, logits.argmax(1))
         if args.bn:

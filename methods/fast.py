@@ -25,14 +25,7 @@ import torch
 
 from methods.data_free import PooledDistillation
 from methods.inversion.bn_statistics import MomentumStatistics
-from methods.inversion.generator import (
-    GeneratorInverter,
-    InversionWeights,
-    LearnerLogits,
-    PseudoBatch,
-    add_precision_flag,
-    inversion_loss,
-)
+from methods.inversion.generator import GeneratorInverter, InversionWeights, add_precision_flag, inversion_loss
 from methods.inversion.meta_generator import LastingGenerator, MetaGenerator
 from models.generator import Generator
 
@@ -65,15 +58,12 @@ class Fast(PooledDistillation):
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         self.reset(iteration)
-        batch, loss = self.invert(self.student.logits if iteration >= self.args.warmup else None)
+        student = self.student.logits if iteration >= self.args.warmup else None  # without it no disagreement is asked for
+        batch, loss = self.inverter.invert_labels(self.teacher, self.draw_labels(), student)
         if self.args.bn_mmt:
             self.statistics.update()
         self.images.add(batch.images)
         return {"inversion_loss": loss}
-
-    def invert(self, student: LearnerLogits | None) -> tuple[PseudoBatch, float]:
-        """Images of random classes, from --g_steps steps; without `student` no disagreement is asked for."""
-        return self.inverter.invert_labels(self.teacher, self.draw_labels(), student)
 
     def reset(self, iteration: int) -> None:
         """Begin parts of the generator anew, once, where that was asked for."""

@@ -72,6 +72,7 @@ class FewShotMethod(Method):
         add_pool_flags(parser)
         parser.set_defaults(dataset=None)
         add_teacher_flags(parser)
+        parser.add_argument("--pretrain", action="store_true", help="train the teachers and stop, as the papers type it")
         add_few_shot_flags(parser, cls.COUNTS_EPISODES)
 
     @classmethod

@@ -59,9 +59,9 @@ def report_result(method: FewShotMethod, log: RunLog, seconds: float, name: str 
         "seconds": times,
         "inversion_of_one_teacher": method.effort(),
         "asked_of_services": method.asked(),
-        "accuracy": {name: _numbers(score) for name, score in scores.items()},
+        "accuracy": {name: score.numbers() for name, score in scores.items()},
         "yardsticks": {
-            label: {name: _numbers(score) | _beside(scores[name], score) for name, score in by_set.items()}
+            label: {name: score.numbers() | _beside(scores[name], score) for name, score in by_set.items()}
             for label, by_set in yardsticks.items()
         },
         "episodes": {name: list(score.values) for name, score in scores.items()},
@@ -104,10 +104,6 @@ def judge(method: FewShotMethod, log: RunLog, teachers: int = 3) -> float:
         f"among the teacher's classes (images/recovered_*.png: recovered left, real right)"
     )
     return share
-
-
-def _numbers(score: Score) -> dict[str, float]:
-    return {"mean": score.mean, "half_width": score.half_width}
 
 
 def _beside(own: Score, other: Score) -> dict[str, float]:

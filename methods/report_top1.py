@@ -43,8 +43,8 @@ def report_student(method: ClassificationMethod, log: RunLog, seconds: float, na
         "image_size": method.image_size,
         "seconds": method.clock.seconds | {"total": seconds},
         "inversion_of_one_teacher": method.effort(),
-        "accuracy": {label: _numbers(score) for label, score in scores.items()},
-        "yardsticks": {label: {key: _numbers(score) for key, score in line.items()} for label, line in yardsticks.items()},
+        "accuracy": {label: score.numbers() for label, score in scores.items()},
+        "yardsticks": {label: {key: score.numbers() for key, score in line.items()} for label, line in yardsticks.items()},
     }
     draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
     if args.embed_plot:
@@ -54,10 +54,6 @@ def report_student(method: ClassificationMethod, log: RunLog, seconds: float, na
     news = method.finish() if name == "result" else ""
     if news:
         log.say(news)
-
-
-def _numbers(score: Score) -> dict[str, float]:
-    return {"mean": score.mean, "half_width": score.half_width}
 
 
 def student_table(args: argparse.Namespace, content: dict[str, Any]) -> str:

@@ -27,6 +27,10 @@ class Score:
         variance = sum((value - mean) ** 2 for value in self.values) / (len(self.values) - 1)
         return 1.96 * math.sqrt(variance / len(self.values))
 
+    def numbers(self) -> dict[str, float]:
+        """What a result keeps of it."""
+        return {"mean": self.mean, "half_width": self.half_width}
+
     def minus(self, other: "Score") -> "Score":
         """The paired difference over the same episodes; one beats the other when its interval excludes 0."""
         return Score([a - b for a, b in zip(self.values, other.values, strict=True)])

@@ -9,6 +9,7 @@ from datasets.registry import DatasetSpec
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.pool import Teacher
 from models import create_classifier
+from models.backbone import Backbone
 from models.published import read_published
 from utils import checkpoint
 from utils.errors import UserError
@@ -19,6 +20,11 @@ PRETRAINED = "IMAGENET1K_V1"  # torchvision's name for the weights that the pape
 def default_path(dataset: str, arch: str) -> Path:
     """Where Fast-Datafree's commands look for a teacher, and where `pretrain.py --full` puts one."""
     return Path("checkpoints") / "pretrained" / f"{dataset}_{arch.replace('/', '_')}.pth"
+
+
+def read_weights(network: Backbone, path: Path) -> None:
+    """Load a checkpoint, ours or of Fast-Datafree's code, into `network`. Raises `UserError` where it does not fit."""
+    checkpoint.load_weights(network.loadable, read_published(checkpoint.load(path), str(path)).state, path)
 
 
 def load_classifier(
@@ -41,7 +47,7 @@ def load_classifier(
     with torch.random.fork_rng(devices=[]):  # what a teacher starts from must not change what the run draws
         network = create_classifier(arch, len(class_names), image_size, None if path else PRETRAINED)
     if path is not None:
-        checkpoint.load_weights(network.loadable, read_published(checkpoint.load(path), str(path)).state, path)
+        read_weights(network, path)
     ids = tuple(range(len(class_names)))
     row = TeacherRow(
         path or Path(arch), arch, ids, tuple(class_names), image_size, tuple(spec.mean), tuple(spec.std), spec.name
