@@ -28,11 +28,10 @@ from methods.teachers.pool import Teacher
 from methods.teachers.pretraining import Recipe, train_teacher
 from models import create_model
 from models.generator import Generator
-from utils.images import channels_last, shift_and_flip, to_float, to_uint8
+from utils.images import channels_last, shift_and_flip, take, to_float, to_uint8
 
 SIZE, WAY = 32, 5
 MEAN, STD = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in CIFAR)
-PIXEL_SCALE = (MEAN.float(), STD.float())
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,10 @@ def exams(folder: Path, quick: bool) -> Iterator[Case]:
 
     def draw() -> tuple[Tensor, Tensor]:
         support, query = sampler.indices(1, draws)
-        return made.prepare(split.images[support]), made.prepare(split.images[query])
+        return made.prepare(take(split.images, support)), made.prepare(take(split.images, query))
 
     def draw_plain() -> tuple[Tensor, Tensor]:
-        images = theirs.read_files(theirs.draw_files(by_class, WAY, 16), *PIXEL_SCALE).unflatten(0, (WAY, 16))
+        images = theirs.read_files(theirs.draw_files(by_class, WAY, 16)).unflatten(0, (WAY, 16))
         return images[:, :1].flatten(0, 1), images[:, 1:].flatten(0, 1)
 
     def examine() -> None:
@@ -168,7 +167,7 @@ def image_files(folder: Path, classes: int, per_class: int) -> tuple[ImageSplit,
     """Random images as a split in memory and as PNG files."""
     folder.mkdir(parents=True)
     torch.manual_seed(3)
-    images = to_uint8(torch.rand(classes * per_class, 3, SIZE, SIZE))
+    images = channels_last(to_uint8(torch.rand(classes * per_class, 3, SIZE, SIZE)))
     theirs.write_files(to_float(images), folder)
     files = [folder / f"{number:06d}.png" for number in range(len(images))]
     labels = torch.arange(classes).repeat_interleave(per_class)
@@ -201,7 +200,7 @@ def memories(folder: Path) -> Iterator[Case]:
     yield Case(
         "drawing 10 replay episodes from memory",
         lambda: bank.sample_episodes(10, shape, made),
-        lambda: [theirs.read_files(theirs.draw_files(by_class, WAY, 16), *PIXEL_SCALE) for _ in range(10)],
+        lambda: [theirs.read_files(theirs.draw_files(by_class, WAY, 16)) for _ in range(10)],
         None,
         10 * WAY * 16 * image * 5.0,
     )
@@ -217,7 +216,7 @@ def same(images: Tensor) -> Tensor:
 def plain_twin(generator: Generator) -> theirs.PlainGenerator:
     """The plain generator with the parameters of one of ours."""
     plain = theirs.PlainGenerator(SIZE)
-    for target, source in zip(plain.parameters(), generator.parameters(), strict=True):
+    for target, source in zip(plain.common(), generator.parameters(), strict=True):
         target.data = source.detach().clone()
     return plain
 
@@ -234,7 +233,8 @@ def gradients_apart(subject: Teacher, count: int, weights: InversionWeights, pla
     logits = plain(plain_normalise(twin(z)))
     remove()
     (weights.ce * F.cross_entropy(logits, labels) + weights.bn * torch.stack(found).sum()).backward()
-    return relative(*(torch.cat([p.grad.flatten() for p in g.parameters() if p.grad is not None]) for g in (ours, twin)))
+    gradients = [[value.grad for value in values if value.grad is not None] for values in (ours.parameters(), twin.common())]
+    return relative(*(torch.cat([gradient.flatten() for gradient in some]) for some in gradients))
 
 
 def inversions(quick: bool, precision: str) -> Iterator[Case]:
@@ -367,11 +367,11 @@ def pretraining(folder: Path, quick: bool) -> Case:
     def papers() -> None:
         torch.manual_seed(0)
         network = theirs.PlainConv4(create_model("conv4", WAY, SIZE))
-        theirs.train_epoch(network, files, split.labels, *PIXEL_SCALE)
+        theirs.train_epoch(network, files, split.labels)
         with torch.no_grad():  # the epoch's look at accuracy
             network.eval()
             for some, labels in zip(range(0, len(files), 128), split.labels.split(128), strict=True):
-                (network(theirs.read_files(files[some : some + 128], *PIXEL_SCALE)).argmax(1) == labels).sum().item()
+                (network(theirs.read_files(files[some : some + 128])).argmax(1) == labels).sum().item()
 
     return Case(f"an epoch of a conv4 teacher, {len(files)} images", ours, papers)
 
@@ -428,7 +428,7 @@ def free_iteration(folder: Path, quick: bool, precision: str) -> Case:
             batch = []
             for _ in range(episodes):
                 files = theirs.draw_files(by_class, WAY, per_class)
-                drawn = theirs.read_files(files, *PIXEL_SCALE).unflatten(0, (WAY, per_class))
+                drawn = theirs.read_files(files).unflatten(0, (WAY, per_class))
                 support, query = drawn[:, : shape.shot].flatten(0, 1), drawn[:, shape.shot :].flatten(0, 1)
                 batch.append((support, marks[0], query, marks[1]))
             for value, gradient in zip(params, theirs.meta_step(params, batch, 5, 0.01, False), strict=True):

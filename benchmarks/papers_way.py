@@ -1,19 +1,23 @@
 """The papers' way of doing what the hot paths do, written plainly, with what makes their code slow left in.
 
 Images in rows of pixels by channel (NCHW), ReLU before pooling, teachers whose weights collect gradients, one teacher and
-one episode after another, a value fetched from the device in every step, pseudo-images and data sets as PNG files that are
-read by Pillow one at a time. The mathematics is that of this project, so that results can be compared.
+one episode after another, a value fetched from the device in every step, pseudo-images and data sets as PNG files that
+Pillow reads one at a time in a DataLoader made for each episode. The mathematics is that of this project, so that results
+can be compared.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.registry import CIFAR
+from utils.vision import import_torchvision
 
 Weights = list[Tensor]
 
@@ -54,14 +58,27 @@ def meta_step(
     return torch.autograd.grad(torch.stack(losses).mean(), weights)
 
 
-def read_files(files: Sequence[Path], mean: Tensor, std: Tensor) -> Tensor:
-    """Image files to normalised NCHW floats, one at a time, as a data set's __getitem__ does."""
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-        images.append((torch.from_numpy(pixels).permute(2, 0, 1) - mean) / std)
-    return torch.stack(images)
+class ImageFiles(Dataset[Tensor]):
+    """Image files as normalised floats, each read when it is asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        import_torchvision()
+        from torchvision import transforms
+
+        self.files = files
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*CIFAR)])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.files[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def read_files(files: Sequence[Path]) -> Tensor:
+    """Image files to normalised floats (B, 3, H, W), by a loader made for this one batch."""
+    return next(iter(DataLoader(ImageFiles(files), batch_size=len(files))))
 
 
 def write_files(images: Tensor, folder: Path, start: int = 0) -> None:
@@ -101,6 +118,10 @@ class PlainGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(self.expand(z).view(len(z), 128, self.side, self.side))
+
+    def common(self) -> list[nn.Parameter]:
+        """The parameters that this project's generator has too: all but the biases that a normalisation takes away again."""
+        return [value for name, value in self.named_parameters() if name not in ("layers.2.bias", "layers.6.bias")]
 
 
 def layer_distances(network: nn.Module) -> tuple[list[Tensor], Callable[[], None]]:
@@ -206,15 +227,13 @@ def estimate(
     return total.detach() * x[0].numel() / len(directions)
 
 
-def train_epoch(
-    network: nn.Module, files: Sequence[Path], labels: Tensor, mean: Tensor, std: Tensor, batch_size: int = 128
-) -> float:
+def train_epoch(network: nn.Module, files: Sequence[Path], labels: Tensor, batch_size: int = 128) -> float:
     """An epoch of a teacher from PNG files; the mean loss."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     network.train()
     total = 0.0
     for chosen in torch.randperm(len(files)).split(batch_size):
-        images = read_files([files[i] for i in chosen.tolist()], mean, std)
+        images = read_files([files[i] for i in chosen.tolist()])
         loss = F.cross_entropy(network(images), labels[chosen])
         optimizer.zero_grad()
         loss.backward()

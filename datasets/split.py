@@ -17,6 +17,7 @@ from datasets.registry import DatasetSpec
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import path_below, read_csv
+from utils.images import channels_last
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -25,7 +26,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".ti
 class ImageSplit:
     """Images of a split, ordered by class and file name.
 
-    images: uint8 (N, C, S, S); labels: int64 (N,), indices into `class_names`, which are sorted.
+    images: uint8 (N, C, S, S) in channels-last layout; labels: int64 (N,), indices into `class_names`, which are sorted.
     """
 
     images: torch.Tensor
@@ -96,7 +97,7 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     source = str(csv_path(spec, split, data_root))
     paths = [path_below(data_root, name, source) for name in table.filename]
     class_names, labels = np.unique(table.label, return_inverse=True)
-    images = _decode_cached(paths, size, spec.channels, csv_path(spec, split, data_root))
+    images = channels_last(_decode_cached(paths, size, spec.channels, csv_path(spec, split, data_root)))
     return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
 
 

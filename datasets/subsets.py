@@ -6,6 +6,7 @@ import torch
 
 from datasets.split import ImageSplit
 from utils import seed
+from utils.images import take
 
 
 def draw_classes(num_classes: int, way: int, teacher_id: int, seed_value: int) -> list[int]:
@@ -42,6 +43,6 @@ def train_and_held_out(
 
     def gather(parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         labels = torch.cat([torch.full((len(part),), label) for label, part in enumerate(parts)])
-        return split.images[torch.cat(parts)], labels.to(split.images.device)
+        return take(split.images, torch.cat(parts).to(split.images.device)), labels.to(split.images.device)
 
     return gather(train), gather(held_out)

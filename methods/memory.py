@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets.episodes import Episodes, EpisodeShape, draw_slots, make_episodes
 from methods.inversion.generator import PseudoBatch
 from methods.metalearners.learner import Learner
-from utils.images import Augmentation, resize, to_float, to_uint8
+from utils.images import Augmentation, channels_last, resize, rows_of, take, to_float, to_uint8
 
 BATCHES_KEPT = 20  # of each class, as in the papers' code
 
@@ -21,7 +21,8 @@ class MemoryBank:
     """
 
     def __init__(self, num_classes: int, capacity: int, image_size: int, device: torch.device, channels: int = 3) -> None:
-        self.images = torch.zeros(num_classes, capacity, channels, image_size, image_size, dtype=torch.uint8, device=device)
+        shape = (num_classes, capacity, image_size, image_size, channels)  # in channels-last layout
+        self.images = torch.zeros(shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
         self.added = torch.zeros(num_classes, dtype=torch.int64)  # ever, of each class; on the host, to decide without waiting
 
     @property
@@ -41,9 +42,15 @@ class MemoryBank:
         kept = number >= counts[labels] - capacity
         classes = ids[labels]
         slots = (self.added[classes] + number) % capacity
-        where = [index[kept].to(images.device) for index in (classes, slots)]
-        self.images[where[0], where[1]] = images[kept.to(images.device)]
+        kept = kept.nonzero().flatten()
+        where = (classes * capacity + slots)[kept].to(images.device)
+        rows_of(self._flat).index_copy_(0, where, rows_of(take(channels_last(images), kept.to(images.device))))
         self.added[ids] += counts
+
+    @property
+    def _flat(self) -> Tensor:
+        """All places, (num_classes * capacity, C, S, S)."""
+        return self.images.flatten(0, 1)
 
     def ready_for(self, shape: EpisodeShape) -> bool:
         """Whether enough classes have enough images to draw an episode."""
@@ -52,10 +59,10 @@ class MemoryBank:
     def sample_episodes(
         self, episodes: int, shape: EpisodeShape, learner: Learner, augment: Augmentation | None = None
     ) -> Episodes:
-        """Draw episodes over all classes that have enough images, in one gather, augmented and prepared for `learner`."""
-        classes, slots = (index.to(self.images.device) for index in draw_slots(self.counts, shape, episodes))
-        drawn = self.images[classes[..., None], slots]  # (E, N, K + Q, C, S, S)
-        return pseudo_episodes(drawn, shape, learner, augment)
+        """Draw episodes over all classes that have enough images, augmented and prepared for `learner`."""
+        classes, slots = draw_slots(self.counts, shape, episodes)
+        places = (classes[..., None] * self.images.shape[1] + slots).to(self.images.device)  # (E, N, K + Q)
+        return pseudo_episodes(self._flat, places, shape, learner, augment)
 
     def picture(self, classes: int = 16, per_class: int = 8) -> dict[str, tuple[Tensor, int]]:
         """The newest images of some classes as `Method.pictures` wants them, one class a row; nothing while it is empty."""
@@ -109,10 +116,10 @@ class ImagePool:
         """Images drawn with replacement, uint8 (count, C, S, S) on the device."""
         chosen = torch.randint(len(self), (count,))
         (near, far), first = self.stores, self.counts[0]
-        drawn = near[chosen.clamp(max=first - 1).to(near.device)]
+        drawn = take(near, chosen.clamp(max=first - 1).to(near.device))
         beyond = chosen >= first
         if bool(beyond.any()):
-            drawn[beyond.to(near.device)] = far[chosen[beyond] - first].to(near.device)
+            drawn[beyond.to(near.device)] = take(far, chosen[beyond] - first).to(near.device)
         return drawn
 
     def newest(self, count: int) -> Tensor:
@@ -128,10 +135,18 @@ class ImagePool:
         self.counts = [len(store) for store in self.stores]
 
 
-def pseudo_episodes(drawn: Tensor, shape: EpisodeShape, learner: Learner, augment: Augmentation | None = None) -> Episodes:
-    """Episodes of images (E, N, K + Q, C, S, S), uint8 or float in [0, 1], augmented and prepared for `learner`."""
-    if augment is not None:
-        images = to_float(drawn) if drawn.dtype == torch.uint8 else drawn
-        drawn = augment(images.flatten(0, 2)).unflatten(0, drawn.shape[:3])
-    support, query = drawn.split([shape.shot, shape.query], dim=2)
-    return make_episodes(learner.prepare(support.flatten(1, 2)), learner.prepare(query.flatten(1, 2)), shape.way)
+def pseudo_episodes(
+    images: Tensor, places: Tensor, shape: EpisodeShape, learner: Learner, augment: Augmentation | None = None
+) -> Episodes:
+    """Episodes of the images (M, C, S, S), uint8 or float in [0, 1], at `places` (E, N, K + Q), prepared for `learner`."""
+
+    def prepared(some: Tensor) -> Tensor:
+        drawn = take(images, some.flatten(1))  # (E, N * K, C, S, S), or N * Q
+        if augment is not None:
+            drawn = augment((to_float(drawn) if drawn.dtype == torch.uint8 else drawn).flatten(0, 1)).unflatten(
+                0, drawn.shape[:2]
+            )
+        return learner.prepare(drawn)
+
+    support, query = places.split([shape.shot, shape.query], dim=2)
+    return make_episodes(prepared(support), prepared(query), shape.way)

@@ -144,10 +144,11 @@ class PURER(FewShotMethod):
 
     def draw(self, count: int) -> Episodes:
         """Episodes of the present pixels; gradients reach them."""
-        counts = torch.full((len(self.pixels.values),), self.args.synthesis_per_class)
-        classes, slots = (index.to(self.device) for index in draw_slots(counts, self.train_shape, count))
+        per_class = self.args.synthesis_per_class
+        classes, slots = draw_slots(torch.full((len(self.pixels.values),), per_class), self.train_shape, count)
+        places = (classes[..., None] * per_class + slots).to(self.device)  # (E, N, K + Q)
         augment = self.augmentation if self.args.augment else None
-        return pseudo_episodes(self.pixels.unit[classes[..., None], slots], self.train_shape, self.learner, augment)
+        return pseudo_episodes(self.pixels.unit.flatten(0, 1), places, self.train_shape, self.learner, augment)
 
     def against_learner(self) -> Tensor:
         """-adv_scale * the outer loss of an episode, as a function of its pixels."""

@@ -19,7 +19,7 @@ from methods.distillation.losses import kl_divergence
 from methods.teachers.whole_class import default_path
 from utils import checkpoint, cli
 from utils.errors import UserError
-from utils.images import to_float
+from utils.images import take, to_float
 
 
 def milestones(text: str) -> list[int]:
@@ -60,7 +60,7 @@ class Supervised(ClassificationMethod):
         with self.clock("training"):
             order = torch.randperm(len(self.train.images)).to(self.device)
             for batch in tqdm(order.split(self.args.batch_size), desc="epoch", unit="batch", leave=False):
-                images = self.augmentation(to_float(self.train.images[batch]))
+                images = self.augmentation(to_float(take(self.train.images, batch)))
                 labels = self.train.labels[batch]
                 loss, outputs = self.student.update(images, labels, self.loss_of(images, labels))
                 total += loss * len(batch)

@@ -59,6 +59,24 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def rows_of(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, W) as one row each, in the order in which their values lie in memory: a view."""
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return (images.permute(0, 2, 3, 1) if last else images).flatten(1)
+
+
+def take(images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, W) at `index` (...): (..., C, H, W) in the layout of `images`; differentiable.
+
+    Each is copied as one block, ten times faster on a CPU than indexing by a tensor.
+    """
+    _, channels, height, width = images.shape
+    taken = rows_of(images).index_select(0, index.flatten())
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return taken.view(-1, height, width, channels).permute(0, 3, 1, 2).unflatten(0, index.shape)
+    return taken.view(*index.shape, channels, height, width)
+
+
 def shift_and_flip(images: torch.Tensor, padding: int = 4, flip: bool = True) -> torch.Tensor:
     """Zero-pad, cut at a random place and mirror at random, for each image of (B, C, H, W) by itself; differentiable."""
     batch, _, height, width = images.shape

@@ -11,6 +11,7 @@ from datasets.split import ImageSplit, load_split
 from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner
 from utils import distributed
+from utils.images import take
 from utils.metrics import Score
 
 Indices = tuple[torch.Tensor, torch.Tensor]  # support (E, N*K) and query (E, N*Q), into a split's images
@@ -48,7 +49,8 @@ def examine(learner: Learner, metalearner: Metalearner, exam: Exam, steps: int) 
     accuracies: list[torch.Tensor] = []
     support, query = (indices[distributed.share()].to(device) for indices in (support, query))
     for some_support, some_query in zip(support.split(size), query.split(size), strict=True):
-        episodes = make_episodes(learner.prepare(images[some_support]), learner.prepare(images[some_query]), exam.shape.way)
+        drawn_support, drawn_query = (learner.prepare(take(images, some)) for some in (some_support, some_query))
+        episodes = make_episodes(drawn_support, drawn_query, exam.shape.way)
         accuracies += metalearner.in_chunks(
             episodes, lambda chunk: metalearner.outer_loss(params, chunk, steps, create_graph=False)[1]
         )

@@ -19,7 +19,7 @@ from models import MODELS, create_model
 from models.backbone import Backbone
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
-from utils.images import channels_last, normalise, to_float
+from utils.images import channels_last, normalise, take, to_float
 
 TOGETHER_ON_A_GPU = 25
 
@@ -95,7 +95,7 @@ def train_together(
         base.train()
         orders = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(leaves[0].device)
         for batch in orders.split(recipe.batch_size, dim=1):  # (K, B)
-            images = torch.stack([_prepare(own[0][chosen], spec) for own, chosen in zip(train, batch, strict=True)])
+            images = torch.stack([_prepare(take(own[0], chosen), spec) for own, chosen in zip(train, batch, strict=True)])
             labels = torch.stack([own[1][chosen] for own, chosen in zip(train, batch, strict=True)])
             losses = torch.func.vmap(loss_of)(params, buffers, images, labels)  # (K,)
             optimizer.zero_grad(set_to_none=True)
@@ -158,7 +158,7 @@ def train_teacher(
         network.train()
         order = torch.randperm(len(images), generator=generator).to(images.device)
         for batch in order.split(recipe.batch_size):
-            loss = F.cross_entropy(network(_prepare(images[batch], spec)), labels[batch])
+            loss = F.cross_entropy(network(_prepare(take(images, batch), spec)), labels[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)

@@ -50,7 +50,7 @@ def test_pooling_before_relu_changes_nothing() -> None:
 def test_upsample_and_convolution_in_one() -> None:
     layer = UpsampleConv(5, 7).double()
     x = torch.randn(2, 5, 6, 6, dtype=torch.float64)
-    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), layer.weight, layer.bias, padding=1)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), layer.weight, padding=1)
     assert torch.allclose(layer(x), plain, atol=1e-12)
 
 

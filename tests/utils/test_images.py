@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from utils.images import Augmentation, normalise, recolour, resize, shift_and_flip, to_float, to_uint8
+from utils.images import Augmentation, normalise, recolour, resize, shift_and_flip, take, to_float, to_uint8
 
 
 def test_bytes_survive_the_way_through_floats() -> None:
@@ -12,6 +13,19 @@ def test_bytes_survive_the_way_through_floats() -> None:
 def test_normalise_by_hand() -> None:
     image = torch.full((2, 3, 1, 1), 0.5)
     assert normalise(image, (0.5, 0.25, 0.0), (1.0, 0.5, 0.25))[1].flatten().tolist() == [0.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_are_taken_as_by_indexing_in_their_layout(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    images, index = torch.rand(7, 3, 4, 5).contiguous(memory_format=layout), torch.randint(7, (2, 3))
+    taken = take(images, index)
+    assert torch.equal(taken, images[index])
+    assert taken.flatten(0, 1).is_contiguous(memory_format=layout)
+    leaf = images.double().requires_grad_()
+    weights = torch.rand(2, 3, 3, 4, 5, dtype=torch.float64)
+    one, other = (torch.autograd.grad((some * weights).sum(), leaf)[0] for some in (take(leaf, index), leaf[index]))
+    assert torch.allclose(one, other)
 
 
 def test_every_image_is_augmented_by_itself() -> None:
