@@ -131,7 +131,7 @@ def descend(
                 raise
             break
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(inputs=[*parameters, z])  # not the learner's
         for sum_, parameter in zip(total, parameters, strict=True):
             if parameter.grad is not None and (gradient_of == "sum" or (gradient_of == "last" and step == steps - 1)):
                 sum_ += parameter.grad

@@ -139,6 +139,14 @@ def test_descent_lowers_the_loss_and_keeps_the_best_images() -> None:
     assert best[0] < 0.5 * seen[0][0]
 
 
+def test_descent_leaves_what_the_loss_asks_without_gradients() -> None:
+    asked = torch.ones(3, requires_grad=True)
+    generator = Generator(16, width=8)
+    descend(generator, lambda images: (images.mean((0, 2, 3)) * asked).sum(), 4, 2, lr=0.02, lr_latent=0.02)
+    assert asked.grad is None
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+
+
 @pytest.mark.parametrize("which", ["last", "sum"])
 def test_meta_gradient_is_that_of_the_last_step_or_of_all(which: str) -> None:
     torch.manual_seed(0)

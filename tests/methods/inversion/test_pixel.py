@@ -57,11 +57,27 @@ def test_jitter_rolls_the_whole_batch_alike() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_statistics_against_torch(layout: torch.memory_format) -> None:
-    x = (3 + 2 * torch.randn(6, 5, 7, 7, dtype=torch.float64)).contiguous(memory_format=layout)
-    mean, var = statistics_of(x)
-    wanted = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    assert torch.allclose(var, wanted[0], rtol=1e-10)
-    assert torch.allclose(mean, wanted[1], rtol=1e-10)
+    x = (3 + 2 * torch.randn(6, 5, 7, 7, dtype=torch.float64)).contiguous(memory_format=layout).requires_grad_()
+    found, (var, mean) = statistics_of(x), torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    for one, other in zip(found, (mean, var), strict=True):
+        assert torch.allclose(one, other, rtol=1e-10)
+    slopes = torch.randn(2, 5, dtype=torch.float64)
+    gradients = [torch.autograd.grad((torch.stack(pair) * slopes).sum(), x)[0] for pair in (found, (mean, var))]
+    assert torch.allclose(*gradients, rtol=1e-10)
+
+
+def test_statistics_under_vmap_and_twice_differentiable() -> None:
+    x = torch.randn(3, 4, 2, 5, 5, dtype=torch.float64)
+
+    def spread(images: torch.Tensor) -> torch.Tensor:
+        return statistics_of(images)[1].square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(spread))(x)
+    for one, gradient in zip(x, gradients, strict=True):
+        leaf = one.clone().requires_grad_()
+        wanted = torch.autograd.grad(leaf.var((0, 2, 3), correction=0).square().sum(), leaf)[0]
+        assert torch.allclose(gradient, wanted, rtol=1e-10)
+    assert torch.autograd.gradgradcheck(spread, x[0, :2, :, :2, :2].clone().requires_grad_())
 
 
 def test_a_step_descends_the_plain_sum_over_teachers() -> None:
