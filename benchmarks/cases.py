@@ -311,7 +311,7 @@ def zeroth_order(quick: bool) -> Case:
     """(c) A gradient from q = 100 queries of an image, batch 150."""
     count, queries = (15, 20) if quick else (150, 100)
     subject = teacher()
-    service, plain = LocalService(subject), theirs.PlainConv4(subject.network)
+    service, plain = LocalService(subject.answering), theirs.PlainConv4(subject.network)
     torch.manual_seed(5)
     x, labels = torch.rand(count, 3, SIZE, SIZE), torch.arange(count) % WAY
     settings = ZerothOrder(0.0013, queries)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -66,6 +67,14 @@ def folded(network: nn.Module) -> dict[str, torch.Tensor]:
             params[f"{name}.weight"] = scale
             params[f"{name}.bias"] = module.bias - module.running_mean * scale
     return params
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """A copy of `network` in evaluation mode with each BatchNorm2d merged into the convolution before it: for answers alone.
+
+    The network must be one of this project's, whose forward pass can be traced.
+    """
+    return fuse(network.eval())
 
 
 def written_out(network: Network) -> Network:

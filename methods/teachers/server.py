@@ -72,7 +72,7 @@ def create_app(pool: TeacherPool, max_batch: int = 1024, token: str | None = Non
 
         def answer() -> torch.Tensor:
             with one_at_a_time:
-                return LocalService(pool[teacher_id]).query(images.to(pool.device)).cpu()
+                return LocalService(pool[teacher_id].answering).query(images.to(pool.device)).cpu()
 
         answers = await run_in_threadpool(answer)
         return Response(

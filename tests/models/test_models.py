@@ -7,7 +7,7 @@ from torch import nn
 
 from models import CLASSIFIERS, MODELS, create_classifier, create_model
 from models.generator import Generator, UpsampleConv
-from models.norm import BatchStatsNorm2d, statistics_from, written_out
+from models.norm import BatchStatsNorm2d, merged, statistics_from, written_out
 from utils.errors import UserError
 
 
@@ -60,6 +60,19 @@ def test_generator_makes_images() -> None:
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
     with pytest.raises(UserError, match="no multiple of 4"):
         Generator(30)
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet10", "resnet50", "wrn16_1", "vgg11"])
+def test_merged_normalisation_changes_no_answer(name: str) -> None:
+    torch.manual_seed(0)
+    network, x = create_model(name, 5, 32).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    network(x)  # running statistics that say something
+    before = {key: value.clone() for key, value in network.eval().state_dict().items()}
+    answering = merged(network)
+    assert torch.allclose(answering(x), network(x), rtol=1e-8, atol=1e-8)
+    counts = [sum(isinstance(module, nn.BatchNorm2d) for module in some.modules()) for some in (network, answering)]
+    assert counts[1] < counts[0]
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
 def test_written_out_normalisation_equals_the_native_one() -> None:

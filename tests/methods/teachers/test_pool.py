@@ -38,6 +38,17 @@ def test_a_pool_shares_classes_between_teachers(data_root: Path) -> None:
     assert sorted(id(teacher) for teacher in pool.sample(9)) == sorted(id(pool[i]) for i in range(2))
 
 
+def test_the_answering_twin_answers_alike_and_is_no_part_of_the_teacher(data_root: Path) -> None:
+    teacher = TeacherPool(find_rows(pool_args(data_root)), DEVICE)[1].narrowed(2)
+    names, images = list(teacher.state_dict()), torch.rand(4, 3, 20, 20)
+    twin = teacher.answering
+    assert twin is not teacher
+    assert twin is teacher.answering
+    assert twin.class_ids == teacher.class_ids
+    assert torch.allclose(twin(images), teacher(images), atol=1e-5)
+    assert list(teacher.state_dict()) == names
+
+
 def test_labels_keep_their_order(data_root: Path, tmp_path: Path) -> None:
     """A teacher must be right about the class names that its manifest gives it: colours here, easily learnt."""
     from datasets.registry import SPECS
