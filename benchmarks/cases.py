@@ -14,9 +14,10 @@ from benchmarks import papers_way as theirs
 from datasets.episodes import EpisodeSampler, EpisodeShape, make_episodes
 from datasets.registry import CIFAR, SPECS
 from datasets.split import ImageSplit
-from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, inversion_loss
+from methods.inversion.generator import FreshGenerator, InversionWeights, Settings, inversion_loss
 from methods.inversion.meta_generator import MetaGenerator
 from methods.inversion.pixel import PixelImages, PixelWeights
+from methods.inversion.subjects import PseudoBatch
 from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient, log_answers, unit_directions
 from methods.memory import MemoryBank
 from methods.metalearners import get_metalearner
@@ -263,9 +264,10 @@ def by_generator(name: str, subjects: list[Teacher], steps: int, count: int, wei
     loss = partial(inversion_loss, weights=weights, augment=shift_and_flip)
     labels = torch.arange(count) % subjects[0].way
     generator = Generator(SIZE)
-    inverter = MetaGenerator(generator, loss, steps, precision=precision)
+    settings = Settings(steps, precision=precision)
+    inverter = MetaGenerator(generator, loss, settings)
     if weights.bn and not weights.adv:
-        inverter = FreshGenerator(device, loss, steps, precision=precision)  # type: ignore[assignment]
+        inverter = FreshGenerator(device, loss, settings)  # type: ignore[assignment]
     params = [value.detach().clone().requires_grad_() for value in made.params.values()]
     plain_student = theirs.copy_of(teacher(8, "wrn16_1", subjects[0].class_ids).network) if arch != "conv4" else None
 
@@ -384,7 +386,7 @@ def free_iteration(folder: Path, quick: bool, precision: str) -> Case:
     made, shape = learner(), EpisodeShape(WAY, 1, 3 if quick else 15)
     metalearner = get_metalearner("maml")(made.network)
     loss = partial(inversion_loss, weights=InversionWeights(1, 0, 1), augment=shift_and_flip)
-    inverter = MetaGenerator(Generator(SIZE), loss, 5, precision=precision)
+    inverter = MetaGenerator(Generator(SIZE), loss, Settings(precision=precision))
     bank = MemoryBank(20, 400, SIZE, torch.device("cpu"))
     optimizer = torch.optim.Adam(made.params.values(), lr=1e-3)
     params = [value.detach().clone().requires_grad_() for value in made.params.values()]

@@ -36,10 +36,11 @@ from methods.inversion.generator import (
     FreshGenerator,
     InversionLoss,
     InversionWeights,
-    PseudoBatch,
+    Settings,
     add_precision_flag,
     inversion_loss,
 )
+from methods.inversion.subjects import PseudoBatch
 from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, log_answers, radius_of
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params
@@ -172,7 +173,8 @@ class BiDfMKD(FewShotMethod):
         if isinstance(teacher, BlackBox):
             estimator = ZerothOrder(radius_of(args.mu, teacher.std), args.q, args.numsplit, args.zo_estimator == "antithetic")
             loss = partial(black_box_loss, weights=weights, augment=self.augmentation, estimator=estimator)
-        return FreshGenerator(self.device, loss, args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
+        settings = Settings(args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
+        return FreshGenerator(self.device, loss, settings)
 
     def remember(self, batch: PseudoBatch) -> None:
         self.memory.add(batch)

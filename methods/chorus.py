@@ -32,9 +32,10 @@ from datasets.split import load_split
 from methods.distillation.losses import regression, relational
 from methods.distillation.student import LearnersStudent, Loss
 from methods.few_shot import FewShotMethod
-from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, inversion_loss
+from methods.inversion.generator import FreshGenerator, InversionWeights, Settings, inversion_loss
 from methods.inversion.pixel import PixelWeights, invert_alone
 from methods.inversion.procedural import procedural_images
+from methods.inversion.subjects import PseudoBatch
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.black_box import Meter, add_black_box_flags
 from methods.teachers.views import SHOWN_AT_ONCE, seen
@@ -47,7 +48,7 @@ LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
 TARGETS = ("answers", "features")
 SOURCES = ("pixel", "generator", "procedural", "real")
 INVERTED = ("pixel", "generator")  # the sources that look into teachers
-GENERATOR_RATES = (5e-3, 1e-2)  # of a generator's weights and latents
+GENERATOR_LR, LATENT_LR = 5e-3, 1e-2
 
 
 class Chorus(FewShotMethod):
@@ -159,7 +160,7 @@ class Chorus(FewShotMethod):
                 weights, form = PixelWeights(args.tv, args.bn), (spec.mean, spec.std)
                 return invert_alone(teacher, per_class, size, form, args.inversion_steps, args.Glr, weights, device, start)
             loss = partial(inversion_loss, weights=InversionWeights(1.0, args.bn, 0.0), augment=self.augmentation)
-            inverter = FreshGenerator(self.device, loss, args.inversion_steps, *GENERATOR_RATES)
+            inverter = FreshGenerator(self.device, loss, Settings(args.inversion_steps, GENERATOR_LR, LATENT_LR))
             return inverter.invert([teacher], per_class)[0][0]
 
         images = self.seeded(f"{source}/{teacher_id}", run).images

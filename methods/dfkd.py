@@ -25,7 +25,7 @@ from torch import Tensor
 from methods.data_free import DataFreeDistillation, PooledDistillation
 from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.contrastive import Contrast
-from methods.inversion.generator import FreshGenerator, InversionWeights, LearnerLogits, inversion_loss
+from methods.inversion.generator import FreshGenerator, InversionWeights, LearnerLogits, Settings, inversion_loss
 from methods.inversion.losses import imbalance, jensen_shannon
 from methods.inversion.pixel import PixelForm, deep_inversion
 from methods.teachers.pool import Teacher
@@ -147,7 +147,7 @@ class CMI(PooledDistillation):
         super().__init__(args, device)
         self.contrast = Contrast(self.teacher, self.image_size, args.lr_g, args.cr_T, device)
         self.weights = InversionWeights(args.oh, args.bn, args.adv)
-        self.inverter = FreshGenerator(device, self.loss, args.g_steps, args.lr_g, args.lr_g)
+        self.inverter = FreshGenerator(device, self.loss, Settings(args.g_steps, args.lr_g, args.lr_g))
 
     def loss(self, teacher: Teacher, images: Tensor, labels: Tensor, student: LearnerLogits | None) -> Tensor:
         loss = inversion_loss(teacher, images, labels, student, self.weights, self.augmentation)

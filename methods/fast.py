@@ -25,7 +25,7 @@ import torch
 
 from methods.data_free import PooledDistillation
 from methods.inversion.bn_statistics import MomentumStatistics
-from methods.inversion.generator import GeneratorInverter, InversionWeights, add_precision_flag, inversion_loss
+from methods.inversion.generator import GeneratorInverter, InversionWeights, Settings, add_precision_flag, inversion_loss
 from methods.inversion.meta_generator import LastingGenerator, MetaGenerator
 from models.generator import Generator
 
@@ -54,7 +54,8 @@ class Fast(PooledDistillation):
 
     def make_inverter(self, loss: Any) -> GeneratorInverter:
         args = self.args
-        return LastingGenerator(self.generator, loss, args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
+        settings = Settings(args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
+        return LastingGenerator(self.generator, loss, settings)
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         self.reset(iteration)
@@ -82,6 +83,6 @@ class FastMeta(Fast):
 
     def make_inverter(self, loss: Any) -> MetaGenerator:
         args = self.args
-        outer_rate = args.g_steps * args.lr_g
         gradient_of = "sum" if args.is_maml else "difference"
-        return MetaGenerator(self.generator, loss, args.g_steps, args.lr_g, args.lr_z, outer_rate, gradient_of, args.precision)
+        settings = Settings(args.g_steps, args.lr_g, args.lr_z, gradient_of, args.precision)
+        return MetaGenerator(self.generator, loss, settings, lr_outer=args.g_steps * args.lr_g)

@@ -12,7 +12,7 @@ from datasets.registry import HALF, SPECS, SPLITS, get_domains
 from datasets.split import csv_path
 from methods.base import Method
 from methods.evaluation.few_shot import Exam, examine
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.subjects import PseudoBatch
 from methods.memory import MemoryBank
 from methods.metalearners import METALEARNERS, get_metalearner
 from methods.metalearners.gradients import meta_gradient, set_gradient

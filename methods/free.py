@@ -30,8 +30,9 @@ from torch import Tensor
 
 from methods.distillation.losses import kl_divergence
 from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import InversionWeights, PseudoBatch, add_generator_flags, inversion_loss
+from methods.inversion.generator import InversionWeights, Settings, add_generator_flags, inversion_loss
 from methods.inversion.meta_generator import MetaGenerator
+from methods.inversion.subjects import PseudoBatch
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.gradients import reptile_step
 from methods.teachers.pool import Teacher
@@ -69,12 +70,9 @@ class FREE(FewShotMethod):
         self.inverter = MetaGenerator(
             Generator(self.image_size).to(device),
             partial(inversion_loss, weights=weights, augment=self.augmentation),
-            args.inversion_steps,
-            lr=args.Glr,
-            lr_latent=args.zlr,
+            Settings(args.inversion_steps, args.Glr, args.zlr, args.meta_grad, args.precision),
             lr_outer=args.Glr,
-            gradient_of=args.meta_grad,
-            precision=args.precision,
+            together=args.together,
         )
         capacity = BATCHES_KEPT * args.num_qur_kd
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.episodes import Episodes, EpisodeShape, draw_slots, make_episodes
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.subjects import PseudoBatch
 from methods.metalearners.learner import Learner
 from utils.images import Augmentation, channels_last, resize, rows_of, take, to_float, to_uint8
 

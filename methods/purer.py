@@ -32,8 +32,9 @@ from datasets.episodes import Episodes, draw_slots
 from methods.evaluation.few_shot import Exam, examine
 from methods.evaluation.icfil import ICFIL, add_icfil_flags, icfil_settings
 from methods.few_shot import FewShotMethod, add_augment_flag
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.generator import add_together_flag
 from methods.inversion.pixel import PixelImages, PixelWeights
+from methods.inversion.subjects import PseudoBatch
 from methods.memory import pseudo_episodes
 from methods.teachers.averaging import average_into
 from utils import cli
@@ -81,6 +82,7 @@ class PURER(FewShotMethod):
         group.add_argument("--adv_scale", type=float, help=f"weight of the learner's loss {default('adv_scale')}")
         group.add_argument("--adv_start", type=int, help=f"update from which the switch may fire {default('adv_start')}")
         group.add_argument("--average", action="store_true", help="start from the mean of the teachers' parameters")
+        add_together_flag(group)
         add_augment_flag(group)
         add_icfil_flags(group)
         for name in ("inversionMethod", "generate_interval", "generate_iterations"):
@@ -125,6 +127,7 @@ class PURER(FewShotMethod):
             weights,
             not args.no_clamp,
             device,
+            args.together,
         )
         self.switch = GradientSwitch(args.adv, args.adv_start, fires_at_start=args.candidate_size is None)
         self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)

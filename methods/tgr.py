@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from methods.distillation.losses import kl_divergence
 from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import FreshGenerator, InversionWeights, PseudoBatch, add_generator_flags, inversion_loss
+from methods.inversion.generator import FreshGenerator, InversionWeights, Settings, add_generator_flags, inversion_loss
 from methods.inversion.pixel import PixelWeights, invert_alone
+from methods.inversion.subjects import PseudoBatch
 from methods.memory import BATCHES_KEPT, MemoryBank
 from methods.metalearners.base import Params
 from methods.metalearners.gradients import aligned_gradient, set_gradient
@@ -83,10 +84,8 @@ class TGR(FewShotMethod):
         self.inverter = FreshGenerator(
             device,
             partial(inversion_loss, weights=weights, augment=self.augmentation),
-            args.inversion_steps,
-            lr=args.Glr,
-            lr_latent=args.zlr,
-            precision=args.precision,
+            Settings(args.inversion_steps, args.Glr, args.zlr, precision=args.precision),
+            args.together,
         )
         capacity = BATCHES_KEPT * args.num_recover
         self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.errors import UserError
+from utils.images import channels_last
 
 
 class UpsampleConv(nn.Module):
@@ -56,7 +57,7 @@ class Generator(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         x = self.expand(z).unflatten(1, self.seed_shape)  # (B, latent_dim) -> (B, 2 width, S/4, S/4)
-        return self.layers(x.contiguous(memory_format=torch.channels_last))
+        return self.layers(channels_last(x))
 
     def reset_first_layer(self) -> None:
         """Draw the linear layer anew, from N(0, .02)."""

@@ -14,7 +14,7 @@ import torch
 
 import main
 import pretrain
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.subjects import PseudoBatch
 from utils import checkpoint, distributed
 
 ROOT = Path(__file__).resolve().parents[1]

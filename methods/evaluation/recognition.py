@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.subjects import PseudoBatch
 from methods.teachers.pretraining import Recipe, train_teacher
 from models import create_model
 from models.backbone import Backbone

@@ -17,8 +17,9 @@ def adversarial_loss(teacher_logits: Tensor, learner_logits: Tensor) -> Tensor:
 
 def adversarial_terms(teacher_logits: Tensor, learner_logits: Tensor, agree: Tensor) -> Tensor:
     """-KL(t_b || s_b) of each image where the mask `agree` (B,) holds, else 0: (B,)."""
-    divergence = F.kl_div(F.log_softmax(learner_logits, 1), F.log_softmax(teacher_logits, 1), reduction="none", log_target=True)
-    return -torch.where(agree, divergence.sum(1), 0.0)
+    theirs, mine = F.log_softmax(teacher_logits, 1), F.log_softmax(learner_logits, 1)
+    divergence = (theirs.exp() * (theirs - mine)).sum(1)  # `F.kl_div` cannot be mapped over
+    return -torch.where(agree, divergence, 0.0)
 
 
 def jensen_shannon(one: Tensor, other: Tensor, temperature: float = 3.0) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from methods.inversion.generator import Descent, GeneratorInverter, InversionLoss, Subject
+from methods.inversion.generator import DEFAULTS, Descent, GeneratorInverter, InversionLoss, Settings
+from methods.inversion.subjects import Subject
 from models.generator import Generator
 
 
@@ -21,14 +22,11 @@ class MetaGenerator(GeneratorInverter):
         self,
         generator: Generator,
         loss: InversionLoss,
-        steps: int = 5,
-        lr: float = 1e-3,
-        lr_latent: float = 1e-3,
+        settings: Settings = DEFAULTS,
         lr_outer: float = 1e-3,
-        gradient_of: str = "last",
-        precision: str = "fp32",
+        together: int = 1,
     ) -> None:
-        super().__init__(loss, steps, lr, lr_latent, gradient_of, precision)
+        super().__init__(loss, settings, together)
         self.generator = generator
         self.optimizer = torch.optim.Adam(generator.parameters(), lr=lr_outer, betas=(0.5, 0.999))
 
@@ -51,8 +49,8 @@ class MetaGenerator(GeneratorInverter):
 class LastingGenerator(GeneratorInverter):
     """One generator that every call trains on from where the last one left it, with a fresh Adam each time."""
 
-    def __init__(self, generator: Generator, *settings: Any, **more: Any) -> None:
-        super().__init__(*settings, **more)
+    def __init__(self, generator: Generator, loss: InversionLoss, settings: Settings = DEFAULTS) -> None:
+        super().__init__(loss, settings)
         self.generator = generator
 
     def start(self, teacher: Subject) -> Generator:

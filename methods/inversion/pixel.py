@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.inversion.bn_statistics import record_bn_distances
-from methods.inversion.generator import Invertible, PseudoBatch, labels_of
+from methods.inversion.stacked import Stack, alike
+from methods.inversion.subjects import Invertible, PseudoBatch, labels_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class PixelImages:
     """Learnable images of every class of a pool, improved a step at a time by all teachers that know the class.
 
     `values` (classes, per_class, C, S, S) are in the normalisation (mean, std) and start from N(0, 1); after each step
-    they are clipped to what an image can be, unless `clamp` is off. Adam with its usual betas.
+    they are clipped to what an image can be, unless `clamp` is off. Adam with its usual betas. together: teachers of one
+    kind that are asked in one mapped computation.
     """
 
     def __init__(
@@ -93,11 +95,12 @@ class PixelImages:
         weights: PixelWeights,
         clamp: bool,
         device: torch.device,
+        together: int = 1,
     ) -> None:
         shape = (num_classes, per_class, len(mean), image_size, image_size)
         self.values = torch.randn(shape, device=device, requires_grad=True)
         self.mean, self.std = (self.values.new_tensor(value).view(-1, 1, 1) for value in (mean, std))
-        self.weights, self.clamp = weights, clamp
+        self.weights, self.clamp, self.together = weights, clamp, together
         self.optimizer = torch.optim.Adam([self.values], lr=lr)
 
     @property
@@ -110,9 +113,8 @@ class PixelImages:
         """Take images (classes * per_class, C, S, S) in [0, 1] instead of noise."""
         self.values.copy_(((images - self.mean) / self.std).view_as(self.values))
 
-    def loss(self, teacher: Invertible, values: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, teacher: Invertible, x: Tensor, labels: Tensor) -> Tensor:
         """CE + bn * BN + tv * TV + l2 * ||x|| on x, the jittered values (B, C, S, S) of one teacher's classes."""
-        x = jitter(values)
         with record_bn_distances(teacher.network) as distances:
             logits = teacher(x * self.std + self.mean)
         loss = F.cross_entropy(logits, labels) + self.weights.tv * total_variation(x) + self.weights.l2 * x.norm()
@@ -124,12 +126,15 @@ class PixelImages:
         Each teacher sees the images of its own classes in its own order. Returns the teachers' mean loss.
         """
         gradient, total = torch.zeros_like(self.values), torch.zeros((), device=self.values.device)
-        for teacher in teachers:
-            classes = torch.tensor(teacher.class_ids, device=self.values.device)
-            x = self.values.detach()[classes].flatten(0, 1).requires_grad_()  # (way * per_class, C, S, S)
-            loss = self.loss(teacher, x, labels_of(teacher, self.values.shape[1], x.device))
-            (own,) = torch.autograd.grad(loss, x)
-            gradient.index_add_(0, classes, own.unflatten(0, (len(classes), -1)))
+        for places in alike(teachers, self.together):
+            some = [teachers[place] for place in places]
+            labels = labels_of(some[0], self.values.shape[1], self.values.device)
+            classes = torch.tensor([teacher.class_ids for teacher in some], device=self.values.device)  # (K, way)
+            values = self.values.detach()[classes].requires_grad_()  # (K, way, per_class, C, S, S)
+            x = [jitter(own.flatten(0, 1)) for own in values]
+            loss = self._sum_of_losses(some, x, labels)
+            (own_gradient,) = torch.autograd.grad(loss, values)
+            gradient.index_add_(0, classes.flatten(), own_gradient.flatten(0, 1))
             total += loss.detach()
         if extra is not None:
             gradient += torch.autograd.grad(extra, self.values)[0]
@@ -139,6 +144,11 @@ class PixelImages:
             with torch.no_grad():
                 self.values.clamp_(-self.mean / self.std, (1 - self.mean) / self.std)
         return float(total) / len(teachers)
+
+    def _sum_of_losses(self, teachers: Sequence[Invertible], images: Sequence[Tensor], labels: Tensor) -> Tensor:
+        if len(teachers) == 1:
+            return self.loss(teachers[0], images[0], labels)
+        return Stack(teachers).losses(lambda teacher, x: self.loss(teacher, x, labels), torch.stack(list(images))).sum()
 
     def batch_of(self, teacher: Invertible) -> PseudoBatch:
         """The present images of a teacher's classes."""
@@ -185,7 +195,7 @@ class _Alone:
 
     def __init__(self, teacher: Invertible) -> None:
         self.teacher, self.network, self.way = teacher, teacher.network, teacher.way
-        self.image_size = teacher.image_size
+        self.image_size, self.kind = teacher.image_size, teacher.kind
         self.class_ids = tuple(range(teacher.way))
 
     def __call__(self, images: Tensor) -> Tensor:

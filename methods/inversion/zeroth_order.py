@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.inversion.generator import InversionWeights, LearnerLogits, Subject
+from methods.inversion.generator import InversionWeights, LearnerLogits
 from methods.inversion.losses import adversarial_terms
+from methods.inversion.subjects import Subject
 
 LEAST_PROBABILITY = 1e-6  # what a service calls impossible counts as this much
 IMAGES_AT_ONCE = 2048  # sent together where --numsplit does not say

@@ -3,7 +3,7 @@
 import sys
 from argparse import ArgumentParser
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,13 @@ class Teacher(nn.Module):
     @property
     def image_size(self) -> int:
         return self.row.image_size
+
+    @property
+    def kind(self) -> Hashable:
+        """What teachers share that differ in their numbers alone; a foreign network is of a kind of its own."""
+        row = self.row
+        name = row.arch if row.arch in MODELS else str(row.path)
+        return name, tuple(self.outputs), row.image_size, tuple(row.mean), tuple(row.std)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Teachers stay in evaluation mode: their running statistics must not move."""

@@ -1,7 +1,7 @@
 import torch
 
 from datasets.episodes import EpisodeShape
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.subjects import PseudoBatch
 from methods.memory import ImagePool, MemoryBank
 from methods.metalearners.learner import Learner, LearnerSpec
 

@@ -3,7 +3,7 @@ import torch
 
 import main
 from methods import get_method, tgr
-from methods.inversion.generator import PseudoBatch
+from methods.inversion.subjects import PseudoBatch
 from methods.tgr import TGR
 
 

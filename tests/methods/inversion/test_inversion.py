@@ -9,9 +9,10 @@ from torch import nn
 
 from datasets.registry import CIFAR
 from methods.inversion.bn_statistics import MomentumStatistics, record_bn_distances, record_instance_means
-from methods.inversion.generator import InversionWeights, descend, inversion_loss, labels_of
+from methods.inversion.generator import InversionWeights, Settings, descend, inversion_loss
 from methods.inversion.losses import adversarial_loss, imbalance, jensen_shannon
 from methods.inversion.meta_generator import MetaGenerator
+from methods.inversion.subjects import labels_of
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.pool import Teacher
 from models import create_model
@@ -96,7 +97,7 @@ def test_inversion_leaves_teachers_unchanged(bn: float) -> None:
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     subject.train()
     inverter = MetaGenerator(
-        Generator(16), partial(inversion_loss, weights=InversionWeights(bn=bn), augment=Augmentation()), steps=2
+        Generator(16), partial(inversion_loss, weights=InversionWeights(bn=bn), augment=Augmentation()), Settings(2)
     )
     learner = teacher(5)
     batches, loss = inverter.invert([subject], 4, learner)
@@ -132,7 +133,7 @@ def test_descent_lowers_the_loss_and_keeps_the_best_images() -> None:
         seen.append((float(loss.detach()), images.detach().clone()))
         return loss
 
-    result = descend(generator, loss_of, 4, 12, lr=0.02, lr_latent=0.02)
+    result = descend(generator, loss_of, 4, Settings(12, 0.02, 0.02))
     best = min(seen, key=lambda pair: pair[0])
     assert float(result.loss) == pytest.approx(best[0])
     assert torch.equal(result.images, best[1])
@@ -142,7 +143,7 @@ def test_descent_lowers_the_loss_and_keeps_the_best_images() -> None:
 def test_descent_leaves_what_the_loss_asks_without_gradients() -> None:
     asked = torch.ones(3, requires_grad=True)
     generator = Generator(16, width=8)
-    descend(generator, lambda images: (images.mean((0, 2, 3)) * asked).sum(), 4, 2, lr=0.02, lr_latent=0.02)
+    descend(generator, lambda images: (images.mean((0, 2, 3)) * asked).sum(), 4, Settings(2, 0.02, 0.02))
     assert asked.grad is None
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
@@ -158,7 +159,7 @@ def test_meta_gradient_is_that_of_the_last_step_or_of_all(which: str) -> None:
         recorded.append([g.clone() for g in torch.autograd.grad(loss, list(generator.parameters()), retain_graph=True)])
         return loss
 
-    gradient = descend(generator, loss_of, 3, 4, lr=0.01, lr_latent=0.01, gradient_of=which).gradient
+    gradient = descend(generator, loss_of, 3, Settings(4, 0.01, 0.01, which)).gradient
     wanted = recorded[-1] if which == "last" else [sum(parts) for parts in zip(*recorded, strict=True)]
     for ours, theirs in zip(gradient, wanted, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-7)
@@ -182,7 +183,7 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
     torch.manual_seed(0)
     generator = Generator(16, width=8)
     loss = partial(inversion_loss, weights=InversionWeights(adv=0.0), augment=Augmentation())
-    inverter = MetaGenerator(generator, loss, steps=2, lr=1e-3, lr_latent=1e-2, lr_outer=5e-3)
+    inverter = MetaGenerator(generator, loss, Settings(2, 1e-3, 1e-2), lr_outer=5e-3)
     reference = copy.deepcopy(generator)
     start = torch.get_rng_state()
     inverter.invert([Colours(), Colours()], 4)
@@ -195,7 +196,7 @@ def test_the_generator_moves_by_the_sum_over_teachers() -> None:
 
     for seed in torch.randint(2**62, (2,)).tolist():  # of each teacher
         torch.manual_seed(seed)
-        descent = descend(copy.deepcopy(reference), loss_of, 12, 2, 1e-3, 1e-2)
+        descent = descend(copy.deepcopy(reference), loss_of, 12, Settings(2, 1e-3, 1e-2))
         total = [one + other for one, other in zip(total, descent.gradient, strict=True)]
     optimizer = torch.optim.Adam(reference.parameters(), lr=5e-3, betas=(0.5, 0.999))
     for parameter, gradient in zip(reference.parameters(), total, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.inversion.generator import descend
+from methods.inversion.generator import Settings, descend
 from methods.inversion.meta_generator import LastingGenerator, MetaGenerator
 
 RATE, LATENT_RATE, OUTER_RATE, WEIGHT = 0.1, 0.2, 0.05, 3.0
@@ -45,7 +45,7 @@ def test_what_a_descent_hands_on(seed: int) -> None:
     z0, z1, w2 = by_hand(seed)
     for gradient_of, wanted in (("last", z1), ("sum", z0 + z1), ("difference", WEIGHT - w2)):
         torch.manual_seed(seed)
-        found = descend(Product(), lambda images: images.sum(), 1, 2, RATE, LATENT_RATE, gradient_of)  # type: ignore[arg-type]
+        found = descend(Product(), lambda images: images.sum(), 1, Settings(2, RATE, LATENT_RATE, gradient_of))  # type: ignore[arg-type]
         assert float(found.gradient[0]) == pytest.approx(wanted, rel=1e-6)
 
 
@@ -56,7 +56,7 @@ def test_fomaml_and_reptile_move_the_shared_generator(gradient_of: str, moves: b
     towards = z0 + z1 if gradient_of == "sum" else WEIGHT - w2
     generator = Product()
     loss = lambda teacher, images, labels, learner: images.sum()  # noqa: E731
-    inverter = MetaGenerator(generator, loss, 2, RATE, LATENT_RATE, OUTER_RATE, gradient_of)  # type: ignore[arg-type]
+    inverter = MetaGenerator(generator, loss, Settings(2, RATE, LATENT_RATE, gradient_of), OUTER_RATE)  # type: ignore[arg-type]
     torch.manual_seed(0)
     inverter.invert_labels(Asker(), torch.zeros(1), None)
     assert float(generator.w.detach()) == pytest.approx(WEIGHT - OUTER_RATE * math.copysign(1, towards), rel=1e-6)
@@ -65,7 +65,7 @@ def test_fomaml_and_reptile_move_the_shared_generator(gradient_of: str, moves: b
 def test_a_lasting_generator_goes_on_where_it_was() -> None:
     generator = Product()
     loss = lambda teacher, images, labels, learner: images.sum()  # noqa: E731
-    inverter = LastingGenerator(generator, loss, 2, RATE, LATENT_RATE)  # type: ignore[arg-type]
+    inverter = LastingGenerator(generator, loss, Settings(2, RATE, LATENT_RATE))  # type: ignore[arg-type]
     torch.manual_seed(0)
     inverter.invert_labels(Asker(), torch.zeros(1), None)
     assert float(generator.w.detach()) == pytest.approx(by_hand(0)[2], rel=1e-6)

@@ -25,7 +25,7 @@ class Known(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
-        self.class_ids, self.way = class_ids, len(class_ids)
+        self.class_ids, self.way, self.kind = class_ids, len(class_ids), len(class_ids)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network((images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.inversion.generator import FreshGenerator, InversionWeights
+from methods.inversion.generator import FreshGenerator, InversionWeights, Settings
 from methods.inversion.losses import adversarial_loss
 from methods.inversion.zeroth_order import (
     ZerothOrder,
@@ -119,7 +119,7 @@ def test_inverting_a_black_box_lowers_the_true_loss() -> None:
     def inverted(steps: int) -> Tensor:
         torch.manual_seed(0)
         loss = partial(black_box_loss, weights=weights, augment=lambda x: x, estimator=ZerothOrder(0.01, 20))
-        (batch,), _ = FreshGenerator(torch.device("cpu"), loss, steps, 5e-3, 5e-3).invert([service], 4)
+        (batch,), _ = FreshGenerator(torch.device("cpu"), loss, Settings(steps, 5e-3, 5e-3)).invert([service], 4)
         return F.cross_entropy(service.logits(batch.images), batch.labels)
 
     assert float(inverted(40)) < 0.7 * float(inverted(1))
@@ -135,7 +135,7 @@ def test_a_spent_budget_ends_the_descent_with_what_it_has() -> None:
 
     service.query = limited  # type: ignore[method-assign]
     loss = partial(black_box_loss, weights=InversionWeights(1, 0, 0), augment=lambda x: x, estimator=ZerothOrder(0.01, 4))
-    inverter = FreshGenerator(torch.device("cpu"), loss, 50, 1e-3, 1e-3)
+    inverter = FreshGenerator(torch.device("cpu"), loss, Settings(50, 1e-3, 1e-3))
     (batch,), _ = inverter.invert([service], 2)  # 6 images x 5 queries a step: three whole steps
     assert batch.images.shape == (6, 3, 8, 8)
     assert service.asked <= 100
