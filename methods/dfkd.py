@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.data_free import DataFreeDistillation, PooledDistillation
-from methods.inversion.bn_statistics import record_bn_distances
+from methods.inversion.bn_statistics import record_bn_distances, record_instance_means
 from methods.inversion.contrastive import Contrast
 from methods.inversion.generator import FreshGenerator, InversionWeights, LearnerLogits, Settings, inversion_loss
 from methods.inversion.losses import imbalance, jensen_shannon
@@ -147,14 +147,17 @@ class CMI(PooledDistillation):
         super().__init__(args, device)
         self.contrast = Contrast(self.teacher, self.image_size, args.lr_g, args.cr_T, device)
         self.weights = InversionWeights(args.oh, args.bn, args.adv)
-        self.inverter = FreshGenerator(device, self.loss, Settings(args.g_steps, args.lr_g, args.lr_g))
+        settings = Settings(args.g_steps, args.lr_g, args.lr_g)
+        self.inverter = FreshGenerator(device, self.loss, settings, beside=list(self.contrast.head.parameters()))
 
     def loss(self, teacher: Teacher, images: Tensor, labels: Tensor, student: LearnerLogits | None) -> Tensor:
-        loss = inversion_loss(teacher, images, labels, student, self.weights, self.augmentation)
+        with record_instance_means(teacher.network) as means:
+            loss = inversion_loss(teacher, images, labels, student, self.weights, self.augmentation)
         if not self.args.cr:
             return loss
         self.contrast.learn()  # from the step before
-        return loss + self.args.cr * self.contrast.loss(images)
+        shifted = torch.cat(means, 1)  # how the view that was inverted looks to the teacher
+        return loss + self.args.cr * self.contrast.loss(images, shifted)
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         batch, loss = self.inverter.invert_labels(self.teacher, self.draw_labels(), self.student.logits)

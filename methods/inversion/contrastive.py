@@ -59,12 +59,13 @@ class Contrast:
     def project(self, described: Tensor) -> Tensor:
         return F.normalize(self.head(described))
 
-    def loss(self, images: Tensor) -> Tensor:
+    def loss(self, images: Tensor, shifted: Tensor) -> Tensor:
         """InfoNCE of crops (queries) against shifted views (keys, without gradient), for images (B, C, S, S) in [0, 1].
 
-        The batch's mean, and where there is a bank, the mean over what was drawn of it beside. `learn` takes the head's step.
+        `shifted` (B, D) describes the shifted views. The batch's mean, and where there is a bank, the mean over what was
+        drawn of it beside. `learn` takes the head's step.
         """
-        views = [self.describe(resized_crop(images)), self.describe(shift_and_flip(images))]
+        views = [self.describe(resized_crop(images)), shifted.detach()]
         count = min(NEGATIVES, self.bank.shape[1])
         drawn = self.bank[:, torch.randperm(self.bank.shape[1])[:count]].to(images.device)  # (2, N', D)
         queries, keys = (self.project(torch.cat([view, old])) for view, old in zip(views, drawn, strict=True))

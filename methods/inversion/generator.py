@@ -82,18 +82,21 @@ class Descent:
     gradient: list[Tensor]
 
 
-def descend(generator: Generator, loss_of: Callable[[Tensor], Tensor], count: int, settings: Settings) -> Descent:
+def descend(
+    generator: Generator, loss_of: Callable[[Tensor], Tensor], count: int, settings: Settings, beside: Sequence[Tensor] = ()
+) -> Descent:
     """Take Adam(.5, .999) steps on `generator` (in place) and on `count` fresh latents z ~ N(0, I).
 
     The images kept are those of the step with the lowest loss, chosen on the device without waiting for it.
-    A loss that raises `BudgetSpent` ends the descent early, with what it has; at the first step it is passed on.
+    A loss that raises `BudgetSpent` ends the descent early, with what it has; at the first step it is passed on. Of all else
+    that the loss asks, only the tensors `beside` get gradients.
     """
 
     def forward(z: Tensor) -> tuple[Tensor, Tensor]:
         images = generator(z)  # (count, C, S, S)
         return images, loss_of(images)
 
-    return _descend(forward, list(generator.parameters()), draw_latents(generator, count), settings)
+    return _descend(forward, list(generator.parameters()), draw_latents(generator, count), settings, beside)
 
 
 def draw_latents(generator: Generator, count: int) -> Tensor:
@@ -122,7 +125,11 @@ def descend_together(
 
 
 def _descend(
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]], parameters: list[Tensor], z: Tensor, settings: Settings
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]],
+    parameters: list[Tensor],
+    z: Tensor,
+    settings: Settings,
+    beside: Sequence[Tensor] = (),
 ) -> Descent:
     """Adam steps on `parameters` (in place) and latents from `z`; `forward` gives images (..., B, C, S, S) and losses (...)."""
     device, steps, gradient_of = z.device, settings.steps, settings.gradient_of
@@ -141,7 +148,7 @@ def _descend(
                 raise
             break
         optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward(inputs=[*parameters, z])  # not the learner's
+        loss.sum().backward(inputs=[*parameters, z, *beside])
         for sum_, parameter in zip(total, parameters, strict=True):
             if parameter.grad is not None and (gradient_of == "sum" or (gradient_of == "last" and step == steps - 1)):
                 sum_ += parameter.grad
@@ -165,13 +172,16 @@ class GeneratorInverter:
     """Inverts each teacher by a descent on a generator and latents of its own; `start` says where the generator begins.
 
     together: teachers of one kind that are inverted in one mapped computation, which is for a GPU that small batches leave
-    idle: on a CPU it takes 2.6 times as long. It computes in float32 (`UserError`).
+    idle: on a CPU it takes 2.6 times as long. It computes in float32 (`UserError`). beside: tensors that `loss` trains
+    itself, and that get gradients for it from an inversion of one teacher.
     """
 
-    def __init__(self, loss: InversionLoss, settings: Settings = DEFAULTS, together: int = 1) -> None:
+    def __init__(
+        self, loss: InversionLoss, settings: Settings = DEFAULTS, together: int = 1, beside: Sequence[Tensor] = ()
+    ) -> None:
         if together > 1 and settings.precision != "fp32":  # autocast does not reach into `vmap`
             raise UserError(f"--together {together} computes in fp32: leave out --precision {settings.precision}")
-        self.loss, self.settings, self.together = loss, settings, together
+        self.loss, self.settings, self.together, self.beside = loss, settings, together, beside
 
     def invert(
         self, teachers: Sequence[Any], images_per_class: int, learner: LearnerLogits | None = None
@@ -235,15 +245,26 @@ class GeneratorInverter:
     def _invert_one(self, teacher: Subject, labels: Tensor, learner: LearnerLogits | None) -> tuple[PseudoBatch, Descent]:
         generator = self.start(teacher)
         labels = labels.to(next(generator.parameters()).device)
-        descent = descend(generator, lambda images: self.loss(teacher, images, labels, learner), len(labels), self.settings)
+
+        def loss_of(images: Tensor) -> Tensor:
+            return self.loss(teacher, images, labels, learner)
+
+        descent = descend(generator, loss_of, len(labels), self.settings, self.beside)
         return PseudoBatch(descent.images, labels, teacher.class_ids), descent
 
 
 class FreshGenerator(GeneratorInverter):
     """Every teacher is inverted with a newly initialised generator of images of the teacher's own size."""
 
-    def __init__(self, device: torch.device, loss: InversionLoss, settings: Settings = DEFAULTS, together: int = 1) -> None:
-        super().__init__(loss, settings, together)
+    def __init__(
+        self,
+        device: torch.device,
+        loss: InversionLoss,
+        settings: Settings = DEFAULTS,
+        together: int = 1,
+        beside: Sequence[Tensor] = (),
+    ) -> None:
+        super().__init__(loss, settings, together, beside)
         self.device = device
 
     def start(self, teacher: Subject) -> Generator:

@@ -53,7 +53,8 @@ def test_the_bank_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     contrast = Contrast(teacher, 16, 1e-3, 0.2, torch.device("cpu"))
     images = torch.rand(4, 3, 16, 16, requires_grad=True)
     assert contrast.describe(images).shape == (4, 4 * 32)
-    first = contrast.loss(images)
+    shifted = contrast.describe(images.roll(1, 3))
+    first = contrast.loss(images, shifted)
     first.backward()
     assert float(images.grad.abs().sum()) > 0
     before = contrast.head[0].weight.detach().clone()
@@ -62,7 +63,9 @@ def test_the_bank_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         contrast.remember(images)
     assert contrast.bank.shape == (2, 10, 128)  # the oldest have left
-    assert float(contrast.loss(images).detach()) > float(first.detach())  # more others to tell apart, and their own term
+    assert float(contrast.loss(images, shifted).detach()) > float(
+        first.detach()
+    )  # more others to tell apart, and their own term
     other = Contrast(teacher, 16, 1e-3, 0.2, torch.device("cpu"))
     other.load_state_dict(contrast.state_dict())
     assert torch.equal(other.bank, contrast.bank)
