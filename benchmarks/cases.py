@@ -72,9 +72,9 @@ def plain_normalise(images: Tensor) -> Tensor:
     return (images - MEAN.to(images)) / STD.to(images)
 
 
-def learner(dtype: torch.dtype = torch.float32) -> Learner:
+def learner(dtype: torch.dtype = torch.float32, arch: str = "conv4") -> Learner:
     torch.manual_seed(1)
-    made = Learner(LearnerSpec("conv4", WAY, SIZE, *CIFAR), torch.device("cpu"))
+    made = Learner(LearnerSpec(arch, WAY, SIZE, *CIFAR), torch.device("cpu"))
     if dtype == torch.float64:
         made.network.double()
         made.params = {name: value.detach().double().requires_grad_() for name, value in made.params.items()}
@@ -86,31 +86,39 @@ def learner(dtype: torch.dtype = torch.float32) -> Learner:
 
 def outer_steps(quick: bool) -> Iterator[Case]:
     """(a) An outer step over 10 episodes, 5 inner steps; ANIL beside the papers' MAML loop."""
-    count = 2 if quick else 10
-    for method, first_order, shot in (("maml", False, 1), ("maml", True, 1), ("anil", False, 1), ("maml", False, 5)):
-        label = f"outer step, {count} episodes, {method}, {shot}-shot" + (", first order" if first_order else "")
-        yield outer_step(label, method, first_order, shot, count)
+    for method, first_order, shot, arch in (
+        ("maml", False, 1, "conv4"),
+        ("maml", True, 1, "conv4"),
+        ("anil", False, 1, "conv4"),
+        ("maml", False, 5, "conv4"),
+        ("maml", False, 1, "resnet10"),
+        ("maml", False, 5, "resnet10"),
+    ):
+        count = 1 if quick else 10 if arch == "conv4" else 2
+        label = f"outer step, {count} episodes, {arch}, {method}, {shot}-shot" + (", first order" if first_order else "")
+        yield outer_step(label, method, first_order, shot, count, arch)
 
 
-def outer_step(label: str, method: str, first_order: bool, shot: int, count: int) -> Case:
+def outer_step(label: str, method: str, first_order: bool, shot: int, count: int, arch: str) -> Case:
     def episodes(dtype: torch.dtype, how_many: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(2)
         drawn = torch.randn(how_many, WAY * (shot + 15), 3, SIZE, SIZE, dtype=dtype)
         return drawn[:, : WAY * shot], drawn[:, WAY * shot :]
 
     def ours(dtype: torch.dtype = torch.float32, how_many: int = count) -> dict[str, Tensor]:
-        made = learner(dtype)
+        made = learner(dtype, arch)
         metalearner = get_metalearner(method)(made.network)
         support, query = (channels_last(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in episodes(dtype, how_many))
         batch = make_episodes(support, query, WAY)
         return meta_gradient(metalearner, made.params, batch, 5, first_order)[0]
 
     def papers(dtype: torch.dtype = torch.float32, how_many: int = count) -> tuple[Tensor, ...]:
-        made = learner(dtype)
+        made = learner(dtype, arch)
         support, query = episodes(dtype, how_many)
+        network = theirs.plain_conv4 if arch == "conv4" else theirs.as_function(create_model(arch, WAY, SIZE).train().to(dtype))
         labels = [torch.arange(WAY).repeat_interleave(part) for part in (shot, 15)]
         batch = [(s, labels[0], q, labels[1]) for s, q in zip(support, query, strict=True)]
-        return theirs.meta_step(list(made.params.values()), batch, 5, 0.01, first_order)
+        return theirs.meta_step(list(made.params.values()), batch, 5, 0.01, first_order, network)
 
     def difference() -> float:
         one, other = ours(torch.float64, 1), papers(torch.float64, 1)

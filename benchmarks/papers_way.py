@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.registry import CIFAR
 from utils.vision import import_torchvision
 
 Weights = list[Tensor]
+Network = Callable[[Weights, Tensor], Tensor]
 
 
 def plain_conv4(weights: Weights, x: Tensor, running: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
@@ -35,9 +37,17 @@ def plain_conv4(weights: Weights, x: Tensor, running: Sequence[tuple[Tensor, Ten
     return F.linear(x.flatten(1), *weights[16:])
 
 
-def inner_loop(weights: Weights, support: Tensor, labels: Tensor, steps: int, lr: float, first_order: bool) -> Weights:
+def as_function(network: nn.Module) -> Network:
+    """A network as a function of its parameters in order; in training mode the batch's statistics count."""
+    names = [name for name, _ in network.named_parameters()]
+    return lambda weights, x: functional_call(network, dict(zip(names, weights, strict=True)), (x,))
+
+
+def inner_loop(
+    weights: Weights, support: Tensor, labels: Tensor, steps: int, lr: float, first_order: bool, network: Network = plain_conv4
+) -> Weights:
     for _ in range(steps):
-        loss = F.cross_entropy(plain_conv4(weights, support), labels)
+        loss = F.cross_entropy(network(weights, support), labels)
         gradient = torch.autograd.grad(loss, weights, create_graph=True)
         if first_order:
             gradient = tuple(part.detach() for part in gradient)
@@ -46,13 +56,18 @@ def inner_loop(weights: Weights, support: Tensor, labels: Tensor, steps: int, lr
 
 
 def meta_step(
-    weights: Weights, episodes: Sequence[tuple[Tensor, ...]], steps: int, lr: float, first_order: bool
+    weights: Weights,
+    episodes: Sequence[tuple[Tensor, ...]],
+    steps: int,
+    lr: float,
+    first_order: bool,
+    network: Network = plain_conv4,
 ) -> tuple[Tensor, ...]:
     """The gradient of the mean query loss: one episode after another, one backward pass through all at the end."""
     losses, right = [], 0.0
     for support, support_labels, query, query_labels in episodes:
-        fast = inner_loop(weights, support, support_labels, steps, lr, first_order)
-        logits = plain_conv4(fast, query)
+        fast = inner_loop(weights, support, support_labels, steps, lr, first_order, network)
+        logits = network(fast, query)
         losses.append(F.cross_entropy(logits, query_labels))
         right += (logits.argmax(1) == query_labels).float().mean().item()
     return torch.autograd.grad(torch.stack(losses).mean(), weights)
