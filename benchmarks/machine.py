@@ -13,13 +13,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's work included."""
+def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Wall-clock seconds of a call, the device's work included: the mean of `calls` calls, one after another."""
     wait(device)
     start = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     wait(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:

@@ -151,12 +151,12 @@ def _picture(path: Path) -> dict[str, Any]:
 
 
 def _curves(runs: Sequence[Run], against: str) -> str:
-    """meta_val accuracy of the runs against "seconds" or "iteration", as data of a picture."""
+    """Accuracy of the runs at each look against "seconds" or "iteration", as data of a picture."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for run in runs:
         draw_looks(axes, run.looks, against, run.name)
-    axes.set(xlabel="minutes" if against == "seconds" else "iteration", ylabel="accuracy on meta_val in %")
+    axes.set(xlabel="minutes" if against == "seconds" else "iteration", ylabel="accuracy at each look in %")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
