@@ -51,7 +51,7 @@ def test_a_prediction_does_not_depend_on_the_other_queries(run: Path, folders: t
     alone = torch.cat([classifier.predict_proba(image[None]) for image in queries])
     assert torch.allclose(together, alone, atol=1e-4)
     other = FewShotClassifier.load(run, transductive=True).fit(read_images(paths, 16), labels)
-    assert not torch.allclose(other.predict_proba(queries), together, atol=1e-4)
+    assert not torch.allclose(other.predict_proba(queries).log(), together.log(), atol=1e-2)  # probabilities near 1 are alike
     assert classifier.predict(queries) == [classifier.classes[i] for i in together.argmax(1).tolist()]
 
 
