@@ -26,7 +26,7 @@ class HttpServer:
 
     def __init__(self, url: str, retry: urllib3.Retry = RETRY) -> None:
         self.url = url.rstrip("/")
-        self.http = urllib3.PoolManager(timeout=urllib3.Timeout(CONNECT_SECONDS, READ_SECONDS), retries=retry)
+        self.http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), retries=retry)
 
     def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
         """The response of `path`. Raises `UserError` naming the URL."""
