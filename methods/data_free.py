@@ -90,7 +90,7 @@ class DataFreeDistillation(ClassificationMethod):
                 wanted = self.teacher(images)
             loss, outputs = self.student.update(images, wanted, self.difference)
             losses += loss
-            same += (outputs.argmax(1) == wanted.argmax(1)).float().mean()
+            same += (outputs.argmax(1) == wanted.argmax(1)).to(outputs.dtype).mean()
         return {"distillation_loss": float(losses) / steps, "agreement": float(same) / steps}
 
     @torch.no_grad()

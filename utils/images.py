@@ -14,8 +14,8 @@ from utils.vision import import_torchvision
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (..., C, H, W) to float32 in [0, 1]."""
-    return images.float().div_(255.0)
+    """uint8 (..., C, H, W) to floats in [0, 1], of the default dtype."""
+    return images.to(torch.get_default_dtype()).div_(255.0)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,7 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     """(x - mean) / std per channel, for images (..., C, H, W) in [0, 1] or uint8; float, in the layout of `images`."""
     white = 1.0
     if images.dtype == torch.uint8:
-        images, white = images.float(), 255.0
+        images, white = images.to(torch.get_default_dtype()), 255.0
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), white, images.dtype, images.device)
     if images.ndim == 4 and is_channels_last(images):
         rows = images.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * C), a view: arithmetic is fast on long rows alone

@@ -79,7 +79,7 @@ class LearnersStudent(Student):
         batches = torch.randperm(len(images))[: len(images) // batch_size * batch_size].view(-1, batch_size)
         for chosen in tqdm(batches, desc="distillation", unit="batch", leave=False):
             some = chosen.to(images.device)
-            total += self.update(images[some], targets[some].float(), loss_of)[0]
+            total += self.update(images[some], targets[some].to(torch.get_default_dtype()), loss_of)[0]
             self.schedule.step()
         return float(total) / len(batches)
 

@@ -31,7 +31,7 @@ def accuracy_of(distances: Tensor) -> Tensor:
     """Share of queries nearest to their own class, per episode: (E, N*Q, N) to (E,)."""
     _, queries, way = distances.shape
     labels = torch.arange(way, device=distances.device).repeat_interleave(queries // way)
-    return (distances.argmin(2) == labels).float().mean(1)
+    return (distances.argmin(2) == labels).to(distances.dtype).mean(1)
 
 
 def pixel_floor(exam: Exam, device: torch.device) -> Score:

@@ -161,7 +161,7 @@ def _descend(
         best = torch.where(better, loss, best)
     if before:
         total = [start - parameter.detach() for start, parameter in zip(before, parameters, strict=True)]
-    return Descent(kept.float(), best, total)
+    return Descent(kept.to(z.dtype), best, total)
 
 
 # (teacher, images in [0, 1], labels, learner) -> what a step descends on

@@ -61,7 +61,7 @@ class Metalearner:
             fast = self.adapt(start, support, labels, steps, create_graph)
             logits = self.classify(fast, support, labels, query, way)
             hits = logits.detach().argmax(1) == query_labels
-            return F.cross_entropy(logits, query_labels), hits.float().mean()
+            return F.cross_entropy(logits, query_labels), hits.to(logits.dtype).mean()
 
         tensors = (episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
         if self.execution == "vmap":

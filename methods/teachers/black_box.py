@@ -127,7 +127,7 @@ class BlackBox:
         if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise UserError(f"{self.name} answered {found}; expected probabilities of shape {expected}")
-        answer = answer.to(images.device, torch.float32)
+        answer = answer.to(images.device, torch.get_default_dtype())
         if not bool(torch.isfinite(answer).all()) or bool(((answer.sum(1) - 1).abs() > 0.01).any() | (answer < -1e-4).any()):
             raise UserError(
                 f"{self.name} answered numbers that are no probabilities: they must be finite, from 0, and sum to 1"

@@ -66,7 +66,7 @@ def create_app(pool: TeacherPool, max_batch: int = 1024, token: str | None = Non
         dtype, shape = _form(request, (len(row.mean), row.image_size, row.image_size), max_batch)
         body = await _body(request, math.prod(shape) * np.dtype(dtype).itemsize)
         pixels = torch.from_numpy(np.frombuffer(body, dtype).reshape(shape).copy())
-        images = to_float(pixels) if pixels.dtype == torch.uint8 else pixels
+        images = to_float(pixels) if pixels.dtype == torch.uint8 else pixels.to(torch.get_default_dtype())
         if not bool(torch.isfinite(images).all()):
             raise HTTPException(400, "the images hold NaN or infinite values")
 
