@@ -1,5 +1,10 @@
 """Meta-train a learner, or distil a student, without data: `python main.py --method free --dataset cifar100`."""
 
+if __name__ == "__main__":
+    from utils.interrupts import stop_with_a_sentence
+
+    stop_with_a_sentence()  # before the slow imports
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -145,8 +150,9 @@ def run(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> 
     if args.evaluate:
         report(method, log, training.seconds, "evaluate")
         return
-    training.run()
-    report(method, log, training.elapsed)
+    with log.stoppable(new=not args.resume):
+        training.run()
+        report(method, log, training.elapsed)
     log.close()
     print(f"everything is in {log.folder}")
 

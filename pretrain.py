@@ -4,6 +4,11 @@ With `--full` one teacher of all classes of a set: `python pretrain.py --full --
 `main.py --method scratch` with a file in checkpoints/pretrained at the end.
 """
 
+if __name__ == "__main__":
+    from utils.interrupts import stop_with_a_sentence
+
+    stop_with_a_sentence()  # before the slow imports
+
 import argparse
 import sys
 from collections.abc import Sequence

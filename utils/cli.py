@@ -11,6 +11,7 @@ from typing import NoReturn
 import torch
 
 from utils.errors import Stopped, UserError
+from utils.interrupts import interruptible
 
 # Flags of the papers' code that do nothing here, with the sentence to say once.
 WITHOUT_EFFECT = {
@@ -77,7 +78,9 @@ def exit_with_message(work: Callable[[], None]) -> None:
     """Run `work`; turn a `UserError` into one line on stderr and exit status 2, being stopped into status 130.
 
     So is what the operating system refuses (a full disk, a file without permission); what was whole before is whole still.
+    A stop that `work` does not answer itself came before there was anything to go on with.
     """
+    interruptible()
     try:
         work()
     except Stopped as stop:
@@ -87,7 +90,7 @@ def exit_with_message(work: Callable[[], None]) -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped before the first iteration; nothing is left of this run", file=sys.stderr)
         sys.exit(130)
 
 

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from utils import checkpoint
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.files import write_text
 from utils.images import save_grid
 
@@ -114,6 +115,19 @@ class RunLog:
         if "board" in vars(self):
             self.board.close()
 
+    @contextmanager
+    def stoppable(self, new: bool) -> Iterator[None]:
+        """A stop inside the block says how to go on, or, before there was a checkpoint, takes a `new` directory away again."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if (self.folder / "last.pt").is_file():
+                raise Stopped(f"stopped at once; go on with: python main.py --resume {self.folder}") from None
+            if new:
+                self.close()
+                shutil.rmtree(self.folder)
+            raise
+
 
 class SilentLog(RunLog):
     """The log of a process that is not the first of its job: it reads the run directory and writes nothing into it."""
@@ -129,6 +143,10 @@ class SilentLog(RunLog):
     def save(self, name: str, content: Any) -> None: ...
 
     def result(self, content: Mapping[str, Any], name: str) -> None: ...
+
+    @contextmanager
+    def stoppable(self, new: bool) -> Iterator[None]:
+        yield
 
 
 def _environment() -> dict[str, str]:
