@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Run the tests, making an environment where none is active. Arguments go to pytest.
+# Run the tests on all cores, making an environment where none is active. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt requirements-dev.txt
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # of each worker
 echo "running the tests"
-python -m pytest "$@"
+python -m pytest -n auto --maxprocesses 8 "$@"

@@ -1,7 +1,12 @@
 """Tiny image sets, written by the project's own scripts, and tiny pools of teachers on them."""
 
+import itertools
 import os
-from collections.abc import Callable
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -10,12 +15,17 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from filelock import FileLock
 from PIL import Image
 
+import main
 import pretrain
+from datasets.registry import MIX, SPECS, DatasetSpec
+from datasets.split import load_split
 from methods import get_method, methods_of
-from models import create_classifier
-from utils import checkpoint
+from methods.teachers.manifest import TeacherRow, write_manifest
+from models import create_classifier, create_model
+from utils import checkpoint, cli
 from write_file import (
     write_cifar100_filelist,
     write_CUB_filelist,
@@ -25,14 +35,45 @@ from write_file import (
     write_whole_filelist,
 )
 
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
 IMAGES_PER_CLASS = 8
 WHOLE_CLASSES, WHOLE_TEACHER = 3, "wrn16_1"
 TREES = {"cifar100": "cifar100", "miniimagenet": "Miniimagenet"}
 
 
+FIRST = ("test_distributed", "test_faults", "benchmarks", "examples", "test_docs")  # what takes longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What somebody who is to mend a failure must know."""
+    cpu = Path("/proc/cpuinfo")
+    models = (
+        [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if "model name" in line] if cpu.is_file() else []
+    )
+    terminalreporter.write_line(
+        f"{models[0] if models else platform.processor()} ({torch.backends.cpu.get_cpu_capability()}), {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, {THREADS} threads a worker"
+    )
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line("A test fails that passed elsewhere? Please open an issue with the lines from here up.")
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _few_threads() -> None:
+    torch.set_num_threads(int(THREADS))
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """The whole program in double precision, so that what a test compares does not hang on a processor's rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def write_images(folder: Path, count: int, seed: int, size: tuple[int, int] = (20, 18), suffix: str = "png") -> None:
@@ -76,24 +117,43 @@ def make_data(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Image sets and, below teachers/, the pools that the tests of the methods use. Read only."""
-    root = make_data(tmp_path_factory.mktemp("data"))
+    """Image sets and, below teachers/, the pools that the tests of the methods use, made once for all workers. Read only."""
+    shared = tmp_path_factory.getbasetemp()
+    root = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "data"
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            make_data(root)
+            make_teachers(root)
+    return root
+
+
+def make_untrained_pool(root: Path, spec: DatasetSpec, arch: str) -> None:
+    """A pool of one teacher of three classes, as it was drawn."""
+    folder, classes = root / "teachers" / spec.name / arch / "3way", (0, 1, 2)
+    names = load_split(spec, "meta_train", root).class_names[:3]
+    size = spec.image_size
+    row = TeacherRow(folder / "teacher_000.pth", arch, classes, tuple(names), size, spec.mean, spec.std, spec.name)
+    checkpoint.save({"state_dict": create_model(arch, 3, size).state_dict()}, row.path)
+    write_manifest([row], folder / "teachers.csv")
+
+
+def make_teachers(root: Path) -> None:
     common = ["--data_root", str(root), "--pretrain_epochs", "1"]
     for pool in (["--way_pretrain", "3", "--pre_model_num", "2"], ["--num_class_per_task", "3"]):
         pretrain.main([*common, *pool, "--dataset", "cifar100", "--pre_backbone", "mix", "--image_size", "16"])
         pretrain.main([*common, *pool, "--dataset", "mix", "--pre_backbone", "conv4"])
-    pretrain.main([*common, "--way_pretrain", "3", "--pre_model_num", "1", "--dataset", "mix", "--pre_backbone", "mix"])
     pretrain.main([*common, "--way_pretrain", "3", "--pre_model_num", "2", "--dataset", "miniimagenet", "--image_size", "16"])
     torch.manual_seed(0)
+    for name, arch in itertools.product(MIX, ("resnet10", "resnet18")):  # large ones need no training
+        make_untrained_pool(root, SPECS[name], arch)
     network = create_classifier(WHOLE_TEACHER, WHOLE_CLASSES, 16)
     checkpoint.save({"state_dict": network.state_dict()}, root / "teachers" / f"{WHOLE_TEACHER}.pth")
-    return root
 
 
 TINY = """
     --image_size 16 --way_pretrain 3 --way_train 3 --way_test 3 --num_qur_train 2 --num_qur_test 2 --episode_test 4
-    --episode_val 3 --inner_update_num 1 --test_inner_update_num 2 --episode_batch 2 --threads 1
-""".split()
+    --episode_val 3 --inner_update_num 1 --test_inner_update_num 2 --episode_batch 2 --threads THREADS
+""".replace("THREADS", THREADS).split()
 TINY_REPLAY = "--inversion_steps 2 --bn 0.1 --teacher_batch 2 --patience 1 --augment"
 TINY_OWN = {
     "free": f"--warmup 0 --num_qur_kd 8 {TINY_REPLAY}",
@@ -106,7 +166,7 @@ TINY_OWN = {
     ),
     **dict.fromkeys(("fast", "fast_meta"), "--kd_steps 1 --ep_steps 2 --g_steps 2 --warmup 0"),
 }
-TINY_WHOLE = "--dataset cifar10 --image_size 16 --batch_size 8 --threads 1 --student wrn16_1"
+TINY_WHOLE = f"--dataset cifar10 --image_size 16 --batch_size 8 --threads {THREADS} --student wrn16_1"
 
 
 @pytest.fixture(name="write_images")
@@ -166,3 +226,66 @@ def papers_conv4() -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor
         return renamed
 
     return rename
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """wait_until(happened, alive): wait for what must happen, however slow the machine; ten minutes are a hang.
+
+    `alive` says whether it can still happen.
+    """
+
+    def wait(happened: Callable[[], bool], alive: Callable[[], bool] = lambda: True) -> None:
+        deadline = time.monotonic() + 600
+        while not happened():
+            assert alive(), "it ended before that happened"
+            assert time.monotonic() < deadline, "nothing happened for ten minutes"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def in_a_child(tmp_path: Path) -> Callable[..., int]:
+    """in_a_child(argv, before): the exit status of `main.py argv` in a fork of this process (-9 when it was killed).
+
+    `before` runs first in the child alone: there it may lay traps. What the child says on stderr is in `tmp_path/said`.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+
+    def run(argv: list[str], before: Callable[[], None] = lambda: None) -> int:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+                sys.stderr = (tmp_path / "said").open("w", buffering=1)
+                before()
+                cli.exit_with_message(lambda: main.main(argv))
+                status = 0
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return run
+
+
+def kill_after(calls: int) -> None:
+    """End this process, as a power cut would, when so many functions of Python have been called."""
+    left = calls
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal left
+        left -= event == "call"
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+
+
+@pytest.fixture(name="kill_after")
+def _kill_after() -> Callable[[int], None]:
+    return kill_after

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 import main
 import pretrain
 from methods import METHODS, get_method, methods_of
+from methods.loop import Training
 from utils import checkpoint, cli
 from utils.errors import UserError
 
@@ -200,26 +200,27 @@ def assert_same(one: object, other: object) -> None:
         assert one == other
 
 
+def killed_when_saved(times: int) -> None:
+    """Kill this process as soon as it has saved a checkpoint so many times."""
+    save, saved = Training.save, itertools.count(1)
+
+    def save_and_die(self: Training) -> None:
+        save(self)
+        if next(saved) == times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Training.save = save_and_die  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).STATE])
-def test_a_killed_run_goes_on_bit_for_bit(method: str, flags_for: Flags, tmp_path: Path) -> None:
-    flags = [*flags_for(method, 6), "--no_floors"]
+def test_a_killed_run_goes_on_bit_for_bit(
+    method: str, flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path
+) -> None:
+    flags = [*flags_for(method, 3), "--no_floors"]
     main.main([*flags, "--run_name", "whole"])
     killed = tmp_path / "runs" / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *flags, "--run_name", "killed"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"TQDM_DISABLE": "1"},
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (killed / "last.pt").is_file() and time.monotonic() < deadline:
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert (killed / "last.pt").is_file()
-    assert not (killed / "result.json").exists(), "the run ended before it was killed"
+    assert in_a_child([*flags, "--run_name", "killed"], lambda: killed_when_saved(1)) == -signal.SIGKILL
+    assert checkpoint.load(killed / "last.pt")["iteration"] == 1
     main.main(["--resume", str(killed)])
     for one, other in zip(state_of(tmp_path / "runs" / "whole"), state_of(killed), strict=True):
         assert_same(one, other)
@@ -228,9 +229,9 @@ def test_a_killed_run_goes_on_bit_for_bit(method: str, flags_for: Flags, tmp_pat
     assert results[0].get("episodes") == results[1].get("episodes")
 
 
-def test_a_polite_stop_leaves_a_checkpoint(flags_for: Flags, tmp_path: Path) -> None:
+def test_a_polite_stop_leaves_a_checkpoint(flags_for: Flags, tmp_path: Path, wait_until: Callable[..., None]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "main.py", *flags_for("free"), "--epochs", "500", "--run_name", "stopped"],
+        [sys.executable, "main.py", *flags_for("free"), "--epochs", "100000", "--run_name", "stopped"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -238,14 +239,71 @@ def test_a_polite_stop_leaves_a_checkpoint(flags_for: Flags, tmp_path: Path) -> 
         env=os.environ | {"TQDM_DISABLE": "1"},
     )
     run = tmp_path / "runs" / "stopped"
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    try:
+        wait_until((run / "metrics.jsonl").is_file, lambda: process.poll() is None)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert f"--resume {run}" in errors
     assert checkpoint.load(run / "last.pt")["iteration"] >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["utils.cli.prepare_machine", "methods.chorus.Chorus.prepare"])
+def test_a_stop_before_the_first_iteration_leaves_nothing(
+    moment: str, number: int, flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path
+) -> None:
+    """While teachers are read, or images made: one sentence, and no folder that blocks the name."""
+
+    def signalled_there() -> None:
+        pytest.MonkeyPatch().setattr(moment, lambda *_: os.kill(os.getpid(), number))
+
+    assert in_a_child([*flags_for("chorus"), "--run_name", "mine"], signalled_there) == 130
+    assert (tmp_path / "said").read_text() == "stopped before the first iteration; nothing is left of this run\n"
+    assert not (tmp_path / "runs" / "mine").exists()
+
+
+def test_a_second_signal_acts_at_once(flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path) -> None:
+    """In the second iteration the patience is over: what the first one left is whole, and the sentence says how to go on."""
+
+    def signalled_twice() -> None:
+        train = get_method("real").train_iteration
+
+        def impatient(self: object, iteration: int) -> dict[str, float]:
+            if iteration == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return train(self, iteration)
+
+        get_method("real").train_iteration = impatient  # type: ignore[method-assign]
+
+    assert in_a_child([*flags_for("real", 5), "--run_name", "mine"], signalled_twice) == 130
+    run = tmp_path / "runs" / "mine"
+    assert f"stopped at once; go on with: python main.py --resume {run}" in (tmp_path / "said").read_text()
+    assert checkpoint.load(run / "last.pt")["iteration"] == 1
+
+
+@pytest.mark.parametrize("program", ["main", "pretrain"])
+def test_a_signal_while_the_imports_run_gives_a_sentence(program: str, tmp_path: Path) -> None:
+    """The first thing that a program does, before the slow imports, is to be ready for a signal."""
+    tripped = f"""
+import os, runpy, signal, sys
+from utils import interrupts
+
+ready = interrupts.stop_with_a_sentence
+
+def signalled() -> None:
+    assert "torch" not in sys.modules
+    ready()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+interrupts.stop_with_a_sentence = signalled
+runpy.run_path("{program}.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", tripped], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "stopped before anything began\n")
 
 
 def test_evaluate_again_at_another_way_and_shot(flags_for: Flags, tmp_path: Path) -> None:

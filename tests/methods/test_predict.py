@@ -11,6 +11,7 @@ from methods.predict import FewShotClassifier, read_images
 from utils import checkpoint
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("float64")
 Flags = Callable[..., list[str]]
 
 
@@ -49,7 +50,7 @@ def test_a_prediction_does_not_depend_on_the_other_queries(run: Path, folders: t
     classifier = FewShotClassifier.load(run).fit(read_images(paths, 16), labels)
     together = classifier.predict_proba(queries)
     alone = torch.cat([classifier.predict_proba(image[None]) for image in queries])
-    assert torch.allclose(together, alone, atol=1e-4)
+    assert torch.allclose(together, alone, rtol=1e-9)
     other = FewShotClassifier.load(run, transductive=True).fit(read_images(paths, 16), labels)
     assert not torch.allclose(other.predict_proba(queries).log(), together.log(), atol=1e-2)  # probabilities near 1 are alike
     assert classifier.predict(queries) == [classifier.classes[i] for i in together.argmax(1).tolist()]
@@ -67,7 +68,7 @@ def test_it_is_the_learner_of_the_exam(run: Path, flags_for: Flags) -> None:
     labels = [name for name in "abc" for _ in range(2)]
     probabilities = classifier.fit(support[0], labels).predict_proba(query[0])
     wanted = -probabilities[torch.arange(9), torch.arange(3).repeat_interleave(3)].log().mean()
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-4)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
 
 
 def test_what_is_wrong_is_said(run: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from methods import get_method, tgr
 from methods.inversion.subjects import PseudoBatch
 from methods.tgr import TGR
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def build(tiny: list[str], *more: str) -> TGR:
     own = "--method tgr --dataset cifar100 --inversion_steps 1 --num_recover 4 --probe_images 7 --probe_steps 1"
@@ -44,7 +46,7 @@ def test_the_weights_of_the_two_terms_are_used(tiny: list[str]) -> None:
 
     truth, imitation = loss("--kd_loss_weight", "0"), loss("--gt_loss_weight", "0")
     assert truth > 0 < imitation
-    assert loss("--gt_loss_weight", "2", "--kd_loss_weight", "3") == pytest.approx(2 * truth + 3 * imitation, rel=1e-5)
+    assert loss("--gt_loss_weight", "2", "--kd_loss_weight", "3") == pytest.approx(2 * truth + 3 * imitation, rel=1e-9)
 
 
 def test_an_iteration_stays_within_one_group(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

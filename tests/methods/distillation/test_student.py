@@ -8,6 +8,7 @@ from methods.distillation.student import LearnersStudent
 from methods.metalearners.learner import Learner, LearnerSpec
 from utils.images import to_uint8
 
+pytestmark = pytest.mark.usefixtures("float64")
 DEVICE = torch.device("cpu")
 
 
@@ -19,7 +20,7 @@ def learner(arch: str = "conv4", outputs: int = 6, global_pool: bool = False) ->
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     images = to_uint8(torch.rand(64, 3, 16, 16) * torch.rand(64, 3, 1, 1))
-    return images, images.float().mean((2, 3)).repeat(1, 2) / 255
+    return images, images.to(torch.float64).mean((2, 3)).repeat(1, 2) / 255
 
 
 def test_a_student_learns_what_it_is_told() -> None:
@@ -39,9 +40,9 @@ def test_the_learner_computes_what_the_student_does_in_evaluation(arch: str, glo
     x = torch.rand(5, 3, 16, 16)
     with torch.no_grad():
         wanted = student.network(student.learner.prepare(x))
-        assert torch.allclose(student.learner.logits(x), wanted, atol=1e-4)
+        assert torch.allclose(student.learner.logits(x), wanted, rtol=1e-9, atol=1e-12)
         alone = torch.cat([student.learner.logits(image[None]) for image in x])
-    assert torch.allclose(alone, wanted, atol=1e-4)  # no image depends on its neighbours
+    assert torch.allclose(alone, wanted, rtol=1e-9, atol=1e-12)  # no image depends on its neighbours
 
 
 def test_going_on_is_as_if_never_stopped() -> None:
@@ -64,23 +65,23 @@ def test_going_on_is_as_if_never_stopped() -> None:
 
 def test_regression_is_one_for_knowing_the_mean_alone() -> None:
     targets = torch.randn(200, 5) * 3 + 1
-    assert float(regression(targets.mean(0).expand_as(targets), targets)) == pytest.approx(1.0, abs=1e-4)
+    assert float(regression(targets.mean(0).expand_as(targets), targets)) == pytest.approx(1.0, abs=1e-9)
     assert float(regression(targets, targets)) == 0
 
 
 def test_relational_by_hand_and_blind_to_turning_and_scale() -> None:
     torch.manual_seed(0)
-    targets = torch.randn(7, 4, dtype=torch.float64)
-    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    targets = torch.randn(7, 4)
+    turn = torch.linalg.qr(torch.randn(4, 4))[0]
     assert float(relational(3 * targets @ turn + 1, targets)) < 1e-9
-    outputs, total = torch.randn(7, 3, dtype=torch.float64), 0.0
+    outputs, total = torch.randn(7, 3), 0.0
     s, t = (F.normalize(values - values.mean(0)) for values in (outputs, targets))
     for b in range(7):
         others = [i for i in range(7) if i != b]
         p = torch.softmax(torch.stack([t[b] @ t[i] for i in others]) / 0.1, 0)
         q = torch.softmax(torch.stack([s[b] @ s[i] for i in others]) / 0.1, 0)
         total += float((p * (p / q).log()).sum()) / 7
-    assert float(relational(outputs, targets)) == pytest.approx(total)
+    assert float(relational(outputs, targets)) == pytest.approx(total, rel=1e-9)
 
 
 def test_a_fixed_learner_can_be_adapted() -> None:

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from methods.inversion.contrastive import BANK_SIZE, Contrast, info_nce, resized_crop
 from models import create_model
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 class Teacher:
     class_ids, way, image_size = (0, 1), 2, 16
@@ -19,11 +21,11 @@ class Teacher:
 
 def test_a_stretched_crop_shows_a_part_of_the_image() -> None:
     torch.manual_seed(0)
-    assert torch.allclose(resized_crop(torch.full((4, 3, 8, 8), 0.3)), torch.full((4, 3, 8, 8), 0.3), atol=1e-5)
+    assert torch.allclose(resized_crop(torch.full((4, 3, 8, 8), 0.3)), torch.full((4, 3, 8, 8), 0.3), rtol=1e-9)
     ramp = torch.linspace(0, 1, 32).expand(64, 3, 32, 32)
     crops = resized_crop(ramp)
-    assert float(crops.min()) >= -1e-5
-    assert float(crops.max()) <= 1 + 1e-5
+    assert float(crops.min()) >= -1e-9
+    assert float(crops.max()) <= 1 + 1e-9
     across = crops[:, 0, 0].amax(1) - crops[:, 0, 0].amin(1)  # how much of the side each crop shows
     assert 0.4 < float(across.min()) < 0.6
     assert float(across.max()) > 0.9
@@ -44,7 +46,7 @@ def test_info_nce_by_loops() -> None:
     for i in range(5):
         scores = [float(queries[i] @ keys[j]) / 0.2 for j in range(5)]
         wanted.append(-scores[i] + float(torch.tensor(scores).exp().sum().log()))
-    assert torch.allclose(info_nce(queries, keys, 0.2), torch.tensor(wanted), atol=1e-5)
+    assert torch.allclose(info_nce(queries, keys, 0.2), torch.tensor(wanted), rtol=1e-9)
 
 
 def test_the_bank_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:

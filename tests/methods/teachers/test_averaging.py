@@ -6,6 +6,8 @@ from methods.teachers.averaging import aligned
 from models import create_model
 from models.backbone import Backbone
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def network(arch: str, seed: int) -> Backbone:
     torch.manual_seed(seed)
@@ -13,7 +15,7 @@ def network(arch: str, seed: int) -> Backbone:
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return built.double()
+    return built
 
 
 def shuffled(source: Backbone) -> dict[str, torch.Tensor]:
@@ -38,11 +40,11 @@ ARCHITECTURES = ["conv4", "resnet10", "resnet18", "resnet50"]
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_shuffled_network_is_put_back_in_order(arch: str) -> None:
     """Shuffling must not change what it computes (so the groups are right), and aligning must undo it exactly."""
-    source, x = network(arch, 0), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    source, x = network(arch, 0), torch.rand(2, 3, 32, 32)
     params = dict(source.named_parameters())
     mixed = shuffled(source)
     assert any(not torch.equal(mixed[name], value) for name, value in params.items())
-    assert torch.allclose(functional_call(source, mixed, (x,)), source(x), atol=1e-8)
+    assert torch.allclose(functional_call(source, mixed, (x,)), source(x), rtol=1e-9, atol=1e-12)
     found = aligned(mixed, params, source.channels())
     assert all(torch.equal(found[name], value) for name, value in params.items())
 
@@ -50,10 +52,10 @@ def test_a_shuffled_network_is_put_back_in_order(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_aligning_changes_no_function_and_brings_networks_nearer(arch: str) -> None:
     one, other = network(arch, 0), network(arch, 1)
-    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    x = torch.rand(2, 3, 32, 32)
     params, target = dict(other.named_parameters()), dict(one.named_parameters())
     found = aligned(params, target, one.channels())
-    assert torch.allclose(functional_call(other, found, (x,)), other(x), atol=1e-8)
+    assert torch.allclose(functional_call(other, found, (x,)), other(x), rtol=1e-9, atol=1e-12)
 
     def gap(state: dict) -> float:
         return float(sum((state[name] - target[name]).square().sum() for name in target if "head" not in name))

@@ -10,6 +10,8 @@ from methods.teachers.manifest import as_place, read_manifest
 from methods.teachers.pool import TeacherPool
 from utils.errors import BudgetSpent, UserError
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 class Given:
     """A service that answers what it is told to."""
@@ -35,7 +37,7 @@ def test_nothing_but_answers_gets_out() -> None:
     images = torch.rand(2, 3, 2, 2, requires_grad=True)
     answer = service.query(images)
     assert not answer.requires_grad
-    assert torch.allclose(answer.sum(1), torch.ones(2))
+    assert torch.allclose(answer.sum(1), torch.ones(2), rtol=1e-9)
     assert list(vars(service)) == ["query"]
 
 
@@ -68,7 +70,7 @@ def test_images_are_sent_at_the_service_size_and_in_its_type() -> None:
     service.query(images)
     assert service.service.seen.shape == (3, 3, 8, 8)  # type: ignore[attr-defined]
     levels = 255 * service.service.seen  # type: ignore[attr-defined]
-    assert torch.allclose(levels, levels.round(), atol=1e-4)
+    assert torch.allclose(levels, levels.round(), atol=1e-9)
     assert torch.equal(box(HALVES).as_sent(images), images)
 
 
@@ -92,7 +94,7 @@ def test_a_pool_serves_its_teachers_as_black_boxes(data_root: Path) -> None:
     images, meter = torch.rand(2, 3, 16, 16), Meter()
     black = pool.black_box(1, meter)
     assert black.class_ids == pool[1].class_ids
-    assert torch.allclose(black.query(images), pool[1](images).softmax(1), atol=1e-6)
+    assert torch.allclose(black.query(images), pool[1](images).softmax(1), rtol=1e-9)
 
 
 OWN = """

@@ -8,6 +8,8 @@ import torch
 from methods.teachers.groups import GROUPINGS, dissimilarity, mean_between, show_groups
 from methods.teachers.manifest import TeacherRow
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def test_dissimilarity_by_hand() -> None:
     """Two layers of two filters; eps is a thousandth of a layer's mean."""
@@ -16,7 +18,7 @@ def test_dissimilarity_by_hand() -> None:
     e = 0.002  # the mean of both layers is 2
     share_a, share_b = torch.tensor([1, 3]) / (4 + e), torch.tensor([3, 1]) / (4 + e)
     cosine = float(share_a @ share_b / (share_a.norm() * share_b.norm()))  # 6 / 10
-    assert float(matrix[0, 1]) == pytest.approx(1 - (cosine + 1) / 2, abs=1e-6)
+    assert float(matrix[0, 1]) == pytest.approx(1 - (cosine + 1) / 2, abs=1e-9)
     assert torch.equal(matrix, matrix.T)
     assert matrix.diagonal().tolist() == [0, 0]
 
@@ -26,7 +28,7 @@ def test_layers_that_one_of_a_pair_lacks_are_left_out() -> None:
     full = [[torch.rand(4), torch.rand(4)] for _ in range(3)]
     lacking = [[layers[0], torch.full((4,), torch.nan)] if i == 0 else layers for i, layers in enumerate(full)]
     matrix, first = dissimilarity(lacking), dissimilarity([[layers[0]] for layers in full])
-    assert torch.allclose(matrix[0], first[0], atol=1e-6)
+    assert torch.allclose(matrix[0], first[0], atol=1e-9)
     assert float((matrix[1, 2] - first[1, 2]).abs()) > 1e-4
     assert not matrix.isnan().any()
 

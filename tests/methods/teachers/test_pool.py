@@ -14,6 +14,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.images import to_float
 
+pytestmark = pytest.mark.usefixtures("float64")
 DEVICE = torch.device("cpu")
 
 
@@ -45,7 +46,7 @@ def test_the_answering_twin_answers_alike_and_is_no_part_of_the_teacher(data_roo
     assert twin is not teacher
     assert twin is teacher.answering
     assert twin.class_ids == teacher.class_ids
-    assert torch.allclose(twin(images), teacher(images), atol=1e-5)
+    assert torch.allclose(twin(images), teacher(images), rtol=1e-9, atol=1e-12)
     assert list(teacher.state_dict()) == names
 
 
@@ -143,7 +144,7 @@ def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFi
             else ("cifar100/#040", "cifar100/#002", "cifar100/#011")
         )
         assert pool.rows[0].class_keys == wanted
-        assert torch.allclose(pool[0](x), network(pool[0].prepare(x)), atol=1e-6)
+        assert torch.allclose(pool[0](x), network(pool[0].prepare(x)), rtol=1e-9, atol=1e-12)
     assert pool.rows[1].class_ids == (63,)  # 64 classes: two outputs of the last teacher are spare
     assert pool[1](x).shape == (2, 1)
     order = tmp_path / "order.txt"

@@ -12,10 +12,12 @@ from methods.teachers.probes import PROBES, Embedding, embed, fisher_embedding
 from models import create_model
 from utils import seed
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def network(outputs: int) -> nn.Module:
     torch.manual_seed(0)
-    net = create_model("conv4", outputs, 16).double().eval()
+    net = create_model("conv4", outputs, 16).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -27,7 +29,7 @@ def network(outputs: int) -> nn.Module:
 def one_by_one(net: nn.Module, images: torch.Tensor, labels: list[list[int]], weights: list[list[float]]) -> Embedding:
     """Squared gradients of each image and label, averaged over each filter, by a plain loop."""
     convolutions = [module.weight for module in net.modules() if isinstance(module, nn.Conv2d)]
-    total = [torch.zeros(len(weight), dtype=torch.float64) for weight in convolutions]
+    total = [torch.zeros(len(weight)) for weight in convolutions]
     for image, some_labels, some_weights in zip(images, labels, weights, strict=True):
         for label, weight in zip(some_labels, some_weights, strict=True):
             gradients = torch.autograd.grad(-F.log_softmax(net(image[None]), 1)[0, label], convolutions)
@@ -37,30 +39,30 @@ def one_by_one(net: nn.Module, images: torch.Tensor, labels: list[list[int]], we
 
 
 def test_fisher_is_the_mean_of_squared_gradients_not_the_square_of_the_mean() -> None:
-    net, images = network(3), torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    net, images = network(3), torch.randn(5, 3, 16, 16)
     chances = F.softmax(net(images), 1).tolist()
     wanted = one_by_one(net, images, [[0, 1, 2]] * 5, chances)
     found = fisher_embedding(net, images, torch.Generator())
     for ours, theirs in zip(found, wanted, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-8)
+        assert torch.allclose(ours, theirs, rtol=1e-9)
 
 
 def test_with_many_outputs_a_label_is_drawn_for_each_image() -> None:
-    net, images = network(17), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    net, images = network(17), torch.randn(4, 3, 16, 16)
     found = fisher_embedding(net, images, seed.generator(3))
     drawn = torch.multinomial(F.softmax(net(images), 1), 1, generator=seed.generator(3)).tolist()
     for ours, theirs in zip(found, one_by_one(net, images, drawn, [[1.0]] * 4), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-8)
+        assert torch.allclose(ours, theirs, rtol=1e-9)
 
 
 def test_chunks_and_the_order_of_images_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher that lists its classes in another order gives the same images in another order."""
-    net, images = network(3), torch.randn(6, 3, 16, 16, dtype=torch.float64)
+    net, images = network(3), torch.randn(6, 3, 16, 16)
     whole = fisher_embedding(net, images, torch.Generator())
     monkeypatch.setattr("methods.teachers.probes.GRADIENTS_AT_ONCE", 1)
     turned = fisher_embedding(net, images.flip(0), torch.Generator())
     for one, other in zip(whole, turned, strict=True):
-        assert torch.allclose(one, other, rtol=1e-8)
+        assert torch.allclose(one, other, rtol=1e-9)
 
 
 def test_the_pool_supplies_three_probes_and_none_judges_itself(data_root: Path) -> None:

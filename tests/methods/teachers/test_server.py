@@ -136,6 +136,7 @@ class Faulty(BaseHTTPRequestHandler):
 
     plan: list[tuple[int, dict[str, str], bytes]]
     asked = 0
+    hold: threading.Event
 
     def do_GET(self) -> None:
         model = {"name": "m", "class_names": ["a", "b"], "image_size": 8, "dataset": "x", "fingerprint": ""}
@@ -149,7 +150,7 @@ class Faulty(BaseHTTPRequestHandler):
 
     def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         if status == 0:
-            time.sleep(0.5)  # longer than the client waits
+            self.hold.wait(600)  # longer than the client does
             return
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
@@ -163,10 +164,11 @@ class Faulty(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def faulty() -> Iterator[tuple[type[Faulty], str]]:
-    handler = type("Planned", (Faulty,), {})
+    handler = type("Planned", (Faulty,), {"hold": threading.Event()})
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield handler, f"http://127.0.0.1:{running.server_port}"
+    handler.hold.set()
     running.shutdown()
 
 
@@ -175,7 +177,7 @@ ANSWER = (200, {"X-Shape": "2,2"}, torch.full((2, 2), 0.5).numpy().tobytes())
 
 def test_failures_that_pass_are_waited_out(faulty: tuple[type[Faulty], str], monkeypatch: pytest.MonkeyPatch) -> None:
     handler, url = faulty
-    monkeypatch.setattr(client, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(client, "READ_SECONDS", 1.0)
     handler.plan = [(503, {}, b"busy"), (0, {}, b""), ANSWER]
     (entry,) = HttpServer(url, QUICK).models()
     assert entry.service.query(torch.rand(2, 3, 8, 8)).tolist() == [[0.5, 0.5]] * 2
@@ -198,7 +200,7 @@ def test_failures_that_stay_name_the_url(
 ) -> None:
     handler, url = faulty
     handler.plan = plan
-    monkeypatch.setattr(client, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(client, "READ_SECONDS", 1.0)
     (entry,) = HttpServer(url, QUICK).models()
     with pytest.raises(UserError, match=words) as caught:
         entry.service.query(torch.rand(2, 3, 8, 8))
