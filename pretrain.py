@@ -13,7 +13,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import main as program
+from methods.runs import arguments
+from methods.runs.launch import launch
 from methods.teachers.manifest import add_pool_flags
 from methods.teachers.pretraining import add_recipe_flags, pretrain_pools, recipe_from
 from utils import cli, distributed
@@ -31,7 +32,7 @@ def build_parser() -> cli.Parser:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; no side effects. Raises `UserError` for one that is wrong."""
     argv = cli.underscored(argv)
-    return program.parse_args(_of_scratch(argv)) if "--full" in argv else build_parser().parse_args(argv)
+    return arguments.parse_args(_of_scratch(argv)) if "--full" in argv else build_parser().parse_args(argv)
 
 
 def _of_scratch(argv: Sequence[str]) -> list[str]:
@@ -41,10 +42,10 @@ def _of_scratch(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    if "--full" in argv:
-        program.main(_of_scratch(argv))
-        return
     args = parse_args(argv)
+    if "--full" in argv:
+        launch(args, _of_scratch(argv))
+        return
     with distributed.joined(cli.prepare_machine(args)) as device:
         pretrain_pools(args, recipe_from(args), device, args.overwrite)
 

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,19 +13,22 @@ from benchmarks import papers_way as theirs
 from datasets.episodes import EpisodeSampler, EpisodeShape, make_episodes
 from datasets.registry import CIFAR, SPECS
 from datasets.split import ImageSplit
-from methods.inversion.generator import FreshGenerator, InversionWeights, Settings, inversion_loss
-from methods.inversion.meta_generator import MetaGenerator
-from methods.inversion.pixel import PixelImages, PixelWeights
-from methods.inversion.subjects import PseudoBatch
-from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient, log_answers, unit_directions
-from methods.memory import MemoryBank
+from methods.free import FREE
+from methods.inversion.by_generator import BETAS, Descent, copy_of, follow, fresh, invert_one
+from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages
+from methods.inversion.pseudo_batch import PseudoBatch
+from methods.inversion.terms import Weights, inversion_loss
+from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient, unit_directions
+from methods.memory.bank import MemoryBank
+from methods.memory.replay import Replay
 from methods.metalearners import get_metalearner
 from methods.metalearners.gradients import meta_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
-from methods.teachers.black_box import LocalService
-from methods.teachers.manifest import TeacherRow
-from methods.teachers.pool import Teacher
+from methods.runs.arguments import parse_args
+from methods.services.black_box import LocalService, log_answers
+from methods.teachers.pool import TeacherPool
 from methods.teachers.pretraining import Recipe, train_teacher
+from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.generator import Generator
 from utils.images import channels_last, shift_and_flip, take, to_float, to_uint8
@@ -64,8 +66,8 @@ def teacher(seed: int = 0, arch: str = "conv4", class_ids: tuple[int, ...] = tup
     torch.manual_seed(seed)
     network = lively(create_model(arch, len(class_ids), SIZE), seed)
     names = tuple(f"class {number}" for number in class_ids)
-    row = TeacherRow(Path(f"{seed}"), arch, class_ids, names, SIZE, *CIFAR, "cifar100")
-    return Teacher(network.to(memory_format=torch.channels_last), row, class_ids)  # type: ignore[call-overload,arg-type]
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Teacher(network, names, ImageForm(SIZE, *CIFAR), class_ids, arch=arch)  # type: ignore[arg-type]
 
 
 def plain_normalise(images: Tensor) -> Tensor:
@@ -218,10 +220,6 @@ def memories(folder: Path) -> Iterator[Case]:
 # ------------------------------------------------------------ inversion
 
 
-def same(images: Tensor) -> Tensor:
-    return images
-
-
 def plain_twin(generator: Generator) -> theirs.PlainGenerator:
     """The plain generator with the parameters of one of ours."""
     plain = theirs.PlainGenerator(SIZE)
@@ -230,18 +228,18 @@ def plain_twin(generator: Generator) -> theirs.PlainGenerator:
     return plain
 
 
-def gradients_apart(subject: Teacher, count: int, weights: InversionWeights, plain: nn.Module) -> float:
+def gradients_apart(subject: Teacher, count: int, weights: Weights, plain: nn.Module) -> float:
     """Relative difference of the gradient of the inversion loss at the generator, in float64, without augmentation."""
     torch.manual_seed(4)
     ours = Generator(SIZE).double()
     twin = plain_twin(ours).double()
     z, labels = torch.randn(count, 256, dtype=torch.float64), torch.arange(count) % subject.way
     exact, plain = copy.deepcopy(subject).double(), copy.deepcopy(plain).double()
-    inversion_loss(exact, ours(z), labels, None, weights, same).backward()
+    inversion_loss(weights, exact, ours(z), labels).backward()
     found, remove = theirs.layer_distances(plain)
     logits = plain(plain_normalise(twin(z)))
     remove()
-    (weights.ce * F.cross_entropy(logits, labels) + weights.bn * torch.stack(found).sum()).backward()
+    (weights["ce"] * F.cross_entropy(logits, labels) + weights["bn"] * torch.stack(found).sum()).backward()
     gradients = [[value.grad for value in values if value.grad is not None] for values in (ours.parameters(), twin.common())]
     return relative(*(torch.cat([gradient.flatten() for gradient in some]) for some in gradients))
 
@@ -250,32 +248,31 @@ def inversions(quick: bool, precision: str) -> Iterator[Case]:
     """(c) Inversion with a generator, per method."""
     small = 10 if quick else 1
     for name, teachers, steps, count, weights in (
-        ("FREE inversion, 4 teachers x 5 steps x 100", 4, 5, 100 // small, InversionWeights(1, 0, 1)),
-        ("TGR inversion, 4 steps x 150, BN statistics", 1, 4, 150 // small, InversionWeights(1, 1, 0)),
-        ("BiDf-MKD white box, 4 steps x 150", 1, 4, 150 // small, InversionWeights(1, 0, 1)),
+        ("FREE inversion, 4 teachers x 5 steps x 100", 4, 5, 100 // small, {"ce": 1, "adv": 1}),
+        ("TGR inversion, 4 steps x 150, BN statistics", 1, 4, 150 // small, {"ce": 1, "bn": 1}),
+        ("BiDf-MKD white box, 4 steps x 150", 1, 4, 150 // small, {"ce": 1, "adv": 1}),
     ):
         yield by_generator(name, [teacher(seed) for seed in range(teachers)], steps, count, weights, precision)
     wide = teacher(7, "wrn40_2", tuple(range(100)))
     yield by_generator(
-        f"fast, 5 steps, batch {256 // small}, wrn40_2", [wide], 5, 256 // small, InversionWeights(0.4, 10, 1.1), precision
+        f"fast, 5 steps, batch {256 // small}, wrn40_2", [wide], 5, 256 // small, {"ce": 0.4, "bn": 10, "adv": 1.1}, precision
     )
 
 
-def by_generator(name: str, subjects: list[Teacher], steps: int, count: int, weights: InversionWeights, precision: str) -> Case:
-    device, made = torch.device("cpu"), learner()
-    arch = subjects[0].row.arch
+def by_generator(name: str, subjects: list[Teacher], steps: int, count: int, weights: Weights, precision: str) -> Case:
+    made, arch = learner(), subjects[0].arch
     plain = [theirs.PlainConv4(t.network) if arch == "conv4" else theirs.copy_of(t.network) for t in subjects]
-    student = made.logits if weights.adv else None
-    if weights.adv and arch != "conv4":
+    student = made.logits if weights.get("adv") else None
+    if weights.get("adv") and arch != "conv4":
         small = teacher(8, "wrn16_1", subjects[0].class_ids)
         student = small.__call__
-    loss = partial(inversion_loss, weights=weights, augment=shift_and_flip)
-    labels = torch.arange(count) % subjects[0].way
-    generator = Generator(SIZE)
-    settings = Settings(steps, precision=precision)
-    inverter = MetaGenerator(generator, loss, settings)
-    if weights.bn and not weights.adv:
-        inverter = FreshGenerator(device, loss, settings)  # type: ignore[assignment]
+    labels, generator = torch.arange(count) % subjects[0].way, Generator(SIZE)
+    start = fresh(torch.device("cpu")) if "adv" not in weights else copy_of(generator)
+    optimizer, descent = torch.optim.Adam(generator.parameters(), 1e-3, betas=BETAS), Descent(steps, precision=precision)
+
+    def loss(subject: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        return inversion_loss(weights, subject, shift_and_flip(images), labels, student)
+
     params = [value.detach().clone().requires_grad_() for value in made.params.values()]
     plain_student = theirs.copy_of(teacher(8, "wrn16_1", subjects[0].class_ids).network) if arch != "conv4" else None
 
@@ -284,19 +281,21 @@ def by_generator(name: str, subjects: list[Teacher], steps: int, count: int, wei
 
     def ours() -> None:
         for subject in subjects:
-            inverter.invert_labels(subject, labels, student)
+            found = invert_one(subject, labels, start(subject), loss, descent)
+            if "adv" in weights:
+                follow(optimizer, [found.gradient])
 
     def papers() -> None:
         for network in plain:
             twin = plain_twin(generator)
             z = torch.randn(count, 256)
             theirs.invert(
-                twin, network, answers if weights.adv else None, labels, z, steps, 1e-3,
-                (weights.ce, weights.bn, weights.adv), plain_normalise, theirs.shift_batch,
+                twin, network, answers if "adv" in weights else None, labels, z, steps, 1e-3,
+                tuple(weights.get(name, 0) for name in ("ce", "bn", "adv")), plain_normalise, theirs.shift_batch,
             )  # fmt: skip
 
     def difference() -> float:
-        return gradients_apart(subjects[0], 8, InversionWeights(weights.ce, weights.bn or 1.0, 0), plain[0])
+        return gradients_apart(subjects[0], 8, {"ce": weights["ce"], "bn": weights.get("bn", 1.0)}, plain[0])
 
     return Case(name, ours, papers, difference)
 
@@ -305,14 +304,19 @@ def pixels(quick: bool) -> Case:
     """(c) PURER: one step over 13 teachers of disjoint classes, 16 images of a class."""
     count, per_class = (3, 4) if quick else (13, 16)
     subjects = [teacher(seed, class_ids=tuple(range(5 * seed, 5 * seed + 5))) for seed in range(count)]
-    images = PixelImages(5 * count, per_class, SIZE, *CIFAR, 0.25, PixelWeights(), clamp=False, device=torch.device("cpu"))
+    form = PixelForm(SIZE, *CIFAR)
+    images = PixelImages(5 * count, per_class, form, 0.25, torch.device("cpu"), clamp=False)
     plain = [theirs.PlainConv4(subject.network) for subject in subjects]
     values = images.values.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([values], lr=0.25)
     ids = [list(subject.class_ids) for subject in subjects]
+
+    def loss(subject: Teacher, x: Tensor, labels: Tensor) -> Tensor:
+        return inversion_loss(PRIORS, subject, form.to_images(x), labels, pixels=x)
+
     return Case(
         f"PURER, one step over {count} teachers",
-        lambda: images.step(subjects),
+        lambda: images.step(images.gradient(subjects, loss)[0]),
         lambda: theirs.pixel_step(values, plain, ids, optimizer),
     )
 
@@ -387,36 +391,28 @@ def pretraining(folder: Path, quick: bool) -> Case:
 
 
 def free_iteration(folder: Path, quick: bool, precision: str) -> Case:
-    """(g) A whole iteration of FREE: 4 inversions, memory, distillation, a dozen replay updates of 10 episodes."""
+    """(g) A whole iteration of FREE: 4 inversions, memory, BELL, a dozen replay updates of 10 episodes."""
     count, updates, episodes = (20, 1, 2) if quick else (100, 12, 10)
     subjects = [teacher(seed, class_ids=tuple(range(5 * seed, 5 * seed + 5))) for seed in range(4)]
     plain = [theirs.PlainConv4(subject.network) for subject in subjects]
     made, shape = learner(), EpisodeShape(WAY, 1, 3 if quick else 15)
-    metalearner = get_metalearner("maml")(made.network)
-    loss = partial(inversion_loss, weights=InversionWeights(1, 0, 1), augment=shift_and_flip)
-    inverter = MetaGenerator(Generator(SIZE), loss, Settings(precision=precision))
-    bank = MemoryBank(20, 400, SIZE, torch.device("cpu"))
-    optimizer = torch.optim.Adam(made.params.values(), lr=1e-3)
+    flags = f"--method free --warmup 0 --num_qur_kd {count // WAY} --episode_batch {episodes} --num_qur_train {shape.query}"
+    method = FREE(parse_args([*flags.split(), "--precision", precision]), TeacherPool.of(subjects), made.spec)
     params = [value.detach().clone().requires_grad_() for value in made.params.values()]
     plain_optimizer = torch.optim.Adam(params, lr=1e-3)
     folder.mkdir()
     for class_id in range(20):
         (folder / str(class_id)).mkdir()
+    never_better = iter(lambda: 0.0, 1.0)  # as many replay updates as patience says, whatever the accuracy
+
+    def replay_once() -> tuple[float, float]:
+        loss, _ = Replay.once(method.replay)
+        return loss, next(never_better)
+
+    method.replay.patience, method.replay.once = updates - 1 or 1, replay_once  # type: ignore[method-assign]
 
     def ours() -> None:
-        batches, _ = inverter.invert(subjects, count // WAY, made.logits)
-        for batch in batches:
-            bank.add(batch)
-        for subject, batch in zip(subjects, batches, strict=True):
-            with torch.no_grad():
-                wanted = F.log_softmax(subject(batch.images), 1)
-            apart = F.kl_div(F.log_softmax(made.logits(batch.images), 1), wanted, reduction="batchmean", log_target=True)
-            step(optimizer, apart)
-        for _ in range(updates):
-            gradient = meta_gradient(metalearner, made.params, bank.sample_episodes(episodes, shape, made), 5)[0]
-            for name, value in made.params.items():
-                value.grad = gradient[name]
-            optimizer.step()
+        method.train_iteration(0)
 
     def papers() -> None:
         labels = torch.arange(WAY).repeat_interleave(count // WAY)
@@ -434,7 +430,7 @@ def free_iteration(folder: Path, quick: bool, precision: str) -> Case:
         by_class = [sorted((folder / str(class_id)).iterdir()) for class_id in range(20)]
         per_class = shape.shot + shape.query
         marks = [torch.arange(WAY).repeat_interleave(part) for part in (shape.shot, shape.query)]
-        for _ in range(updates):
+        for _ in range(max(2, updates)):
             batch = []
             for _ in range(episodes):
                 files = theirs.draw_files(by_class, WAY, per_class)

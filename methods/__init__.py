@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    from methods.experiments.method import Method
 
 # (task, name) -> module:class, imported only when chosen
 REGISTRY = {

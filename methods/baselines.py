@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 import torch
 
 from datasets.episodes import EpisodeSampler, make_episodes
+from datasets.registry import get_domains
 from datasets.split import load_split
-from methods.evaluation.few_shot import Exam
+from methods.evaluation.exams import Exam
 from methods.evaluation.floors import ensemble_score, teacher_distances
-from methods.few_shot import FewShotMethod
+from methods.experiments.few_shot import FewShotMethod
+from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
+from methods.teachers.pool import TeacherPool
 from methods.teachers.views import BLACK_BOX_VIEWS, VIEWS
 from utils import cli
 from utils.errors import UserError
@@ -21,6 +24,7 @@ class Random(FewShotMethod):
     """A learner that was never trained, adapted to each episode: what the evaluation alone is worth."""
 
     NEEDS_TEACHERS = False
+    TRAINS = False
 
 
 class Average(FewShotMethod):
@@ -29,11 +33,12 @@ class Average(FewShotMethod):
     A head of another shape than the learner's is left out of the mean.
     """
 
+    TRAINS = False
     ALIGN: ClassVar[bool] = False  # bring the teachers' neurons into one order first
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        average_into(self.learner.params, args.backbone, self.teachers, self.ALIGN)
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        average_into(self.learner.params, args.backbone, teachers, self.ALIGN)
 
 
 class OTA(Average):
@@ -48,26 +53,28 @@ class TeacherNCM(FewShotMethod):
     With `--ensemble` so many teachers are concatenated, and the score is the mean over ensembles that share no teacher.
     """
 
+    TRAINS = False
+
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--ensemble", type=cli.count, help="teachers that are concatenated (default: all)")
         group.add_argument("--ncm_on", choices=tuple(VIEWS), default="features", help="what is looked at")
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        if args.ensemble and args.ensemble > len(self.teachers):
-            raise UserError(f"--ensemble {args.ensemble}: the pool has {len(self.teachers)} teachers")
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        if args.ensemble and args.ensemble > len(teachers):
+            raise UserError(f"--ensemble {args.ensemble}: the pool has {len(teachers)} teachers")
 
-    @property
-    def looks_inside(self) -> bool:
-        return self.args.ncm_on not in BLACK_BOX_VIEWS
+    @classmethod
+    def looks_inside(cls, args: argparse.Namespace) -> bool:
+        return args.ncm_on not in BLACK_BOX_VIEWS
 
-    def sit(self, exam: Exam) -> Score:
+    def score(self, exam: Exam) -> Score:
         distances = teacher_distances(self.teachers, exam, self.args.ncm_on)
         return ensemble_score(distances, self.args.ensemble or len(distances), self.args.seed)
 
-    def examined_how(self) -> str:
-        return f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"
+    def summary(self) -> dict[str, Any]:
+        return {"examined": f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"}
 
 
 class Real(FewShotMethod):
@@ -75,15 +82,15 @@ class Real(FewShotMethod):
 
     NEEDS_TEACHERS = False
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 6000, "episode_batch": 4, "val_interval": 200}
-    STATE = ("learner", "optimizer")
+    STATE = ("outer",)
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
-        splits = [load_split(domain, "meta_train", args.data_root, self.image_size) for domain in self.domains]
-        names = [f"{domain.name} meta_train" for domain in self.domains]
-        self.splits = [split.to(device) for split in splits]
-        self.samplers = [EpisodeSampler(split, self.train_shape, name) for split, name in zip(splits, names, strict=True)]
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        domains = get_domains(args.dataset)
+        splits = [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]
+        names = [f"{domain.name} meta_train" for domain in domains]
+        self.splits = [split.to(self.device) for split in splits]
+        self.samplers = [EpisodeSampler(split, self.shape, name) for split, name in zip(splits, names, strict=True)]
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One outer update on real episodes; with several image sets they take turns."""
@@ -92,6 +99,5 @@ class Real(FewShotMethod):
             support, query = self.samplers[turn].indices(self.args.episode_batch, torch.default_generator)
             images, device = self.splits[turn].images, self.device
             drawn = [self.learner.prepare(images[indices.to(device)]) for indices in (support, query)]
-            episodes = make_episodes(drawn[0], drawn[1], self.train_shape.way)
-            loss, accuracy = self.outer_step(self.optimizer, episodes)
+            loss, accuracy = self.outer.step(make_episodes(drawn[0], drawn[1], self.shape.way))
         return {"loss": loss, "accuracy": accuracy}

@@ -30,23 +30,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.distillation.losses import kl_divergence
-from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import (
-    FreshGenerator,
-    InversionLoss,
-    InversionWeights,
-    Settings,
-    add_precision_flag,
-    inversion_loss,
-)
-from methods.inversion.subjects import PseudoBatch
-from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, log_answers, radius_of
-from methods.memory import BATCHES_KEPT, MemoryBank
+from methods.distillation.divergences import kl_divergence
+from methods.experiments.few_shot import FewShotMethod
+from methods.experiments.few_shot_flags import add_replay_flags
+from methods.inversion.by_generator import Descent, add_precision_flag, fresh, invert_each, mean_loss
+from methods.inversion.pseudo_batch import PseudoBatch
+from methods.inversion.terms import Logits, add_term_flags, inversion_loss, weights_of
+from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, radius_of
+from methods.memory.bank import BATCHES_KEPT, MemoryBank
+from methods.memory.replay import Replay
 from methods.metalearners.base import Params
-from methods.metalearners.gradients import set_gradient
-from methods.teachers.black_box import BlackBox, Meter, add_black_box_flags
-from methods.teachers.pool import Teacher
+from methods.metalearners.learner import LearnerSpec
+from methods.services.black_box import BlackBox, Meter, add_black_box_flags, log_answers
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import Teacher
 from utils import cli
 from utils.errors import BudgetSpent, UserError
 from utils.metrics import Patience
@@ -61,7 +58,107 @@ class BiDfMKD(FewShotMethod):
         "val_interval": 2_000,
         "patience": 200,
     }
-    STATE = ("learner", "optimizer", "memory", "patience", "meter", "progress")
+    STATE = ("outer", "memory", "patience", "meter", "progress")
+
+    @classmethod
+    def looks_inside(cls, args: argparse.Namespace) -> bool:
+        return not args.ZO
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One outer update: on a new service when it is time for one, else on episodes of memory."""
+        numbers: dict[str, float] = {}
+        if self.progress.due and not self.progress.out_of_budget:
+            numbers = self.learn_from_a_service(iteration)
+        if not numbers:
+            with self.clock("meta-training"):
+                loss, accuracy = self.replay.once()
+            self.progress.due = self.patience.note(accuracy)
+            numbers = {"loss": loss, "accuracy": accuracy}
+        return numbers | ({"queries": float(self.meter.queries)} if self.args.ZO else {})
+
+    def learn_from_a_service(self, iteration: int) -> dict[str, float]:
+        """Bi-level distillation from one service; nothing comes back where the budget of queries ends it."""
+        args, params = self.args, self.learner.params
+        teacher = self.open(int(torch.randint(len(self.teachers), ())), self.meter)
+        try:
+            with self.clock("generation"):
+                support, inversion_loss = self.invert(teacher, args.num_sup_kd)
+            with self.clock("meta-training"):  # the inner loop
+                loss = partial(self.distillation_loss, support, self.answers(teacher, support))
+                adapted = self.metalearner.inner_loop(loss, params, args.inner_update_num_kd, not args.first_order)
+            with self.clock("generation"):  # the boundary query set
+                fixed = {name: value.detach() for name, value in adapted.items()}
+                harder = iteration >= args.advstartit
+                query, _ = self.invert(teacher, args.num_qur_kd, fixed if harder else None)
+            with self.clock("meta-training"):  # the outer step, through the inner loop
+                outer_loss = self.distillation_loss(query, self.answers(teacher, query), adapted)
+                gradient = torch.autograd.grad(outer_loss, list(params.values()), allow_unused=True, materialize_grads=True)
+                self.outer.follow(dict(zip(params, gradient, strict=True)))
+        except BudgetSpent as spent:
+            self.progress.out_of_budget = True
+            if not self.replay.ready:
+                raise UserError(
+                    f"{spent}, and memory cannot fill an episode yet: raise it, or lower --q or the steps"
+                ) from spent
+            return {}
+        self.progress.due = not self.replay.ready
+        return {"inversion_loss": inversion_loss, "distillation_loss": float(outer_loss.detach())}
+
+    def distillation_loss(self, batch: PseudoBatch, answers: Tensor, params: Params) -> Tensor:
+        """KL(t(x) || s(x)) of the learner under `params`."""
+        return kl_divergence(answers, self.metalearner.call(params, self.learner.prepare(batch.images)))
+
+    def invert(self, teacher: Teacher | BlackBox, per_class: int, against: Params | None = None) -> tuple[PseudoBatch, float]:
+        """A set of pseudo-images, kept in memory, and the lowest loss.
+
+        At the border with the learner under `against`, where that is given.
+        """
+        student = None if against is None else partial(self.learner.logits, params=against)
+        found = invert_each([teacher], per_class, fresh(self.device), partial(self.loss, student=student), self.descent)
+        self.memory.add(found[0].batch)
+        self.progress.recovered += len(found[0].batch.images)
+        return found[0].batch, mean_loss(found)
+
+    def loss(self, teacher: Teacher | BlackBox, images: Tensor, labels: Tensor, student: Logits | None) -> Tensor:
+        """CE(t(x), y) + adv * adversarial(t(x), s(x)) on augmented images x; of a service, with an estimated gradient."""
+        args, x = self.args, self.teachers.augmentation(images)
+        if isinstance(teacher, Teacher):
+            return inversion_loss(self.weights, teacher, x, labels, student)
+        estimator = ZerothOrder(radius_of(args.mu, teacher.std), args.q, args.numsplit, args.zo_estimator == "antithetic")
+        return black_box_loss(self.weights, teacher, x, labels, estimator, student)
+
+    def open(self, teacher_id: int, meter: Meter) -> Teacher | BlackBox:
+        """As much of a teacher as the run may see, and as many of its classes as the learner has."""
+        pool, way = self.teachers, self.args.way_train
+        if self.args.ZO:
+            return pool.black_box(teacher_id, meter, self.args.api_dtype).narrowed(way)
+        return pool[teacher_id].narrowed(way)
+
+    def answers(self, teacher: Teacher | BlackBox, batch: PseudoBatch) -> Tensor:
+        """Logits (M, N) of a teacher, or as good as that, for its own images."""
+        if isinstance(teacher, BlackBox):
+            return log_answers(teacher.query(batch.images))
+        with torch.no_grad():
+            return teacher(batch.images)
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        teachers.check_fit(args.way_train)
+        self.weights = weights_of(args)
+        self.descent = Descent(args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
+        capacity = BATCHES_KEPT * (args.num_sup_kd + args.num_qur_kd)
+        self.memory = MemoryBank(len(teachers.class_names), capacity, spec.image_size, self.device)
+        self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
+        self.patience = Patience(args.patience)
+        self.meter = Meter(args.query_budget, self.clock)
+        self.progress = Progress()
+        for row in teachers.rows if args.ZO and args.api_dtype == "uint8" else []:
+            least = least_mu(row.image_size, row.std)
+            if args.mu < least:
+                raise UserError(
+                    f"--mu {args.mu}: a service that takes 8-bit images of {row.image_size} pixels sees no step that small; "
+                    f"try --mu {least:.2g} or more"
+                )
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
@@ -77,137 +174,41 @@ class BiDfMKD(FewShotMethod):
         )  # fmt: skip
         group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
         group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
-        group.add_argument("--oh", type=float, default=1.0, help="weight of the cross entropy")
-        group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term of query sets")
-        group.add_argument("--advstartit", type=int, default=-1, help="outer update from which it counts")
+        add_term_flags(group, ce=1.0, adv=1.0)
+        group.add_argument("--advstartit", type=int, default=-1, help="outer update from which the adversarial term counts")
         group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
         group.add_argument("--num_qur_kd", type=cli.count, default=30, help="pseudo-images of a class in a query set")
         group.add_argument("--inner_update_num_kd", type=cli.count, default=10, help="inner steps of distillation")
         add_black_box_flags(group)
         add_replay_flags(group)
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.check_teachers_fit_the_head()
-        capacity = BATCHES_KEPT * (args.num_sup_kd + args.num_qur_kd)
-        self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
-        self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
-        self.patience = Patience(args.patience)
-        self.meter = Meter(args.query_budget, self.clock)
-        self.progress = Progress()
-        for row in self.teachers.rows if args.ZO and args.api_dtype == "uint8" else []:
-            least = least_mu(row.image_size, row.std)
-            if args.mu < least:
-                raise UserError(
-                    f"--mu {args.mu}: a service that takes 8-bit images of {row.image_size} pixels sees no step that small; "
-                    f"try --mu {least:.2g} or more"
-                )
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        inside = [name for name, weight in weights_of(args).items() if weight and name not in ("ce", "adv")]
+        if args.ZO and inside:
+            raise UserError(
+                f"--ZO --{inside[0]}: a service gives answers alone, to which this term would have to look inside; leave it out"
+            )
 
-    @property
-    def looks_inside(self) -> bool:
-        return not self.args.ZO
-
-    def train_iteration(self, iteration: int) -> dict[str, float]:
-        """One outer update: on a new service when it is time for one, else on episodes of memory."""
-        numbers: dict[str, float] = {}
-        if self.progress.due and not self.progress.out_of_budget:
-            numbers = self.learn_from_a_service(iteration)
-        if not numbers:
-            with self.clock("meta-training"):
-                loss, accuracy = self.replay_once(self.memory, self.optimizer)
-            self.progress.due = self.patience.note(accuracy)
-            numbers = {"loss": loss, "accuracy": accuracy}
-        return numbers | ({"queries": float(self.meter.queries)} if self.args.ZO else {})
-
-    def learn_from_a_service(self, iteration: int) -> dict[str, float]:
-        """Bi-level distillation from one service; nothing comes back where the budget of queries ends it."""
-        teacher = self.open(int(torch.randint(len(self.teachers), ())), self.meter)
-        try:
-            with self.clock("generation"):
-                support, inversion_loss = self.invert(teacher, self.args.num_sup_kd)
-                self.remember(support)
-            with self.clock("meta-training"):
-                answers, inner = self.answers(teacher, support), self.args.inner_update_num_kd
-                adapted = self.metalearner.inner_loop(
-                    partial(self.distillation_loss, support, answers), self.learner.params, inner, not self.args.first_order
-                )
-            with self.clock("generation"):
-                fixed = {name: value.detach() for name, value in adapted.items()}
-                harder = iteration >= self.args.advstartit
-                query, _ = self.invert(teacher, self.args.num_qur_kd, fixed if harder else None)
-                self.remember(query)
-            with self.clock("meta-training"):
-                loss = self.distillation_loss(query, self.answers(teacher, query), adapted)
-                gradients = torch.autograd.grad(
-                    loss, list(self.learner.params.values()), allow_unused=True, materialize_grads=True
-                )
-                set_gradient(self.learner.params, dict(zip(self.learner.params, gradients, strict=True)))
-                self.optimizer.step()
-        except BudgetSpent as spent:
-            self.progress.out_of_budget = True
-            if not self.memory.ready_for(self.train_shape):
-                raise UserError(
-                    f"{spent}, and memory cannot fill an episode yet: raise it, or lower --q or the steps"
-                ) from spent
-            return {}
-        self.progress.due = not self.memory.ready_for(self.train_shape)
-        return {"inversion_loss": inversion_loss, "distillation_loss": float(loss.detach())}
-
-    def open(self, teacher_id: int, meter: Meter) -> Teacher | BlackBox:
-        """As much of a teacher as the run may see, and as many of its classes as the learner has."""
-        pool, way = self.teachers, self.args.way_train
-        if self.args.ZO:
-            return pool.black_box(teacher_id, meter, self.args.api_dtype).narrowed(way)
-        return pool[teacher_id].narrowed(way)
-
-    def invert(self, teacher: Teacher | BlackBox, per_class: int, against: Params | None = None) -> tuple[PseudoBatch, float]:
-        """A set of pseudo-images and the lowest loss; at the border with the learner under `against`, where that is given."""
-        learner = None if against is None else partial(self.learner.logits, params=against)
-        batches, loss = self.inverter(teacher).invert([teacher], per_class, learner)
-        return batches[0], loss
-
-    def inverter(self, teacher: Teacher | BlackBox) -> FreshGenerator:
-        args = self.args
-        weights = InversionWeights(args.oh, bn=0.0, adv=args.adv)
-        loss: InversionLoss = partial(inversion_loss, weights=weights, augment=self.augmentation)
-        if isinstance(teacher, BlackBox):
-            estimator = ZerothOrder(radius_of(args.mu, teacher.std), args.q, args.numsplit, args.zo_estimator == "antithetic")
-            loss = partial(black_box_loss, weights=weights, augment=self.augmentation, estimator=estimator)
-        settings = Settings(args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
-        return FreshGenerator(self.device, loss, settings)
-
-    def remember(self, batch: PseudoBatch) -> None:
-        self.memory.add(batch)
-        self.progress.recovered += len(batch.images)
-
-    def answers(self, teacher: Teacher | BlackBox, batch: PseudoBatch) -> Tensor:
-        """Logits (M, N) of a teacher, or as good as that, for its own images."""
-        if isinstance(teacher, BlackBox):
-            return log_answers(teacher.query(batch.images))
-        with torch.no_grad():
-            return teacher(batch.images)
-
-    def distillation_loss(self, batch: PseudoBatch, answers: Tensor, params: Params) -> Tensor:
-        """KL(t(x) || s(x)) of the learner under `params`."""
-        return kl_divergence(answers, self.metalearner.call(params, self.learner.prepare(batch.images)))
-
-    def effort(self) -> dict[str, int]:
-        return {
-            "images": self.args.way_train * (self.args.num_sup_kd + self.args.num_qur_kd),
-            "steps": self.args.inversion_steps,
-        }
-
-    def asked(self) -> dict[str, float]:
-        if not self.args.ZO:
-            return {}
-        return self.meter.state_dict() | {"queries_per_image": self.meter.queries / max(1, self.progress.recovered)}
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        """Support sets as the run makes them; what a black box is asked for them counts apart."""
+        loss, found = partial(self.loss, student=None), []
+        for teacher_id in teacher_ids:
+            teacher = self.open(teacher_id, Meter())
+            found += invert_each([teacher], self.args.num_sup_kd, fresh(self.device), loss, self.descent)
+        return [one.batch for one in found]
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         return self.memory.picture()
 
-    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
-        """Support sets as the run makes them; what a black box is asked for them counts apart."""
-        return [self.invert(self.open(teacher_id, Meter()), self.args.num_sup_kd)[0] for teacher_id in teacher_ids]
+    def summary(self) -> dict[str, Any]:
+        args = self.args
+        images = args.way_train * (args.num_sup_kd + args.num_qur_kd)
+        summary: dict[str, Any] = {"inversion_of_one_teacher": {"images": images, "steps": args.inversion_steps}}
+        if args.ZO:
+            per_image = self.meter.queries / max(1, self.progress.recovered)
+            summary["asked_of_services"] = self.meter.state_dict() | {"queries_per_image": per_image}
+        return summary
 
 
 @dataclass

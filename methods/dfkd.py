@@ -9,26 +9,27 @@ Deviations
 From the released code:
 - A generator is trained against the student. The code passes the teacher in its place, so that its adversarial term is 0.
 - Generator and student differ in the sign of one divergence, at one temperature, `--T`; the code leaves `--T` unread here.
-- DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.losses.jensen_shannon`).
+- DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.terms.jensen_shannon`).
 - CMI remembers how the images it keeps look to the teacher in two fresh views, instead of those of the best step.
 - CMI describes an image by its channel means at all normalisation layers; the code takes four stages' outputs for resnet34.
 """
 
 import argparse
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.data_free import DataFreeDistillation, PooledDistillation
+from methods.experiments.data_free import DataFreeDistillation, PooledDistillation
+from methods.experiments.whole_class import StudentSpec
 from methods.inversion.bn_statistics import record_bn_distances, record_instance_means
+from methods.inversion.by_generator import BETAS, Descent, invert_one
+from methods.inversion.by_pixel import PixelForm, deep_inversion
 from methods.inversion.contrastive import Contrast
-from methods.inversion.generator import FreshGenerator, InversionWeights, LearnerLogits, Settings, inversion_loss
-from methods.inversion.losses import imbalance, jensen_shannon
-from methods.inversion.pixel import PixelForm, deep_inversion
-from methods.teachers.pool import Teacher
+from methods.inversion.terms import evidence_of, inversion_loss, jensen_shannon, weighted_sum
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import Teacher
 from models.generator import Generator
 
 STUDENTS_SHARE = 0.001  # of the student's own statistics in DeepInversion
@@ -41,13 +42,7 @@ class Generative(DataFreeDistillation):
     """
 
     STATE: ClassVar[tuple[str, ...]] = (*DataFreeDistillation.STATE, "generator", "optimizer")
-    READS: ClassVar[tuple[str, ...]] = ("adv", "bn", "oh", "act", "balance")
     LATENT: ClassVar[int] = 256
-
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.generator = Generator(self.image_size, self.spec.channels, self.LATENT).to(device)
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), args.lr_g, betas=(0.5, 0.999))
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         for _ in range(self.args.g_steps):
@@ -65,21 +60,16 @@ class Generative(DataFreeDistillation):
         return self.generate(count)
 
     def generator_loss(self, images: Tensor) -> Tensor:
-        args = self.args
-        network = self.teacher.network
-        recording: AbstractContextManager[list[Tensor]] = record_bn_distances(network) if args.bn else nullcontext([])
-        with recording as distances:
-            features, logits = self.teacher.features_and_logits(images)
-        loss = args.oh * F.cross_entropy(logits, logits.argmax(1))
-        if args.bn:
-            loss = loss + args.bn * torch.stack(distances).sum()
-        if args.act:
-            loss = loss - args.act * features.abs().mean()
-        if args.balance:
-            loss = loss + args.balance * imbalance(logits)
-        if args.adv:
-            loss = loss - args.adv * self.difference(self.student.logits(images), logits)
-        return loss
+        return inversion_loss(self.weights, self.teacher, images, None, self.student.logits, self.contest)
+
+    def contest(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """-D(s, t): the generator works against the student."""
+        return -self.difference(student_logits, teacher_logits)
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
+        super().__init__(args, teachers, spec)
+        self.generator = Generator(spec.image_size, spec.dataset.channels, self.LATENT).to(self.device)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), args.lr_g, betas=BETAS)
 
 
 class DAFL(Generative):
@@ -111,11 +101,11 @@ class DFQ(Generative):
 class DeepInversion(PooledDistillation):
     PAPER = "Yin et al., Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion, CVPR 2020"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"adv": 1.0, "bn": 10.0, "oh": 1.0, "g_steps": 1000, "lr_g": 0.1}
-    READS: ClassVar[tuple[str, ...]] = ("adv", "bn", "oh", "cmi_init")
+    READS: ClassVar[tuple[str, ...]] = ("cmi_init",)
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         labels = self.draw_labels().to(self.device)
-        form = PixelForm(self.image_size, self.spec.mean, self.spec.std)
+        form = PixelForm(self.spec.image_size, self.spec.dataset.mean, self.spec.dataset.std)
         images, loss = deep_inversion(
             lambda images: self.pixel_loss(images, labels), len(labels), form, self.args.g_steps, self.args.lr_g, self.device
         )
@@ -123,16 +113,15 @@ class DeepInversion(PooledDistillation):
         return {"inversion_loss": loss}
 
     def pixel_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """bn * (BN of the teacher - .001 BN of the student) + oh * CE - adv * JS(student, teacher)."""
+        """oh * CE + bn * (BN of the teacher - .001 BN of the student) - adv * JS(student, teacher)."""
         args = self.args
-        with record_bn_distances(self.teacher.network) as theirs:
-            logits = self.teacher(images)
-        loss = args.oh * F.cross_entropy(logits, labels) + args.bn * torch.stack(theirs).sum()
+        evidence = evidence_of(self.weights, self.teacher, images, labels)
+        loss = weighted_sum(self.weights, evidence)
         with record_bn_distances(self.network) as own:
             answers = self.student.logits(images)
         if own:
             loss = loss - args.bn * STUDENTS_SHARE * torch.stack(own).sum()
-        return loss - args.adv * jensen_shannon(answers, logits)
+        return loss - args.adv * jensen_shannon(answers, evidence.logits)
 
 
 class CMI(PooledDistillation):
@@ -141,28 +130,29 @@ class CMI(PooledDistillation):
         "adv": 0.5, "bn": 1.0, "oh": 1.0, "cr": 0.8, "cr_T": 0.2, "g_steps": 200,
     }  # fmt: skip
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "contrast")
-    READS: ClassVar[tuple[str, ...]] = ("adv", "bn", "oh", "cr", "cr_T", "cmi_init")
+    READS: ClassVar[tuple[str, ...]] = ("cr", "cr_T", "cmi_init")
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.contrast = Contrast(self.teacher, self.image_size, args.lr_g, args.cr_T, device)
-        self.weights = InversionWeights(args.oh, args.bn, args.adv)
-        settings = Settings(args.g_steps, args.lr_g, args.lr_g)
-        self.inverter = FreshGenerator(device, self.loss, settings, beside=list(self.contrast.head.parameters()))
+    def synthesize(self, iteration: int) -> dict[str, float]:
+        labels, beside = self.draw_labels(), list(self.contrast.head.parameters())
+        generator = Generator(self.spec.image_size).to(self.device)
+        found = invert_one(self.teacher, labels, generator, self.loss, self.descent, beside)
+        if self.args.cr:
+            self.contrast.learn()
+            self.contrast.remember(found.batch.images)
+        self.images.add(found.batch.images)
+        return {"inversion_loss": float(found.loss)}
 
-    def loss(self, teacher: Teacher, images: Tensor, labels: Tensor, student: LearnerLogits | None) -> Tensor:
+    def loss(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        """The usual terms on a shifted view, + cr * the contrast of that view with a stretched crop."""
         with record_instance_means(teacher.network) as means:
-            loss = inversion_loss(teacher, images, labels, student, self.weights, self.augmentation)
+            loss = inversion_loss(self.weights, teacher, self.augmentation(images), labels, self.student.logits)
         if not self.args.cr:
             return loss
         self.contrast.learn()  # from the step before
         shifted = torch.cat(means, 1)  # how the view that was inverted looks to the teacher
         return loss + self.args.cr * self.contrast.loss(images, shifted)
 
-    def synthesize(self, iteration: int) -> dict[str, float]:
-        batch, loss = self.inverter.invert_labels(self.teacher, self.draw_labels(), self.student.logits)
-        if self.args.cr:
-            self.contrast.learn()
-            self.contrast.remember(batch.images)
-        self.images.add(batch.images)
-        return {"inversion_loss": loss}
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
+        super().__init__(args, teachers, spec)
+        self.contrast = Contrast(self.teacher, spec.image_size, args.lr_g, args.cr_T, self.device)
+        self.descent = Descent(args.g_steps, args.lr_g, args.lr_g)

@@ -18,15 +18,19 @@ From the released code:
 """
 
 import argparse
-from functools import partial
+import copy
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from methods.data_free import PooledDistillation
+from methods.experiments.data_free import PooledDistillation
+from methods.experiments.whole_class import StudentSpec
 from methods.inversion.bn_statistics import MomentumStatistics
-from methods.inversion.generator import GeneratorInverter, InversionWeights, Settings, add_precision_flag, inversion_loss
-from methods.inversion.meta_generator import LastingGenerator, MetaGenerator
+from methods.inversion.by_generator import BETAS, Descent, Loss, Recovered, add_precision_flag, follow, invert_one
+from methods.inversion.terms import inversion_loss
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import Teacher
 from models.generator import Generator
 
 RESET_EPOCH = 120  # after warm-up
@@ -37,34 +41,30 @@ RECIPE: dict[str, Any] = {"epochs": 220, "warmup": 20, "adv": 1.1, "bn": 10.0, "
 class Fast(PooledDistillation):
     PAPER = "Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022 (without meta-learning)"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = RECIPE
-    STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "inverter", "statistics")
-    READS: ClassVar[tuple[str, ...]] = ("adv", "bn", "oh", "lr_z", "bn_mmt", "reset_l0", "reset_bn", "cmi_init")
-
-    @staticmethod
-    def add_args(group: argparse._ArgumentGroup) -> None:
-        add_precision_flag(group)
-
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.statistics = MomentumStatistics(args.bn_mmt)
-        weights = InversionWeights(args.oh, args.bn, args.adv)
-        loss = partial(inversion_loss, weights=weights, augment=self.augmentation, record=self.statistics.record)
-        self.generator = Generator(self.image_size, self.spec.channels).to(device)
-        self.inverter = self.make_inverter(loss)
-
-    def make_inverter(self, loss: Any) -> GeneratorInverter:
-        args = self.args
-        settings = Settings(args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
-        return LastingGenerator(self.generator, loss, settings)
+    STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "generator", "statistics")
+    READS: ClassVar[tuple[str, ...]] = ("lr_z", "bn_mmt", "reset_l0", "reset_bn", "cmi_init")
 
     def synthesize(self, iteration: int) -> dict[str, float]:
         self.reset(iteration)
-        student = self.student.logits if iteration >= self.args.warmup else None  # without it no disagreement is asked for
-        batch, loss = self.inverter.invert_labels(self.teacher, self.draw_labels(), student)
+        found = self.invert(self.draw_labels(), self.loss_at(iteration))
         if self.args.bn_mmt:
             self.statistics.update()
-        self.images.add(batch.images)
-        return {"inversion_loss": loss}
+        self.images.add(found.batch.images)
+        return {"inversion_loss": float(found.loss)}
+
+    def invert(self, labels: Tensor, loss: Loss) -> Recovered:
+        """One generator is trained on from call to call, each time by a fresh Adam."""
+        return invert_one(self.teacher, labels, self.generator, loss, self.descent)
+
+    def loss_at(self, iteration: int) -> Loss:
+        """oh * CE(t(x), y) + bn * BN + adv * adversarial(t(x), s(x)) on augmented x; in warm-up no student is asked."""
+        student = self.student.logits if iteration >= self.args.warmup else None
+
+        def loss(teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+            x = self.augmentation(images)
+            return inversion_loss(self.weights, teacher, x, labels, student, record=self.statistics.record)
+
+        return loss
 
     def reset(self, iteration: int) -> None:
         """Begin parts of the generator anew, once, where that was asked for."""
@@ -75,14 +75,33 @@ class Fast(PooledDistillation):
         if self.args.reset_bn:
             self.generator.reset_norms()
 
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
+        super().__init__(args, teachers, spec)
+        self.statistics = MomentumStatistics(args.bn_mmt)
+        self.generator = Generator(spec.image_size, spec.dataset.channels).to(self.device)
+        self.descent = Descent(args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        PooledDistillation.add_args(group)
+        add_precision_flag(group)
+
 
 class FastMeta(Fast):
     PAPER = "Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = RECIPE | {"reset_l0": 1}
+    STATE: ClassVar[tuple[str, ...]] = (*Fast.STATE, "generator_optimizer")
     READS: ClassVar[tuple[str, ...]] = (*Fast.READS, "is_maml")
 
-    def make_inverter(self, loss: Any) -> MetaGenerator:
-        args = self.args
+    def invert(self, labels: Tensor, loss: Loss) -> Recovered:
+        """A copy takes the steps; the generator follows their gradients (FOMAML), or the way that the copy went (Reptile)."""
+        fast = copy.deepcopy(self.generator)
+        found = invert_one(self.teacher, labels, fast, loss, self.descent)
+        follow(self.generator_optimizer, [found.gradient])
+        return found
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
+        super().__init__(args, teachers, spec)
         gradient_of = "sum" if args.is_maml else "difference"
-        settings = Settings(args.g_steps, args.lr_g, args.lr_z, gradient_of, args.precision)
-        return MetaGenerator(self.generator, loss, settings, lr_outer=args.g_steps * args.lr_g)
+        self.descent = Descent(args.g_steps, args.lr_g, args.lr_z, gradient_of, args.precision)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), args.g_steps * args.lr_g, betas=BETAS)

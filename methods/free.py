@@ -21,21 +21,23 @@ Our own:
 """
 
 import argparse
-import copy
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from methods.distillation.losses import kl_divergence
-from methods.few_shot import FewShotMethod, add_replay_flags
-from methods.inversion.generator import InversionWeights, Settings, add_generator_flags, inversion_loss
-from methods.inversion.meta_generator import MetaGenerator
-from methods.inversion.subjects import PseudoBatch
-from methods.memory import BATCHES_KEPT, MemoryBank
+from methods.distillation.divergences import kl_divergence
+from methods.experiments.few_shot import FewShotMethod
+from methods.experiments.few_shot_flags import add_replay_flags
+from methods.inversion.by_generator import BETAS, add_descent_flags, copy_of, descent_of, follow, invert_each, mean_loss
+from methods.inversion.pseudo_batch import PseudoBatch
+from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
+from methods.memory.bank import BATCHES_KEPT, MemoryBank
+from methods.memory.replay import Replay
 from methods.metalearners.gradients import reptile_step
-from methods.teachers.pool import Teacher
+from methods.metalearners.learner import LearnerSpec
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import Teacher
 from models.generator import Generator
 from utils import cli
 from utils.errors import UserError
@@ -44,12 +46,56 @@ from utils.errors import UserError
 class FREE(FewShotMethod):
     PAPER = "Wei et al., FREE: Faster and Better Data-Free Meta-Learning, CVPR 2024"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 1000, "episode_batch": 10, "val_interval": 20}
-    STATE = ("learner", "optimizer", "inverter", "memory")
+    STATE = ("outer", "generator", "generator_optimizer", "memory")
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        args = self.args
+        teachers = self.teachers.sample(args.teacher_batch, args.way_train)
+        with self.clock("generation"):  # FIVE
+            found = invert_each(teachers, args.num_qur_kd, copy_of(self.generator), self.loss, self.descent)
+            follow(self.generator_optimizer, [one.gradient for one in found])
+        numbers = {"inversion_loss": mean_loss(found)}
+        if iteration < args.warmup:
+            return numbers
+        self.memory.add(*[one.batch for one in found])
+        with self.clock("meta-training"):  # BELL
+            fast = {name: value.detach().clone().requires_grad_() for name, value in self.learner.params.items()}
+            optimizer = torch.optim.Adam(fast.values(), lr=args.outer_lr)
+            losses: list[Tensor] = []
+            for place in torch.randperm(len(teachers)).tolist():  # a step on each teacher
+                x = self.augment(found[place].batch.images)
+                with torch.no_grad():
+                    answers = teachers[place](x)
+                loss = kl_divergence(answers, self.learner.logits(x, fast))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            reptile_step(self.learner.params, fast, args.reptile_lr)
+            numbers["distillation_loss"] = float(torch.stack(losses).mean())
+            return numbers | self.replay.until_no_better()
+
+    def loss(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        """CE(t(x), y) + adv * adversarial(t(x), s(x)) on augmented images x, s the learner; --bn adds batch statistics."""
+        x = self.teachers.augmentation(images)
+        return inversion_loss(self.weights, teacher, x, labels, self.learner.logits)
+
+    def augment(self, images: Tensor) -> Tensor:
+        return self.teachers.augmentation(images) if self.args.augment else images
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        teachers.check_fit(args.way_train)
+        self.weights, self.descent = weights_of(args), descent_of(args, args.meta_grad)
+        self.generator = Generator(spec.image_size).to(self.device)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), args.Glr, betas=BETAS)
+        self.memory = MemoryBank(len(teachers.class_names), BATCHES_KEPT * args.num_qur_kd, spec.image_size, self.device)
+        self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
-        add_generator_flags(group)
-        group.add_argument("--adv", type=float, default=1.0, help="weight of the adversarial term")
+        add_descent_flags(group)
+        add_term_flags(group, ce=1.0, adv=1.0)
         group.add_argument(
             "--meta_grad", choices=("last", "sum"), default="last", help="which steps' gradients move the generator"
         )
@@ -59,69 +105,22 @@ class FREE(FewShotMethod):
         group.add_argument("--reptile_lr", type=float, default=1.0, help="how far the learner follows its distilled copy")
         add_replay_flags(group)
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.check_teachers_fit_the_head()
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
         if args.warmup >= args.epochs:
             raise UserError(
                 f"--warmup {args.warmup} leaves none of --epochs {args.epochs} for the learner: lower it or train longer"
             )
-        weights = InversionWeights(args.oh, args.bn, args.adv)
-        self.inverter = MetaGenerator(
-            Generator(self.image_size).to(device),
-            partial(inversion_loss, weights=weights, augment=self.augmentation),
-            Settings(args.inversion_steps, args.Glr, args.zlr, args.meta_grad, args.precision),
-            lr_outer=args.Glr,
-            together=args.together,
-        )
-        capacity = BATCHES_KEPT * args.num_qur_kd
-        self.memory = MemoryBank(len(self.teachers.class_names), capacity, self.image_size, device)
-        self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
 
-    def train_iteration(self, iteration: int) -> dict[str, float]:
-        with self.clock("generation"):
-            teachers = self.teachers.sample(self.args.teacher_batch, self.args.way_train)
-            batches, inversion_loss = self.invert(teachers)
-        numbers = {"inversion_loss": inversion_loss}
-        if iteration < self.args.warmup:
-            return numbers
-        for batch in batches:
-            self.memory.add(batch)
-        with self.clock("meta-training"):
-            numbers["distillation_loss"] = self.distil(teachers, batches)
-            numbers |= self.replay(self.memory, self.optimizer)
-        return numbers
-
-    def invert(self, teachers: list[Teacher]) -> tuple[list[PseudoBatch], float]:
-        """FIVE: pseudo-images of each teacher, and the mean inversion loss."""
-        return self.inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)
-
-    def distil(self, teachers: list[Teacher], batches: list[PseudoBatch]) -> float:
-        """BELL before replay: a copy of the learner passes through the teachers; the learner follows. Returns the mean loss."""
-        params = {name: value.detach().clone().requires_grad_() for name, value in self.learner.params.items()}
-        optimizer = torch.optim.Adam(params.values(), lr=self.args.outer_lr)
-        losses: list[Tensor] = []
-        for index in torch.randperm(len(teachers)).tolist():
-            images = batches[index].images
-            images = self.augmentation(images) if self.args.augment else images
-            with torch.no_grad():
-                answers = teachers[index](images)
-            loss = kl_divergence(answers, self.learner.logits(images, params))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        reptile_step(self.learner.params, params, self.args.reptile_lr)
-        return float(torch.stack(losses).mean())
-
-    def effort(self) -> dict[str, int]:
-        return {"images": self.args.way_train * self.args.num_qur_kd, "steps": self.args.inversion_steps}
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        """Pseudo-images as the run makes them now; the generator does not follow."""
+        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
+        found = invert_each(teachers, self.args.num_qur_kd, copy_of(self.generator), self.loss, self.descent)
+        return [one.batch for one in found]
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         return self.memory.picture()
 
-    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
-        """Pseudo-images as the run makes them now, leaving the run untouched."""
-        inverter = copy.deepcopy(self.inverter)
-        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
-        return inverter.invert(teachers, self.args.num_qur_kd, self.learner.logits)[0]
+    def summary(self) -> dict[str, Any]:
+        args = self.args
+        return {"inversion_of_one_teacher": {"images": args.way_train * args.num_qur_kd, "steps": args.inversion_steps}}

@@ -6,7 +6,7 @@ the gradient switch turns the next step against it: the images are also made har
 
 `--candidate_size N` selects PURER-Plus, whose teachers have overlapping classes: N of them are drawn for each update, and
 the curriculum is on unless `--no_adv` says otherwise. Without it the teachers have disjoint classes and all of them are
-used at each update. `--icfil` adds the paper's second half, calibration at test time (`methods.evaluation.icfil`).
+used at each update. `--icfil` adds the paper's second half, calibration at test time (`methods.metalearners.icfil`).
 
 Deviations
 ----------
@@ -29,14 +29,19 @@ import torch
 from torch import Tensor
 
 from datasets.episodes import Episodes, draw_slots
-from methods.evaluation.few_shot import Exam, examine
-from methods.evaluation.icfil import ICFIL, add_icfil_flags, icfil_settings
-from methods.few_shot import FewShotMethod, add_augment_flag
-from methods.inversion.generator import add_together_flag
-from methods.inversion.pixel import PixelImages, PixelWeights
-from methods.inversion.subjects import PseudoBatch
-from methods.memory import pseudo_episodes
+from methods.evaluation.exams import Exam, examine
+from methods.experiments.few_shot import FewShotMethod
+from methods.experiments.few_shot_flags import add_augment_flag
+from methods.inversion.by_generator import add_together_flag
+from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages
+from methods.inversion.pseudo_batch import PseudoBatch
+from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
+from methods.memory.bank import pseudo_episodes
+from methods.metalearners.icfil import ICFIL, add_icfil_flags, icfil_settings
+from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import Teacher
 from utils import cli
 from utils.errors import UserError
 from utils.images import to_uint8
@@ -56,8 +61,56 @@ class PURER(FewShotMethod):
     PAPER = "Hu et al., Architecture, Dataset and Model-Scale Agnostic Data-free Meta-Learning (PURER), CVPR 2023"
     COUNTS_EPISODES = True
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"episode_batch": 4, **dict.fromkeys(DEFAULTS)}
-    STATE = ("learner", "optimizer", "pixels", "switch")
-    EXAM_FLAGS = ("icfil", "icfil_images", "icfil_steps", "icfil_lr", "icfil_calibration", "icfil_tau")
+    STATE = ("outer", "pixels", "switch")
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One outer update: ECI moves the pixels, then the learner meets episodes of them."""
+        args, pixels = self.args, self.pixels
+        with self.clock("generation"):
+            teachers = self.teachers.sample(args.candidate_size or len(self.teachers))
+            harder = self.switch.on
+            against_learner = -args.adv_scale * self.outer.loss(self.draw(1)) if harder else None
+            gradient, inversion_loss = pixels.gradient(teachers, self.loss, args.together)
+            if against_learner is not None:
+                gradient += torch.autograd.grad(against_learner, pixels.values)[0]
+            pixels.step(gradient)
+        with self.clock("meta-training"):
+            with torch.no_grad():
+                episodes = self.draw(args.episode_batch)
+            loss, accuracy = self.outer.step(episodes)
+        self.switch.note(iteration + 1, accuracy)
+        return {"inversion_loss": inversion_loss, "loss": loss, "accuracy": accuracy, "harder": float(harder)}
+
+    def loss(self, teacher: Teacher, pixels: Tensor, labels: Tensor) -> Tensor:
+        """CE(t(x), y) + tv * TV(x) + l2 * ||x|| + bn * BN of the jittered pixels x of one teacher's classes."""
+        images = self.pixels.form.to_images(pixels)
+        return inversion_loss(self.weights, teacher, images, labels, pixels=pixels)
+
+    def draw(self, count: int) -> Episodes:
+        """Episodes of the present pixels; gradients reach them."""
+        per_class = self.args.synthesis_per_class
+        classes, slots = draw_slots(torch.full((len(self.pixels.values),), per_class), self.shape, count)
+        places = (classes[..., None] * per_class + slots).to(self.device)  # (E, N, K + Q)
+        augment = self.teachers.augmentation if self.args.augment else None
+        return pseudo_episodes(self.pixels.unit.flatten(0, 1), places, self.shape, self.learner, augment)
+
+    def score(self, exam: Exam) -> Score:
+        """On meta_test, with `--icfil`, the learner is calibrated in each episode; validation on meta_val goes without."""
+        if not (self.args.icfil and exam.split_name == "meta_test"):
+            return super().score(exam)
+        return examine(self.learner, ICFIL(self.metalearner, icfil_settings(self.args)), exam, self.args.test_inner_steps)
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        if args.average:
+            average_into(self.learner.params, args.backbone, teachers)
+        classes = len(teachers.class_names)
+        if classes < args.way_train:
+            raise UserError(f"the teachers know {classes} classes, an episode needs {args.way_train}: lower --way_train")
+        self.weights = weights_of(args, without=("adv",))
+        form = PixelForm(spec.image_size, spec.mean, spec.std)
+        self.pixels = PixelImages(classes, args.synthesis_per_class, form, args.Glr, self.device, not args.no_clamp)
+        self.switch = GradientSwitch(args.adv, args.adv_start, fires_at_start=args.candidate_size is None)
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
@@ -73,9 +126,7 @@ class PURER(FewShotMethod):
         group.add_argument(
             "--synthesis_per_class", type=cli.count, help="images of a class (default: 30; PURER-Plus: shot + query)"
         )
-        group.add_argument("--tv", type=float, default=PixelWeights.tv, help="weight of the total variation")
-        group.add_argument("--bn", type=float, default=PixelWeights.bn, help="weight of the batch statistics")
-        group.add_argument("--l2", type=float, default=PixelWeights.l2, help="weight of the pixels' norm")
+        add_term_flags(group, without=("adv",), **PRIORS)
         group.add_argument("--no_clamp", action="store_true", help="let pixels leave the range of an image")
         group.add_argument("--adv", action="store_true", default=None, help="the curriculum (default: off; PURER-Plus: on)")
         group.add_argument("--no_adv", dest="adv", action="store_false", default=None, help="no curriculum for PURER-Plus")
@@ -85,12 +136,12 @@ class PURER(FewShotMethod):
         add_together_flag(group)
         add_augment_flag(group)
         add_icfil_flags(group)
-        for name in ("inversionMethod", "generate_interval", "generate_iterations"):
-            group.add_argument(f"--{name}", help="accepted for the papers' scripts")
+        cli.without_effect(group, "--inversionMethod", reason="PURER inverts pixels; there is no other way to choose")
+        for name in ("generate_interval", "generate_iterations"):
+            cli.without_effect(group, f"--{name}", reason="PURER inverts one step at every update")
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
-        super().finish_args(args)
         plus = args.candidate_size is not None
         for name, values in DEFAULTS.items():
             if getattr(args, name) is None:
@@ -108,80 +159,22 @@ class PURER(FewShotMethod):
         if not plus and not args.num_class_per_task:
             args.num_class_per_task = args.way_train  # the pool of disjoint groups
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        if args.average:
-            average_into(self.learner.params, args.backbone, self.teachers)
-        spec = self.learner.spec
-        weights = PixelWeights(args.tv, args.bn, args.l2)
-        classes = len(self.teachers.class_names)
-        if classes < args.way_train:
-            raise UserError(f"the teachers know {classes} classes, an episode needs {args.way_train}: lower --way_train")
-        self.pixels = PixelImages(
-            classes,
-            args.synthesis_per_class,
-            self.image_size,
-            spec.mean,
-            spec.std,
-            args.Glr,
-            weights,
-            not args.no_clamp,
-            device,
-            args.together,
-        )
-        self.switch = GradientSwitch(args.adv, args.adv_start, fires_at_start=args.candidate_size is None)
-        self.optimizer = torch.optim.Adam(self.learner.params.values(), lr=args.outer_lr)
-
-    def train_iteration(self, iteration: int) -> dict[str, float]:
-        """One outer update: a step of the pixels, then of the learner."""
-        with self.clock("generation"):
-            teachers = self.teachers.sample(self.args.candidate_size or len(self.teachers))
-            harder = self.switch.on
-            inversion_loss = self.pixels.step(teachers, self.against_learner() if harder else None)
-        with self.clock("meta-training"):
-            with torch.no_grad():
-                episodes = self.draw(self.args.episode_batch)
-            loss, accuracy = self.outer_step(self.optimizer, episodes)
-        self.switch.note(iteration + 1, accuracy)
-        return {"inversion_loss": inversion_loss, "loss": loss, "accuracy": accuracy, "harder": float(harder)}
-
-    def draw(self, count: int) -> Episodes:
-        """Episodes of the present pixels; gradients reach them."""
-        per_class = self.args.synthesis_per_class
-        classes, slots = draw_slots(torch.full((len(self.pixels.values),), per_class), self.train_shape, count)
-        places = (classes[..., None] * per_class + slots).to(self.device)  # (E, N, K + Q)
-        augment = self.augmentation if self.args.augment else None
-        return pseudo_episodes(self.pixels.unit.flatten(0, 1), places, self.train_shape, self.learner, augment)
-
-    def against_learner(self) -> Tensor:
-        """-adv_scale * the outer loss of an episode, as a function of its pixels."""
-        second_order = not self.args.first_order
-        losses, _ = self.metalearner.outer_loss(self.learner.params, self.draw(1), self.args.inner_steps, second_order)
-        return -self.args.adv_scale * losses.mean()
-
-    def sit(self, exam: Exam) -> Score:
-        """On meta_test, with `--icfil`, the learner is calibrated in each episode; looks at meta_val go without."""
-        if not (self.args.icfil and exam.split_name == "meta_test"):
-            return super().sit(exam)
-        return examine(self.learner, ICFIL(self.metalearner, icfil_settings(self.args)), exam, self.args.test_inner_steps)
-
-    def examined_how(self) -> str:
-        return "calibrated by ICFIL" if self.args.icfil else ""
-
-    def effort(self) -> dict[str, int]:
-        share = min(1.0, (self.args.candidate_size or len(self.teachers)) / len(self.teachers))
-        return {
-            "images": self.args.way_train * self.args.synthesis_per_class,
-            "steps": round(share * self.num_iterations),
-        }
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        return [self.pixels.batch_of(self.teachers[teacher_id]) for teacher_id in teacher_ids]
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:
         """The present images of up to 16 classes, one class a row."""
         columns = min(8, self.args.synthesis_per_class)
         return {"pixels": (to_uint8(self.pixels.unit[:16, :columns]).flatten(0, 1), columns)}
 
-    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
-        return [self.pixels.batch_of(self.teachers[teacher_id]) for teacher_id in teacher_ids]
+    def summary(self) -> dict[str, Any]:
+        args = self.args
+        share = min(1.0, (args.candidate_size or len(self.teachers)) / len(self.teachers))
+        steps = round(share * max(1, args.episode_train // args.episode_batch))
+        return {
+            "inversion_of_one_teacher": {"images": args.way_train * args.synthesis_per_class, "steps": steps},
+            "examined": "calibrated by ICFIL" if args.icfil else "",
+        }
 
 
 class GradientSwitch:

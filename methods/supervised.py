@@ -4,7 +4,6 @@ They make the teachers of data-free distillation and say what it could reach (Hi
 """
 
 import argparse
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from tqdm import tqdm
 
-from methods.classification import ClassificationMethod
-from methods.distillation.losses import kl_divergence
-from methods.teachers.whole_class import default_path
-from utils import checkpoint, cli
+from datasets.registry import get_spec
+from datasets.split import load_split
+from methods.distillation.divergences import kl_divergence
+from methods.experiments.whole_class import StudentSpec, WholeClassMethod
+from methods.teachers.classifiers import default_path
+from methods.teachers.pool import TeacherPool
+from utils import cli
 from utils.errors import UserError
 from utils.images import take, to_float
 
@@ -27,21 +29,21 @@ def milestones(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
-class Supervised(ClassificationMethod):
+class Supervised(WholeClassMethod):
     """Epochs over real images, shifted and mirrored anew each time; the rate falls by `FALL` at each milestone."""
 
     FALL: ClassVar[float]
 
-    @classmethod
-    def add_shared_args(cls, parser: argparse.ArgumentParser) -> None:
-        super().add_shared_args(parser)
-        parser.add_argument(
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument(
             "--lr_decay_milestones", type=milestones, default=[120, 150, 180], help="epochs at which the rate falls"
         )
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
-        self.train = self.load_split("train", self.training_set).to(device)
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
+        super().__init__(args, teachers, spec)
+        dataset = get_spec(self.training_set, self.TASK)
+        self.train = load_split(dataset, "train", args.data_root, spec.image_size).to(self.device)
 
     @property
     def training_set(self) -> str:
@@ -78,10 +80,12 @@ class Scratch(Supervised):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
+        Supervised.add_args(group)
         group.add_argument("--replace_teacher", action="store_true", help="replace the teacher's file, if there is one")
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        super().__init__(args, device)
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
+        super().__init__(args, teachers, spec)
+        self.teacher_path = args.teacher_ckpt or default_path(args.dataset, args.student)
         if args.select_on == "agreement":
             raise UserError("--select_on agreement: there is no teacher to agree with; choose last or test")
         begins = not (args.resume or args.evaluate or args.evaluate_only)
@@ -90,18 +94,8 @@ class Scratch(Supervised):
                 f"{self.teacher_path} exists already: use it, name another file by --teacher_ckpt, or add --replace_teacher"
             )
 
-    @property
-    def teacher_path(self) -> Path:
-        return self.args.teacher_ckpt or default_path(self.args.dataset, self.args.student)
-
     def loss_of(self, images: Tensor, labels: Tensor) -> Any:
         return F.cross_entropy
-
-    def finish(self) -> str:
-        if self.args.evaluate_only:
-            return ""
-        checkpoint.save(self.to_keep(), self.teacher_path)
-        return f"the teacher is in {self.teacher_path}"
 
 
 class VanillaKD(Supervised):
@@ -112,6 +106,7 @@ class VanillaKD(Supervised):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
+        Supervised.add_args(group)
         group.add_argument("--transfer_set", help="set whose training images are used (default: --dataset)")
         group.add_argument("--alpha", type=float, default=1.0, help="weight of the teacher's answers")
         group.add_argument("--beta", type=float, default=0.0, help="weight of the labels")
@@ -119,7 +114,6 @@ class VanillaKD(Supervised):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
-        super().finish_args(args)
         if args.transfer_set is None:
             args.transfer_set = args.dataset
         if args.beta and args.transfer_set != args.dataset:

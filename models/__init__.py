@@ -1,8 +1,11 @@
-"""Networks: the few-shot zoo, whole-class classifiers, the generator, and readers for the papers' checkpoint files."""
+"""Networks: one table of backbones, the generator, and readers for the papers' checkpoint files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from models.backbone import Backbone
@@ -14,30 +17,82 @@ from models.vgg import VGG11
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
-WIDE = (256, 512, 1024, 2048)
-NARROW = (64, 128, 256, 512)
-RESNETS: dict[str, Callable[..., Backbone]] = {
-    "resnet10": partial(ResNet, BasicBlock, (1, 1, 1, 1), NARROW),
-    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2), NARROW),
-    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3), NARROW),
-    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3), WIDE),
-    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3), WIDE),
+Norm = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class TrainedBy:
+    """How a teacher of an architecture is trained: the optimizer, its settings, and the epochs that make its rate a fifth."""
+
+    optimizer: type[torch.optim.Optimizer]
+    settings: Mapping[str, Any]
+    milestones: tuple[int, ...]
+
+
+ADAM = TrainedBy(torch.optim.Adam, {}, ())
+SGD = TrainedBy(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 5e-4}, (30, 50, 80))
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One architecture.
+
+    make: called with num_classes, image_size, norm, channels and global_pool; least_size: pixels that its input must have.
+    classifier: what whole-class commands mean by the name, where that is another network than the few-shot papers mean;
+    few_shot: whether it is one of theirs at all. torchvision: its name there, for an architecture that is not ours.
+    """
+
+    make: Callable[..., Backbone] | None
+    trained_by: TrainedBy = SGD
+    least_size: int = 1
+    classifier: Callable[..., Backbone] | None = None
+    few_shot: bool = True
+    torchvision: str = ""
+
+
+def _conv4(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
+    return Conv4(num_classes, image_size, norm, channels, global_pool=global_pool)
+
+
+def _vgg(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
+    return VGG11(num_classes, image_size, norm, channels)
+
+
+def _pooling(network: Callable[..., Backbone], *shape: Any, **more: Any) -> Callable[..., Backbone]:
+    """A family that pools globally, whatever the size of its images."""
+
+    def make(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
+        return network(*shape, num_classes=num_classes, norm=norm, channels=channels, **more)
+
+    return make
+
+
+WIDE, NARROW = (256, 512, 1024, 2048), (64, 128, 256, 512)
+BACKBONES = {
+    "conv4": BackboneSpec(_conv4, ADAM, least_size=16),
+    "resnet10": BackboneSpec(_pooling(ResNet, BasicBlock, (1, 1, 1, 1), NARROW)),
+    "resnet18": BackboneSpec(_pooling(ResNet, BasicBlock, (2, 2, 2, 2), NARROW)),
+    "resnet34": BackboneSpec(_pooling(ResNet, BasicBlock, (3, 4, 6, 3), NARROW)),
+    "resnet50": BackboneSpec(
+        _pooling(ResNet, Bottleneck, (3, 4, 6, 3), WIDE),
+        classifier=_pooling(ResNet, partial(Bottleneck, standard=True), (3, 4, 6, 3), WIDE),
+    ),
+    "resnet101": BackboneSpec(_pooling(ResNet, Bottleneck, (3, 4, 23, 3), WIDE)),
+    "wrn16_1": BackboneSpec(_pooling(WideResNet, 16, 1)),
+    "wrn16_2": BackboneSpec(_pooling(WideResNet, 16, 2)),
+    "wrn40_1": BackboneSpec(_pooling(WideResNet, 40, 1)),
+    "wrn40_2": BackboneSpec(_pooling(WideResNet, 40, 2)),
+    "vgg11": BackboneSpec(_vgg),
+    "mobilenet_v2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
+    "mobilenetv2_imagenet": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
+    "resnet18_imagenet": BackboneSpec(None, few_shot=False, torchvision="resnet18"),
+    "resnet50_imagenet": BackboneSpec(None, few_shot=False, torchvision="resnet50"),
 }
-WIDE_RESNETS = {f"wrn{depth}_{widen}": partial(WideResNet, depth, widen) for depth in (16, 40) for widen in (1, 2)}
-MODELS = ("conv4", *RESNETS, *WIDE_RESNETS, "vgg11")
-# What whole-class commands mean by a name, where that is another network than the few-shot papers mean, or torchvision's
-STANDARD: dict[str, Callable[..., Backbone]] = {
-    "resnet50": partial(ResNet, partial(Bottleneck, standard=True), (3, 4, 6, 3), WIDE, norm=nn.BatchNorm2d)
-}
-FROM_TORCHVISION = {
-    "mobilenet_v2": "torchvision/mobilenet_v2",
-    "mobilenetv2_imagenet": "torchvision/mobilenet_v2",
-    "resnet18_imagenet": "torchvision/resnet18",
-    "resnet50_imagenet": "torchvision/resnet50",
-}
-CLASSIFIERS = (*[name for name in MODELS if name not in STANDARD], *STANDARD, *FROM_TORCHVISION)
+FOREIGN = BackboneSpec(None)  # what holds of architectures that are not in the table
+MODELS = tuple(name for name, spec in BACKBONES.items() if spec.few_shot)
+CLASSIFIERS = tuple(BACKBONES)
 MIXED_ARCHITECTURES = ("conv4", "resnet10", "resnet18")  # what the papers' `--pre_backbone mix` means
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+NORMS: dict[str, Norm] = {
     "running": nn.BatchNorm2d,
     "batch": BatchStatsNorm2d,
     "fixed": FixedNorm2d,
@@ -52,16 +107,13 @@ def create_model(
     `norm="running"` is for teachers (ordinary batch normalisation, whose running statistics inversion reads),
     `norm="batch"` for learners that are meta-trained, `norm="fixed"` for learners that were trained like teachers.
     `global_pool` concerns conv4 only: ResNets always pool globally.
-    Raises `UserError` for an unknown name.
+    Raises `UserError` for an unknown name, and for images that are too small.
     """
-    if name == "conv4":
-        if image_size < 16:
-            raise UserError(f"conv4 halves its input four times: image size {image_size} is below 16")
-        return Conv4(num_classes, image_size, NORMS[norm], channels, global_pool=global_pool)
-    if name == "vgg11":
-        return VGG11(num_classes, image_size, NORMS[norm], channels)
-    if name in RESNETS or name in WIDE_RESNETS:
-        return (RESNETS | WIDE_RESNETS)[name](num_classes=num_classes, norm=NORMS[norm], channels=channels)
+    spec = BACKBONES.get(name, FOREIGN)
+    if spec.make is not None and spec.few_shot:
+        if image_size < spec.least_size:
+            raise UserError(f"{name} halves its input too often: image size {image_size} is below {spec.least_size}")
+        return spec.make(num_classes, image_size, NORMS[norm], channels, global_pool)
     if is_foreign(name) and norm == "running":
         return create_foreign(name, num_classes)
     raise UserError(
@@ -75,10 +127,11 @@ def create_classifier(name: str, num_classes: int, image_size: int, weights: str
 
     `weights` names a set of weights that torchvision has for it. Raises `UserError` for an unknown name.
     """
-    if name in STANDARD:
-        return STANDARD[name](num_classes=num_classes)
-    if name in FROM_TORCHVISION or is_foreign(name):
-        return create_foreign(FROM_TORCHVISION.get(name, name), num_classes, weights)
-    if name not in MODELS:
+    spec = BACKBONES.get(name, FOREIGN)
+    if spec.torchvision or is_foreign(name):
+        return create_foreign(f"torchvision/{spec.torchvision}" if spec.torchvision else name, num_classes, weights)
+    if name not in BACKBONES:
         raise UserError(f"unknown classifier {name!r}: choose from {', '.join(CLASSIFIERS)}, torchvision/NAME or timm/NAME")
+    if spec.classifier is not None:
+        return spec.classifier(num_classes, image_size, nn.BatchNorm2d, 3, False)
     return create_model(name, num_classes, image_size)

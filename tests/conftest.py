@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -17,13 +18,16 @@ import scipy.io
 import torch
 from filelock import FileLock
 from PIL import Image
+from torch import nn
 
 import main
 import pretrain
-from datasets.registry import MIX, SPECS, DatasetSpec
+from datasets.registry import CIFAR, MIX, SPECS, DatasetSpec
 from datasets.split import load_split
 from methods import get_method, methods_of
+from methods.runs.arguments import experiment_of
 from methods.teachers.manifest import TeacherRow, write_manifest
+from methods.teachers.teacher import ImageForm, Teacher
 from models import create_classifier, create_model
 from utils import checkpoint, cli
 from write_file import (
@@ -208,6 +212,36 @@ def flags_for(tiny: list[str]) -> Callable[..., list[str]]:
         return ["--method", method, *tiny, *length.split(), *TINY_OWN.get(method, "").split()]
 
     return flags
+
+
+@pytest.fixture
+def build(flags_for: Callable[..., list[str]]) -> Callable[..., Any]:
+    """build(method, *flags): the experiment of a method of the registry, on tiny data; its method is in `.method`."""
+
+    def made(name: str, *more: str) -> Any:
+        args = main.parse_args([*flags_for(name), *more])
+        torch.manual_seed(1)  # not the seed that a teacher was drawn with
+        method_class = get_method(name)
+        return experiment_of(method_class)(method_class, args, torch.device("cpu"))
+
+    return made
+
+
+def lively_teacher(seed: int = 0, way: int = 3, arch: str = "conv4", first_class: int = 0) -> Teacher:
+    """An untrained teacher of 16 pixels, with running statistics as training leaves them."""
+    torch.manual_seed(seed)
+    network = create_model(arch, way, 16)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    class_ids = range(first_class, first_class + way)
+    return Teacher(network, [f"class {number}" for number in class_ids], ImageForm(16, *CIFAR), class_ids, arch=arch)
+
+
+@pytest.fixture(name="lively_teacher")
+def _lively_teacher() -> Callable[..., Teacher]:
+    return lively_teacher
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 import main
 import pretrain
-from methods.inversion.subjects import PseudoBatch
+from methods.inversion.pseudo_batch import PseudoBatch
 from utils import checkpoint, distributed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def test_the_same_numbers_as_one_process(method: str, flags_for: Flags, tmp_path
     assert job.returncode == 0, printed
     assert printed.count("everything is in") == 1  # one process speaks
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
-    states = [checkpoint.load(run / "last.pt")["method"]["learner"]["params"] for run in (one, two)]
+    states = [checkpoint.load(run / "last.pt")["method"]["outer"]["learner"]["params"] for run in (one, two)]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], rtol=0, atol=1e-9), name
     results = [json.loads((run / "result.json").read_text()) for run in (one, two)]

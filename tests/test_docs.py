@@ -15,11 +15,11 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def test_the_example_of_a_method_runs(
     flags_for: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = (DOCS / "adding-a-method.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code = (DOCS / "extending.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "example_method.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(methods.REGISTRY, ("few_shot", "mine"), "example_method:Mine")
-    main.main([*flags_for("mine"), "--no_floors", "--augment"])
+    main.main([*flags_for("mine"), "--no_floors", "--augment", "--steps", "3"])
     assert list((tmp_path / "runs").glob("*/result.json"))
 
 

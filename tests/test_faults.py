@@ -55,7 +55,9 @@ def test_twenty_kills_at_any_moment_change_nothing(
         for path in left:
             checkpoint.load(path)  # never half written
     assert kills >= 15
-    one, other = (checkpoint.load(tmp_path / "runs" / name / "last.pt")["method"]["learner"] for name in ("whole", "killed"))
+    one, other = (
+        checkpoint.load(tmp_path / "runs" / name / "last.pt")["method"]["outer"]["learner"] for name in ("whole", "killed")
+    )
     assert all(torch.equal(value, other["params"][name]) for name, value in one["params"].items())
     lines = [(tmp_path / "runs" / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "killed")]
     assert lines == [12, 12]

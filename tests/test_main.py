@@ -17,7 +17,7 @@ import torch
 import main
 import pretrain
 from methods import METHODS, get_method, methods_of
-from methods.loop import Training
+from methods.runs.training import Training
 from utils import checkpoint, cli
 from utils.errors import UserError
 
@@ -263,6 +263,16 @@ def test_a_stop_before_the_first_iteration_leaves_nothing(
     assert in_a_child([*flags_for("chorus"), "--run_name", "mine"], signalled_there) == 130
     assert (tmp_path / "said").read_text() == "stopped before the first iteration; nothing is left of this run\n"
     assert not (tmp_path / "runs" / "mine").exists()
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("real"), "--no_floors"])
+    run = only_run(tmp_path)
+    last = checkpoint.load(run / "last.pt")
+    last["method"] = {"clock": {}, **last["method"].pop("outer")}  # as the first versions kept it
+    checkpoint.save(last, run / "last.pt")
+    with pytest.raises(UserError, match=r"has no 'outer': an earlier version.*methods\.predict still takes its best\.pt"):
+        main.main(["--resume", str(run), "--epochs", "4"])
 
 
 def test_a_second_signal_acts_at_once(flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path) -> None:

@@ -6,28 +6,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from utils.errors import Stopped, UserError
 from utils.interrupts import interruptible
 
-# Flags of the papers' code that do nothing here, with the sentence to say once.
-WITHOUT_EFFECT = {
-    "save_interval": "a checkpoint is written at every look at meta_val and every minute between",
-    "inversionMethod": "PURER inverts pixels; there is no other way to choose",
-    "generate_interval": "PURER inverts one step at every update",
-    "generate_iterations": "PURER inverts one step at every update",
-    "workers": "images lie decoded in memory; nothing is loaded beside the training",
-    "print_freq": "the progress bar and metrics.jsonl show every epoch",
-    "start_epoch": "a run goes on with --resume RUN, which restores everything",
-    "fp16": "training runs in float32",
-    **dict.fromkeys(
-        ("world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed"),
-        "one process trains one student",
-    ),
-}
+WITHOUT_EFFECT, MAY_CHANGE = "reason_for_no_effect", "may_change_when"  # marks on flags
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -97,10 +83,13 @@ def exit_with_message(work: Callable[[], None]) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     """--device, --gpu, --multigpu, --threads, --seed."""
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<card>")
-    group.add_argument("--gpu", type=int, help="use the k-th card of --multigpu (without it: card k)")
-    group.add_argument("--multigpu", help="comma-separated cards that may be used, as the papers' scripts type it")
-    group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to PyTorch")
+    may_change(
+        "always",
+        group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<card>"),
+        group.add_argument("--gpu", type=int, help="use the k-th card of --multigpu (without it: card k)"),
+        group.add_argument("--multigpu", help="comma-separated cards that may be used, as the papers' scripts type it"),
+        group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to PyTorch"),
+    )
     group.add_argument("--seed", type=int, default=0, help="seed of everything random")
 
 
@@ -166,11 +155,30 @@ def prepare_machine(args: argparse.Namespace) -> torch.device:
     return select_device(args)
 
 
-def say_without_effect(args: argparse.Namespace) -> None:
+def without_effect(group: argparse._ActionsContainer, *spellings: str, reason: str, **more: Any) -> None:
+    """A flag that other programs' scripts type and that does nothing here; `say_without_effect` says why, once."""
+    action = group.add_argument(*spellings, default=None, help="accepted for the papers' scripts", **more)
+    setattr(action, WITHOUT_EFFECT, reason)
+
+
+def say_without_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Print one line for each accepted flag that was typed and does nothing."""
-    for name, reason in WITHOUT_EFFECT.items():
-        if getattr(args, name, None) is not None:
-            print(f"note: --{name} has no effect: {reason}", file=sys.stderr)
+    for action in parser._actions:
+        reason = getattr(action, WITHOUT_EFFECT, None)
+        if reason and getattr(args, action.dest, None) is not None:
+            print(f"note: --{action.dest} has no effect: {reason}", file=sys.stderr)
+
+
+def may_change(when: str, *actions: argparse.Action) -> None:
+    """Mark flags as ones that may be typed again beside --resume and --evaluate ("always"), or --evaluate ("evaluate")."""
+    for action in actions:
+        setattr(action, MAY_CHANGE, when)
+
+
+def changeable(parser: argparse.ArgumentParser, evaluating: bool) -> set[str]:
+    """The names of the flags that may be typed again."""
+    allowed = ("always", "evaluate") if evaluating else ("always",)
+    return {action.dest for action in parser._actions if getattr(action, MAY_CHANGE, None) in allowed}
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:

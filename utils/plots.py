@@ -45,26 +45,26 @@ def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], clas
         figure.savefig(temporary, dpi=120)
 
 
-def draw_looks(axes: Axes, looks: Sequence[Mapping[str, float]], against: str, label: str) -> None:
+def draw_validations(axes: Axes, validations: Sequence[Mapping[str, float]], against: str, label: str) -> None:
     """A line of validation accuracies in %, with their 95 % band, against "seconds" (shown as minutes) or "iteration"."""
     scale = 1 / 60 if against == "seconds" else 1.0
-    places = [look[against] * scale for look in looks]
-    mean = [100 * look["val"] for look in looks]
-    half = [100 * look["val_half_width"] for look in looks]
+    places = [one[against] * scale for one in validations]
+    mean = [100 * one["val"] for one in validations]
+    half = [100 * one["val_half_width"] for one in validations]
     axes.plot(places, mean, marker=".", label=label)
     below, above = zip(*[(m - h, m + h) for m, h in zip(mean, half, strict=True)], strict=True)
     axes.fill_between(places, below, above, alpha=0.2)
 
 
 def draw_curve(metrics: Path, target: Path) -> None:
-    """Draw the validation accuracy over the minutes of a run, with its 95 % band; nothing where there was no look."""
+    """Draw the validation accuracy over the minutes of a run, with its 95 % band; nothing where there was none."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
-    looks = [line for line in lines if "val" in line]
-    if not looks:
+    validations = [line for line in lines if "val" in line]
+    if not validations:
         return
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    draw_looks(axes, looks, "seconds", "")
+    draw_validations(axes, validations, "seconds", "")
     axes.set(xlabel="minutes", ylabel="accuracy in %", title=metrics.parent.name)
     axes.grid(alpha=0.3)
     with atomic_path(target) as temporary:

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,16 @@ def generator(seed: int, *names: object, device: str | torch.device = "cpu") -> 
     """A generator whose stream depends on `seed` and `names` only, never on what was drawn before."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@contextmanager
+def kept(number: int | None = None) -> Iterator[None]:
+    """Inside the block torch draws from a stream of its own, begun at `number`; after it the run's goes on where it was."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        if number is not None:
+            torch.manual_seed(number)
+        yield
 
 
 def rng_state() -> dict[str, Any]:

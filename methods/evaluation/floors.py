@@ -1,16 +1,22 @@
 """The floors that every result stands on: chance, raw pixels, frozen teachers, a learner that was never trained."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from methods.evaluation.few_shot import Exam, Indices
+from methods.evaluation.exams import Exam, Indices, examine
+from methods.metalearners.base import Metalearner
+from methods.metalearners.learner import Learner
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import seen
+from methods.teachers.views import view_of
 from utils import seed
 from utils.images import to_float
+from utils.kept import Kept
 from utils.metrics import Score
 
 
@@ -44,7 +50,7 @@ def teacher_distances(pool: TeacherPool, exam: Exam, view: str = "features") -> 
     """Distances of queries to class means in the l2-normalised `view` of each frozen teacher: (T, E, N*Q, N)."""
     images, distances = exam.split.images, []
     for teacher_id in tqdm(range(len(pool)), desc="frozen teachers", unit="teacher", leave=False):
-        distances.append(distances_to_means(seen(pool, teacher_id, view, images), exam.indices, exam.shape.way))
+        distances.append(distances_to_means(view_of(pool, teacher_id, view, images), exam.indices, exam.shape.way))
     return torch.stack(distances)
 
 
@@ -73,3 +79,47 @@ def exam_key(exam: Exam) -> list[object]:
         shape.query,
         exam.count,
     ]
+
+
+def floors(
+    exams: Sequence[Exam],
+    learner: Learner,
+    metalearner: Metalearner,
+    steps: int,
+    pool: TeacherPool,
+    inside: bool,
+    seed_value: int,
+    folder: Path,
+) -> dict[str, dict[str, Score]]:
+    """Every floor, by what it is and by image set; computed once for a pool, split and set of episodes.
+
+    learner, metalearner, steps: what is adapted to an episode, here from an untrained start. inside: whether the teachers'
+    features may be seen, or their answers alone.
+    """
+    lines: dict[str, dict[str, Score]] = {}
+    adapted = [type(metalearner).__name__, metalearner.inner_lr, steps, metalearner.inductive]
+    kept = Kept(folder)
+    for exam in exams:
+
+        def compute(exam: Exam = exam) -> dict[str, list[float]]:
+            untrained = Learner(learner.spec, pool.device)
+            scores = {"raw pixels, nearest class mean": pixel_floor(exam, pool.device)}
+            scores["random learner, adapted"] = examine(untrained, metalearner, exam, steps)
+            return {label: list(score.values) for label, score in (scores | _frozen(exam, pool, inside)).items()}
+
+        key = [exam_key(exam), asdict(learner.spec), adapted, pool.fingerprint(), inside]
+        for label, values in kept(".floors", key, seed_value, compute).items():
+            lines.setdefault(label, {})[exam.spec.name] = Score(values)
+    return lines
+
+
+def _frozen(exam: Exam, pool: TeacherPool, inside: bool) -> dict[str, Score]:
+    """Nearest class mean in what one frozen teacher makes of an image, and all of them; nothing without teachers."""
+    if not len(pool):
+        return {}
+    distances = teacher_distances(pool, exam, "features" if inside else "answers")
+    how = "" if inside else ", answers alone"
+    return {
+        f"one frozen teacher (mean){how}": ensemble_score(distances, 1),
+        f"all {len(pool)} frozen teachers{how}": ensemble_score(distances, len(pool)),
+    }

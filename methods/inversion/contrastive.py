@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.inversion.bn_statistics import record_instance_means
-from methods.inversion.subjects import Invertible
+from methods.inversion.pseudo_batch import Invertible
 from utils.images import shift_and_flip
 
 BANK_SIZE, NEGATIVES, HEAD_WIDTH = 40_960, 4_096, 256

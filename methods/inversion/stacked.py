@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from methods.inversion.subjects import Invertible
+from methods.inversion.pseudo_batch import Invertible
 
 State = tuple[dict[str, Tensor], dict[str, Tensor]]  # parameters and buffers
 

@@ -14,16 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.inversion.generator import InversionWeights, LearnerLogits
-from methods.inversion.losses import adversarial_terms
-from methods.inversion.subjects import Subject
+from methods.inversion.pseudo_batch import Classifying
+from methods.inversion.terms import Logits, Weights, adversarial_terms
+from methods.services.black_box import log_answers
 
-LEAST_PROBABILITY = 1e-6  # what a service calls impossible counts as this much
 IMAGES_AT_ONCE = 2048  # sent together where --numsplit does not say
 GREY_LEVEL = 1 / 255
 
 
-class Answering(Subject, Protocol):
+class Answering(Classifying, Protocol):
     """A service as inversion sees it: probabilities (B, way) of images (B, C, h, w) in [0, 1], as `as_sent` rounds them."""
 
     def query(self, images: Tensor) -> Tensor: ...
@@ -43,11 +42,6 @@ class ZerothOrder:
     queries: int
     chunks: int | None = None
     antithetic: bool = False
-
-
-def log_answers(probabilities: Tensor) -> Tensor:
-    """Logarithms of a service's answers (..., N), none below that of `LEAST_PROBABILITY`: as good as logits."""
-    return probabilities.clamp(min=LEAST_PROBABILITY).log()
 
 
 def unit_directions(count: int, like: Tensor) -> Tensor:
@@ -100,40 +94,38 @@ def estimate_gradient(
 
 
 def black_box_loss(
+    weights: Weights,
     service: Answering,
     images: Tensor,
     labels: Tensor,
-    learner: LearnerLogits | None,
-    weights: InversionWeights,
-    augment: Callable[[Tensor], Tensor],
     estimator: ZerothOrder,
+    student: Logits | None = None,
 ) -> Tensor:
     """ce * CE + adv * adversarial from a service's probabilities: an exact value, with an estimated gradient.
 
-    The adversarial term depends on the images through the service (estimated, with the learner's answers and the mask of
-    agreement held fixed) and through the learner (exact, with the service's answers held fixed). `weights.bn` has no
-    meaning here.
+    images (B, C, h, w) in [0, 1]. The adversarial term depends on them through the service (estimated, with the student's
+    answers and the mask of agreement held fixed) and through the student (exact, with the service's answers held fixed).
+    Other terms would need to see more than answers.
     """
-    x = augment(images)
-    seen = x.detach()
-    answers = log_answers(service.query(seen))  # (B, N)
-    adv = weights.adv if learner is not None else 0.0
-    mine = learner(x) if learner is not None and adv else answers
+    detached = images.detach()
+    answers = log_answers(service.query(detached))  # (B, N)
+    ce, adv = weights["ce"], weights.get("adv", 0.0) if student is not None else 0.0
+    mine = student(images) if student is not None and adv else answers
     fixed = mine.detach()
     agree = answers.argmax(1) == fixed.argmax(1)
 
     def terms(theirs: Tensor, mine: Tensor) -> Tensor:
-        copies = len(theirs) // len(seen)
-        ce = F.cross_entropy(theirs, labels.repeat(copies), reduction="none")
-        return weights.ce * ce + adv * adversarial_terms(theirs, mine, agree.repeat(copies))
+        copies = len(theirs) // len(detached)
+        cross_entropy = F.cross_entropy(theirs, labels.repeat(copies), reduction="none")
+        return ce * cross_entropy + adv * adversarial_terms(theirs, mine, agree.repeat(copies))
 
     def losses(sent: Tensor) -> Tensor:
         theirs = log_answers(service.query(sent))
-        return terms(theirs, fixed.repeat(len(sent) // len(seen), 1))
+        return terms(theirs, fixed.repeat(len(sent) // len(detached), 1))
 
-    estimate = estimate_gradient(losses, seen, terms(answers, fixed), estimator, service.as_sent) / len(seen)
-    exact = terms(answers, mine).mean()  # its gradient goes through the learner alone
-    return exact + (estimate * (x - seen)).sum()  # adds nothing to the value, the estimate to the gradient
+    estimate = estimate_gradient(losses, detached, terms(answers, fixed), estimator, service.as_sent) / len(detached)
+    exact = terms(answers, mine).mean()  # its gradient goes through the student alone
+    return exact + (estimate * (images - detached)).sum()  # adds nothing to the value, the estimate to the gradient
 
 
 def radius_of(mu: float, std: Sequence[float]) -> float:

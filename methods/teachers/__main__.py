@@ -7,9 +7,9 @@ python -m methods.teachers serve --dataset cifar100     # a pool as a service ov
 import sys
 from collections.abc import Sequence
 
-from methods.teachers.check import add_check_flags, check
+from methods.runs.check_teachers import add_check_flags, check
+from methods.runs.serve import add_serve_flags, serve
 from methods.teachers.manifest import as_place
-from methods.teachers.server import add_serve_flags, serve
 from utils import cli
 from utils.errors import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spec
-from methods.teachers.black_box import Listed, services_of
-from methods.teachers.client import HttpServer
+from methods.services.black_box import Listed, services_of
+from methods.services.client import HttpServer
 from models import MIXED_ARCHITECTURES, MODELS
 from models.foreign import is_code, is_foreign
 from utils import cli

@@ -3,105 +3,34 @@
 import sys
 from argparse import ArgumentParser
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 from uuid import uuid4
 
 import torch
-from torch import nn
 
 from datasets.registry import SPECS
-from methods.teachers.black_box import ApiDtype, BlackBox, LocalService, Meter
-from methods.teachers.manifest import NUMBER, TeacherRow, as_place
-from models import MODELS, create_model
-from models.backbone import Backbone
-from models.norm import merged
+from methods.services.black_box import ApiDtype, BlackBox, LocalService, Meter
+from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
+from methods.teachers.teacher import ImageForm, Teacher
+from models import create_model
 from models.published import Published, read_published
-from utils import checkpoint
+from utils import checkpoint, distributed, seed
 from utils.errors import UserError
-from utils.images import channels_last, normalise, resize
+from utils.images import Augmentation
 
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
 
 
-class Teacher(nn.Module):
-    """A frozen classifier that takes images (B, C, H, W) in [0, 1] at any size.
-
-    `class_ids` are indices into the pool's `class_names`; output i is class `class_ids[i]`. Gradients reach the images,
-    never the weights.
-    """
-
-    def __init__(
-        self, network: Backbone, row: TeacherRow, class_ids: Sequence[int], outputs: Sequence[int] | None = None
-    ) -> None:
-        super().__init__()
-        self.network: Backbone = network.requires_grad_(False).eval()
-        self.row = row
-        self.class_ids = tuple(class_ids)
-        self.outputs = list(range(len(class_ids)) if outputs is None else outputs)  # a spare one carries no class
-
-    @property
-    def way(self) -> int:
-        return len(self.class_ids)
-
-    @property
-    def image_size(self) -> int:
-        return self.row.image_size
-
-    @property
-    def kind(self) -> Hashable:
-        """What teachers share that differ in their numbers alone; a foreign network is of a kind of its own."""
-        row = self.row
-        name = row.arch if row.arch in MODELS else str(row.path)
-        return name, tuple(self.outputs), row.image_size, tuple(row.mean), tuple(row.std)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Teachers stay in evaluation mode: their running statistics must not move."""
-        return super().train(False)
-
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        images = normalise(resize(images, self.row.image_size), self.row.mean, self.row.std)
-        return channels_last(images)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(self.prepare(images))[:, self.outputs]
-
-    @cached_property
-    def answering(self) -> "Teacher":
-        """A twin that answers alike and faster and knows no layers to look into: itself where its network is a foreign one."""
-        if self.row.arch not in MODELS:
-            return self
-        return Teacher(cast(Backbone, merged(self.network)), self.row, self.class_ids, self.outputs)
-
-    def narrowed(self, way: int) -> "Teacher":
-        """The same teacher asked about `way` of its classes alone, drawn at random; itself where it has no more."""
-        if self.way <= way:
-            return self
-        chosen = torch.randperm(self.way)[:way].tolist()
-        return Teacher(self.network, self.row, [self.class_ids[i] for i in chosen], [self.outputs[i] for i in chosen])
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The input of the head, (B, feature_dim)."""
-        return self.network.features(self.prepare(images))
-
-    def features_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both in one pass, (B, feature_dim) and (B, way)."""
-        features, logits = self.network.features_and_logits(self.prepare(images))
-        return features, logits[:, self.outputs]
-
-
 class TeacherPool:
-    """The teachers of one or more manifests, loaded when first asked for.
+    """The teachers of one or more manifests, loaded when first asked for; none, for a method that needs none.
 
     `class_names` are the pool's classes, `<set>/<class>`, sorted; a class that several teachers know is one class.
     """
 
     def __init__(self, rows: Sequence[TeacherRow], device: torch.device, class_order: Path | None = None) -> None:
-        if not rows:
-            raise UserError("the pool has no teachers")
         self.device = device
         self._published: dict[Path, Published] = {}
         self.rows = [row if row.class_ids else self._complete(row, class_order) for row in rows]
@@ -114,12 +43,36 @@ class TeacherPool:
         self.class_names = sorted({key for row in self.rows for key in row.class_keys})
         self._index = {key: index for index, key in enumerate(self.class_names)}
         self._loaded: OrderedDict[int, Teacher] = OrderedDict()
+        self._given: dict[int, Teacher] = {}  # that no file can give back
+
+    @classmethod
+    def of(cls, teachers: Sequence[Teacher], dataset: str = OWN) -> "TeacherPool":
+        """A pool of teachers that are in memory already, all on one device; a class of one name is one class."""
+        rows = [
+            TeacherRow(
+                Path(f"teacher_{number:03d}"), teacher.arch, tuple(range(teacher.way)), teacher.class_names,
+                teacher.form.size, teacher.form.mean, teacher.form.std, dataset,
+            )
+            for number, teacher in enumerate(teachers)
+        ]  # fmt: skip
+        pool = cls(rows, next(teachers[0].parameters()).device)
+        for number, (row, teacher) in enumerate(zip(rows, teachers, strict=True)):
+            given = Teacher(
+                teacher.network, teacher.class_names, teacher.form, pool._ids_of(row), teacher.outputs, teacher.arch
+            )
+            pool._given[number] = given
+        return pool
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[Teacher]:
+        return (self[teacher_id] for teacher_id in range(len(self)))
+
     def __getitem__(self, teacher_id: int) -> Teacher:
         """Raises `UserError` for a service, into which nobody can look."""
+        if teacher_id in self._given:
+            return self._given[teacher_id]
         row = self.rows[teacher_id]
         if row.listed is not None:
             raise UserError(f"{row.path} is a service, and this work looks inside its teachers: choose a black-box method")
@@ -144,14 +97,31 @@ class TeacherPool:
         chosen = [self[teacher_id] for teacher_id in torch.randperm(len(self))[:count].tolist()]
         return [teacher.narrowed(way) for teacher in chosen] if way else chosen
 
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What may be done to the teachers' images without changing their class, as far as their image sets say."""
+        specs = {SPECS[row.dataset] for row in self.rows if row.dataset in SPECS}
+        return Augmentation(all(spec.flip for spec in specs), bool(specs) and all(spec.recolour for spec in specs))
+
     def check(self, inside: bool = True) -> None:
         """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work.
 
-        Services are passed over where nobody wants to look `inside`.
+        Services are passed over where nobody wants to look `inside`, and are asked by one process alone (`UserError`).
         """
         for teacher_id, row in enumerate(self.rows):
             if inside or row.listed is None:
                 _ = self[teacher_id]
+        if len(self) and not inside and distributed.size() > 1:
+            raise UserError("black boxes are asked by one process: run this without torchrun")
+
+    def check_fit(self, way: int) -> None:
+        """Raise `UserError` where a teacher has fewer classes than a learner of `way` outputs that is to imitate it."""
+        odd = next((row for row in self.rows if len(row.class_ids) < way), None)
+        if odd is not None:
+            raise UserError(
+                f"teachers are distilled into a learner of {way} classes, and {odd.path} has {len(odd.class_ids)}: "
+                "lower --way_train to that"
+            )
 
     def fingerprint(self) -> list[tuple[str, int | str, int]]:
         """What identifies the pool's teachers: name, size and time of each file."""
@@ -160,17 +130,18 @@ class TeacherPool:
     def fingerprint_of(self, teacher_id: int) -> tuple[str, int | str, int]:
         """The same of one teacher; for a service what it says, and nothing lasting where it says nothing."""
         row = self.rows[teacher_id]
-        if row.listed is not None:
-            return row.path.name, row.listed.fingerprint or uuid4().hex, 0
+        if row.listed is not None or teacher_id in self._given:
+            return row.path.name, (row.listed.fingerprint if row.listed else "") or uuid4().hex, 0
         return row.path.name, row.path.stat().st_size, row.path.stat().st_mtime_ns
 
     def _load(self, row: TeacherRow) -> Teacher:
         published = self._published.get(row.path) or read_published(checkpoint.load(row.path), str(row.path))
         outputs = len(published.state["head.bias"]) if row.path in self._published else len(row.class_ids)
-        with torch.random.fork_rng(devices=[]):  # when a teacher is loaded must not change what the run draws
+        with seed.kept():  # when a teacher is loaded must not change what the run draws
             network = create_model(row.arch, outputs, row.image_size)
         checkpoint.load_weights(network.loadable, published.state, row.path)
-        return Teacher(network.to(self.device), row, self._ids_of(row))
+        form = ImageForm(row.image_size, row.mean, row.std)
+        return Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)
 
     def _ids_of(self, row: TeacherRow) -> list[int]:
         return [self._index[key] for key in row.class_keys]

@@ -15,18 +15,19 @@ from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
 from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
 from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, teacher_size, write_manifest
-from models import MODELS, create_model
+from models import BACKBONES, FOREIGN, MODELS, create_model
 from models.backbone import Backbone
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, take, to_float
 
 TOGETHER_ON_A_GPU = 25
+DISJOINT_MILESTONES = (30, 40, 50)  # of pools of disjoint classes (PURER)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one teacher is trained; `None` means the papers' value for the image set or the kind of pool."""
+    """How one teacher is trained; `None` means the value of the image set, the architecture or the kind of pool."""
 
     epochs: int | None = None
     lr: float = 1e-2
@@ -56,13 +57,10 @@ def recipe_from(args: Namespace) -> Recipe:
 def make_optimizer(
     parameters: Iterable[torch.Tensor], arch: str, recipe: Recipe
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """conv4: Adam without decay, constant rate; ResNets: SGD with momentum .9, weight decay 5e-4, x0.2 at the milestones."""
-    if arch == "conv4":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
-        milestones: tuple[int, ...] = ()
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
-        milestones = recipe.milestones or ()
+    """As the table of backbones says the architecture is trained; a rate that falls does so at the recipe's milestones."""
+    how = BACKBONES.get(arch, FOREIGN).trained_by
+    optimizer = how.optimizer(parameters, lr=recipe.lr, **how.settings)  # type: ignore[call-arg]
+    milestones = (how.milestones if recipe.milestones is None else recipe.milestones) if how.milestones else ()
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.2)
 
 
@@ -174,8 +172,8 @@ def train_teacher(
 
 def pretrain_pools(args: Namespace, recipe: Recipe, device: torch.device, overwrite: bool = False) -> None:
     """Train every pool that the command line names, skipping finished teachers, and print the accuracies."""
-    if recipe.milestones is None:
-        recipe = replace(recipe, milestones=(30, 40, 50) if args.num_class_per_task else (30, 50, 80))
+    if recipe.milestones is None and args.num_class_per_task:
+        recipe = replace(recipe, milestones=DISJOINT_MILESTONES)
     for spec, arch in pool_specs(args):
         _pretrain_pool(args, spec, arch, recipe, device, overwrite)
 
@@ -272,8 +270,7 @@ def _train(
     streams = [seed.generator(seed_value, "teacher", spec.name, arch, teacher_id) for teacher_id in teacher_ids]
     networks = []
     for stream, class_ids in zip(streams, groups, strict=True):
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(stream.initial_seed() % 2**63)
+        with seed.kept(stream.initial_seed() % 2**63):
             networks.append(create_model(arch, len(class_ids), size).to(device))
     train, held_out = zip(*[train_and_held_out(split, class_ids, seed_value) for class_ids in groups], strict=True)
     sizes = {(len(labels), len(class_ids)) for (_, labels), class_ids in zip(train, groups, strict=True)}

@@ -5,25 +5,32 @@ Task Groupings Regularization (Wei et al., ICML 2024) after Task2Vec (Achille et
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from tqdm import tqdm
 
 from datasets.registry import HALF, IMAGENET
+from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
+from methods.metalearners.learner import LearnerSpec
 from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import ImageForm
 from models import create_model
+from utils import seed
 from utils.errors import UserError
-from utils.images import channels_last, normalise, resize
+from utils.kept import Kept
 from utils.vision import import_torchvision
 
 Embedding = list[Tensor]  # one (filters,) for each convolution of each probe
 
 GRADIENTS_AT_ONCE = 30_000_000  # numbers; images whose gradients do not fit wait for the next chunk
+PIXEL_LR, WEIGHTS = 0.1, PRIORS | {"tv": 1e-3, "bn": 0.1}  # of the images that probes see
 LABELS_AT_MOST = 16  # a probe with more outputs has one label drawn for each image
 
 
@@ -57,15 +64,14 @@ def pool_probes(pool: TeacherPool, image_size: int) -> list[Probe]:
     turns = zip_longest(*[sorted(members) for members in by_set.values()])
     in_turn = [entry[1] for turn in turns for entry in turn if entry is not None]
     chosen = in_turn[: max(3, len(by_set))]
-    return [Probe(pool[teacher_id].network, pool[teacher_id].prepare, teacher_id) for teacher_id in chosen]
+    return [Probe(pool[teacher_id].network, pool[teacher_id].form.prepare, teacher_id) for teacher_id in chosen]
 
 
 def random_probe(pool: TeacherPool, image_size: int) -> list[Probe]:
     """A conv4 that was never trained."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seed.kept(0):
         network = create_model("conv4", 10, image_size).to(pool.device).eval()
-    return [Probe(network, partial(_prepare, size=image_size, form=HALF))]
+    return [Probe(network, ImageForm(image_size, *HALF).prepare)]
 
 
 def imagenet_probe(pool: TeacherPool, image_size: int) -> list[Probe]:
@@ -74,14 +80,14 @@ def imagenet_probe(pool: TeacherPool, image_size: int) -> list[Probe]:
     from torchvision.models import ResNet34_Weights, resnet34
 
     try:
-        with torch.random.fork_rng(devices=[]):
+        with seed.kept():
             network = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1).to(pool.device).eval()
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"--probe imagenet: the weights of ResNet-34 cannot be had ({error}); put the file where torchvision looks "
             f"({torch.hub.get_dir()}/checkpoints), or use --probe pool"
         ) from error
-    return [Probe(network, partial(_prepare, size=224, form=IMAGENET))]
+    return [Probe(network, ImageForm(224, *IMAGENET).prepare)]
 
 
 PROBES: dict[str, Callable[[TeacherPool, int], list[Probe]]] = {
@@ -89,10 +95,6 @@ PROBES: dict[str, Callable[[TeacherPool, int], list[Probe]]] = {
     "random": random_probe,
     "imagenet": imagenet_probe,
 }
-
-
-def _prepare(images: Tensor, size: int, form: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    return channels_last(normalise(resize(images, size), *form))
 
 
 def fisher_embedding(network: nn.Module, images: Tensor, draws: torch.Generator) -> Embedding:
@@ -133,3 +135,27 @@ def embed(probes: Sequence[Probe], images: Tensor, teacher_id: int, draws: torch
         layers = fisher_embedding(probe.network, probe.prepare(images), draws)
         found += [layer.cpu() if probe.teacher_id != teacher_id else torch.full(layer.shape, torch.nan) for layer in layers]
     return found
+
+
+def embed_all(
+    pool: TeacherPool, probes: Sequence[Probe], spec: LearnerSpec, images: int, steps: int, seed_value: int, folder: Path
+) -> list[Embedding]:
+    """Each teacher's place in the space of tasks, from `images` pixel inversions of `steps` steps, kept below `folder`.
+
+    Every teacher's images start from the same noise, so that they differ by what the teachers know alone. `spec` gives
+    their size and scale.
+    """
+    form, kept = PixelForm(spec.image_size, tuple(spec.mean), tuple(spec.std)), Kept(folder)
+    shared = [images, steps, asdict(form), PIXEL_LR, WEIGHTS, [probe.fingerprint for probe in probes]]
+
+    def embedding(teacher_id: int) -> Embedding:
+        teacher = pool[teacher_id]
+        noise = form.noise(teacher.way * -(-images // teacher.way), pool.device)
+        batch = invert_pixels(teacher, noise, form, WEIGHTS, steps, PIXEL_LR)
+        chosen = batch.images[torch.linspace(0, len(batch.images) - 1, images).long()]
+        return embed(probes, chosen, teacher_id, seed.generator(seed_value, "probe"))
+
+    return [
+        kept(".embeddings", [pool.fingerprint_of(teacher_id), *shared], seed_value, partial(embedding, teacher_id))
+        for teacher_id in tqdm(range(len(pool)), desc="task embedding", unit="teacher", leave=False)
+    ]

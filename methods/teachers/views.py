@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.inversion.zeroth_order import log_answers
-from methods.teachers.black_box import ApiDtype, Meter
+from methods.services.black_box import ApiDtype, Meter, log_answers
 from methods.teachers.pool import TeacherPool
 from utils.images import to_float
 
@@ -36,7 +35,7 @@ BLACK_BOX_VIEWS = ("probabilities", "answers")  # which services can be had by
 
 
 @torch.no_grad()
-def seen(
+def view_of(
     pool: TeacherPool, teacher_id: int, view: str, images: Tensor, meter: Meter | None = None, dtype: ApiDtype = "float32"
 ) -> Tensor:
     """The `view` of a teacher on uint8 images (M, C, S, S), each at length 1: (M, D).

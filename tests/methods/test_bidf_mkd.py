@@ -3,6 +3,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,22 +13,17 @@ from torch import nn
 from torch.func import functional_call
 
 import main
-from methods.bidf_mkd import BiDfMKD
-from methods.distillation.losses import kl_divergence
-from methods.teachers.black_box import LocalService, Meter
-from methods.teachers.client import HttpService
+from methods.distillation.divergences import kl_divergence
+from methods.memory.replay import Replay
+from methods.runs.serve import create_app
+from methods.services.black_box import LocalService, Meter
+from methods.services.client import HttpService
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
-from methods.teachers.server import create_app
 from utils.errors import UserError
 
 Flags = Callable[..., list[str]]
-
-
-def built(flags: list[str]) -> BiDfMKD:
-    method = BiDfMKD(main.parse_args(flags), torch.device("cpu"))
-    torch.manual_seed(0)
-    return method
+Build = Callable[..., Any]
 
 
 def result_of(tmp_path: Path) -> dict:
@@ -37,21 +33,16 @@ def result_of(tmp_path: Path) -> dict:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("steps", ["1", "3"])
-def test_the_learner_moves_by_the_gradient_through_the_inner_loop(flags_for: Flags, steps: str) -> None:
+def test_the_learner_moves_by_the_gradient_through_the_inner_loop(build: Build, steps: str) -> None:
     """The outer step against one that is written out here, on the sets that the method itself inverted."""
-    method = built([*flags_for("bidf_mkd"), "--inner_update_num_kd", steps])
+    method = build("bidf_mkd", "--inner_update_num_kd", steps).method
     start = {name: value.detach().clone().requires_grad_() for name, value in method.learner.params.items()}
     sets, moved = [], {}
-    remember, step = method.remember, method.optimizer.step
-    method.remember = lambda batch: (sets.append(batch), remember(batch))[1]  # type: ignore[method-assign]
-
-    def note() -> None:
-        moved.update({name: value.grad.clone() for name, value in method.learner.params.items()})
-        step()
-
-    method.optimizer.step = note  # type: ignore[method-assign,assignment]
+    invert, follow = method.invert, method.outer.follow
+    method.invert = lambda *what: (sets.append(found := invert(*what)), found)[1]
+    method.outer.follow = lambda gradient: (moved.update(gradient), follow(gradient))
     method.train_iteration(0)
-    support, query = sets
+    (support, _), (query, _) = sets
     teacher = next(method.teachers[i] for i in range(len(method.teachers)) if method.teachers[i].class_ids == support.class_ids)
 
     def loss(params: dict, batch: object) -> torch.Tensor:
@@ -68,10 +59,10 @@ def test_the_learner_moves_by_the_gradient_through_the_inner_loop(flags_for: Fla
         assert torch.allclose(moved[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_a_new_service_comes_when_patience_ends(flags_for: Flags) -> None:
-    method = built([*flags_for("bidf_mkd"), "--patience", "3"])
+def test_a_new_service_comes_when_patience_ends(build: Build) -> None:
+    method = build("bidf_mkd", "--patience", "3").method
     accuracies = iter([0.5, 0.6, 0.6, 0.6, 0.6, 0.9, 0.1, 0.1, 0.1])
-    method.replay_once = lambda *_: (0.0, next(accuracies))  # type: ignore[method-assign,assignment]
+    method.replay.once = lambda: (0.0, next(accuracies))
     visits = ["inversion_loss" in method.train_iteration(iteration) for iteration in range(11)]
     assert visits == [True, False, False, False, False, False, True, False, False, False, False]
 
@@ -95,7 +86,7 @@ def test_a_spent_budget_ends_inversion_and_the_run_goes_on(
     flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an accuracy that never rises a service is visited at every third update, until the budget for two is spent."""
-    monkeypatch.setattr(BiDfMKD, "replay_once", lambda *_: (0.5, 0.25))
+    monkeypatch.setattr(Replay, "once", lambda self: (0.5, 0.25))
     main.main([*flags_for("bidf_mkd", 12), "--query_budget", "700"])
     result = result_of(tmp_path)
     assert 600 < result["asked_of_services"]["queries"] <= 700
@@ -117,17 +108,21 @@ def test_steps_that_eight_bits_cannot_carry_are_refused(flags_for: Flags, tmp_pa
     assert result_of(tmp_path)["asked_of_services"]["queries"] > 0
 
 
-def test_the_border_is_with_the_learner_as_adapted(flags_for: Flags) -> None:
-    method = built([*flags_for("bidf_mkd"), "--advstartit", "1", "--patience", "1"])
-    seen = []
-    invert = method.invert
-    method.invert = lambda teacher, count, against=None: (seen.append(against), invert(teacher, count, against))[1]  # type: ignore
+def test_the_border_is_with_the_learner_as_adapted(build: Build) -> None:
+    method = build("bidf_mkd", "--advstartit", "1", "--patience", "1").method
+    borders, invert = [], method.invert
+    method.invert = lambda teacher, count, against=None: (borders.append(against), invert(teacher, count, against))[1]
     for iteration in (0, 1):
         method.progress.due = True
         method.train_iteration(iteration)
-    assert [against is None for against in seen] == [True, True, True, False]
-    adapted = seen[-1]
+    assert [against is None for against in borders] == [True, True, True, False]
+    adapted = borders[-1]
     assert any(not torch.equal(adapted[name], value) for name, value in method.learner.params.items())
+
+
+def test_a_term_that_a_service_cannot_show_is_refused(flags_for: Flags) -> None:
+    with pytest.raises(UserError, match="--ZO --bn: a service gives answers alone"):
+        main.parse_args([*flags_for("bidf_mkd"), "--bn", "1"])
 
 
 class Server(uvicorn.Server):
@@ -230,8 +225,8 @@ def test_services_are_measured_by_their_answers(server: Server, flags_for: Flags
     assert http["episodes"] == local["episodes"]
 
 
-def test_what_the_judge_asks_counts_apart(flags_for: Flags) -> None:
-    method = built(flags_for("bidf_mkd"))
+def test_what_the_judge_asks_counts_apart(build: Build) -> None:
+    method = build("bidf_mkd").method
     (batch,) = method.recover([1])
     assert batch.images.shape == (24, 3, 16, 16)
     assert method.meter == Meter(None, method.clock)

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,21 @@ from utils.errors import UserError
 from utils.images import to_float
 
 Flags = Callable[..., list[str]]
+Prepared = Callable[..., Chorus]
 
 
-def prepared(flags: list[str], folder: Path) -> Chorus:
-    method = Chorus(main.parse_args(flags), torch.device("cpu"))
-    method.prepare(folder)
-    return method
+@pytest.fixture
+def prepared(build: Callable[..., Any], tmp_path: Path) -> Callable[..., Chorus]:
+    def made(*flags: str) -> Chorus:
+        method = build("chorus", *flags).method
+        method.prepare(tmp_path)
+        return method
+
+    return made
 
 
-def test_the_targets_are_what_every_teacher_says_in_order(flags_for: Flags, tmp_path: Path) -> None:
-    method = prepared(flags_for("chorus"), tmp_path)
+def test_the_targets_are_what_every_teacher_says_in_order(prepared: Prepared) -> None:
+    method = prepared()
     assert method.images.shape == (128, 3, 16, 16)
     assert torch.equal(method.images[64:], method.images[:64].flip(-1))  # each and its mirror image
     x, start = to_float(method.images), 0
@@ -34,19 +40,23 @@ def test_the_targets_are_what_every_teacher_says_in_order(flags_for: Flags, tmp_
     assert start == method.targets.shape[1] == method.learner.spec.way
 
 
-def test_a_black_box_is_asked_once_about_every_image_and_its_mirror_image(flags_for: Flags, tmp_path: Path) -> None:
+def test_a_black_box_is_asked_once_about_every_image_and_its_mirror_image(prepared: Prepared) -> None:
     """The answers, and so the learner, are those of white boxes; the budget limits the images."""
-    flags = [*flags_for("chorus"), "--sources", "procedural"]
-    white, black = prepared(flags, tmp_path), prepared([*flags, "--black_box"], tmp_path)
+
+    def asked(method: Chorus) -> dict[str, float] | None:
+        return method.summary().get("asked_of_services")
+
+    sources = ("--sources", "procedural")
+    white, black = prepared(*sources), prepared(*sources, "--black_box")
     assert torch.equal(white.targets, black.targets)
-    assert white.asked() == {}
-    assert black.asked() == {"queries": 2 * 64 * 2, "calls": 2, "queries_per_image": 4}
-    once = prepared([*flags, "--black_box", "--no_mirror"], tmp_path)
-    assert once.asked() == {"queries": 64 * 2, "calls": 2, "queries_per_image": 2}
-    small = prepared([*flags, "--black_box", "--query_budget", "100"], tmp_path)
+    assert asked(white) is None
+    assert asked(black) == {"queries": 2 * 64 * 2, "calls": 2, "queries_per_image": 4}
+    once = prepared(*sources, "--black_box", "--no_mirror")
+    assert asked(once) == {"queries": 64 * 2, "calls": 2, "queries_per_image": 2}
+    small = prepared(*sources, "--black_box", "--query_budget", "100")
     assert len(small.images) == 2 * 25
     with pytest.raises(UserError, match="do not fill a batch"):
-        prepared([*flags, "--black_box", "--query_budget", "10"], tmp_path)
+        prepared(*sources, "--black_box", "--query_budget", "10")
 
 
 @pytest.mark.parametrize("extra", [["--sources", "pixel"], ["--targets", "features"]])
@@ -64,19 +74,19 @@ def test_every_source_with_every_goal(source: str, goal: list[str], flags_for: F
     assert 0 <= result["accuracy"]["cifar100"]["mean"] <= 1
 
 
-def test_images_are_made_once_and_do_not_move_the_run(flags_for: Flags, tmp_path: Path) -> None:
+def test_images_are_made_once_and_do_not_move_the_run(build: Callable[..., Any], prepared: Prepared, tmp_path: Path) -> None:
     def kept() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.pt")}
 
-    method = Chorus(main.parse_args(flags_for("chorus")), torch.device("cpu"))
+    method = build("chorus").method
     before = torch.get_rng_state()
     method.prepare(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     files = kept()
     assert len(files) == 3  # two teachers' images, all answers
-    assert torch.equal(prepared(flags_for("chorus"), tmp_path).images, method.images)
+    assert torch.equal(prepared().images, method.images)
     assert kept() == files
-    assert not torch.equal(prepared([*flags_for("chorus"), "--seed", "1"], tmp_path).images, method.images)
+    assert not torch.equal(prepared("--seed", "1").images, method.images)
 
 
 def test_teachers_of_any_number_of_classes_are_welcome(flags_for: Flags, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.registry import CIFAR
-from methods.distillation.losses import regression, relational
+from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent
 from methods.metalearners.learner import Learner, LearnerSpec
 from utils.images import to_uint8

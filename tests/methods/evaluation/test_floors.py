@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from datasets.episodes import EpisodeShape
 from datasets.registry import get_spec
-from methods.evaluation.few_shot import Exam
+from methods.evaluation.exams import Exam
 from methods.evaluation.floors import accuracy_of, distances_to_means, ensemble_score, teacher_distances
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool

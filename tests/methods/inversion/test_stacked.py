@@ -1,19 +1,16 @@
 import copy
-from functools import partial
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 from datasets.registry import CIFAR
-from methods.inversion.generator import InversionWeights, Settings, inversion_loss
-from methods.inversion.meta_generator import MetaGenerator
-from methods.inversion.pixel import PixelImages, PixelWeights
+from methods.inversion.by_generator import BETAS, Descent, copy_of, follow, invert_each, mean_loss
+from methods.inversion.by_pixel import PixelForm, PixelImages
 from methods.inversion.stacked import alike
+from methods.inversion.terms import inversion_loss
 from methods.metalearners.learner import Learner, LearnerSpec
-from methods.teachers.manifest import TeacherRow
-from methods.teachers.pool import Teacher
-from models import create_model
+from methods.teachers.teacher import Teacher
 from models.generator import Generator
 from utils.errors import UserError
 from utils.images import Augmentation
@@ -22,21 +19,10 @@ pytestmark = pytest.mark.usefixtures("float64")
 CPU = torch.device("cpu")
 
 
-def teacher(seed: int, arch: str = "conv4") -> Teacher:
-    torch.manual_seed(seed)
-    network = create_model(arch, 3, 16)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    class_ids = tuple(range(3 * seed, 3 * seed + 3))
-    row = TeacherRow(f"{seed}", arch, class_ids, (), 16, *CIFAR, "cifar100")
-    return Teacher(network, row, class_ids)
-
-
 @pytest.fixture
-def mixed() -> list[Teacher]:
-    return [teacher(0), teacher(1, "resnet10"), teacher(2), teacher(3)]
+def mixed(lively_teacher: Callable) -> list[Teacher]:
+    archs = ("conv4", "resnet10", "conv4", "conv4")
+    return [lively_teacher(seed, arch=arch, first_class=3 * seed) for seed, arch in enumerate(archs)]
 
 
 def test_teachers_of_a_kind_go_together_as_many_as_may(mixed: list[Teacher]) -> None:
@@ -54,14 +40,17 @@ def test_together_the_generators_become_what_they_become_alone(gradient_of: str,
     torch.manual_seed(0)
     generator = Generator(16, width=8)
     learner = Learner(LearnerSpec("conv4", 3, 16, *CIFAR), CPU)
-    loss = partial(inversion_loss, weights=InversionWeights(1, 0.5, 1), augment=lambda images: images)
-    found = []
+    weights, found = {"ce": 1.0, "bn": 0.5, "adv": 1.0}, []
+
+    def loss(teacher: Teacher, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return inversion_loss(weights, teacher, images, labels, learner.logits)
+
     for together in (1, 4):
         torch.manual_seed(1)
-        settings = Settings(3, gradient_of=gradient_of)
-        inverter = MetaGenerator(copy.deepcopy(generator), loss, settings, together=together)
-        batches, mean = inverter.invert(mixed, 2, learner.logits)
-        found.append((batches, mean, list(inverter.generator.parameters())))
+        own = copy.deepcopy(generator)
+        recovered = invert_each(mixed, 2, copy_of(own), loss, Descent(3, gradient_of=gradient_of, together=together))
+        follow(torch.optim.Adam(own.parameters(), 1e-3, betas=BETAS), [one.gradient for one in recovered])
+        found.append(([one.batch for one in recovered], mean_loss(recovered), list(own.parameters())))
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-9)
     for alone, stacked in zip(found[0][0], found[1][0], strict=True):
         assert alone.class_ids == stacked.class_ids
@@ -76,33 +65,36 @@ def test_together_the_generators_become_what_they_become_alone(gradient_of: str,
 
 
 def test_together_each_is_augmented_by_itself(mixed: list[Teacher]) -> None:
-    seen = []
+    sizes = []
 
-    def watched(images: torch.Tensor) -> torch.Tensor:
+    def loss(teacher: Teacher, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         moved = Augmentation()(images)
-        seen.append(moved)
-        return moved
+        sizes.append(moved.shape)
+        return inversion_loss({"ce": 1.0}, teacher, moved, labels)
 
-    loss = partial(inversion_loss, weights=InversionWeights(1, 0, 0), augment=watched)
-    batches, mean = MetaGenerator(Generator(16, width=8), loss, Settings(1), together=2).invert([mixed[0], mixed[2]], 2)
-    assert len(seen) == 1  # one computation for both
-    assert [batch.images.shape for batch in batches] == [(6, 3, 16, 16)] * 2
-    assert torch.isfinite(torch.tensor(mean))
+    pair = [mixed[0], mixed[2]]
+    recovered = invert_each(pair, 2, copy_of(Generator(16, width=8)), loss, Descent(1, together=2))
+    assert len(sizes) == 1  # one computation for both
+    assert [one.batch.images.shape for one in recovered] == [(6, 3, 16, 16)] * 2
+    assert all(bool(torch.isfinite(one.loss)) for one in recovered)
 
 
 def test_together_is_for_full_precision() -> None:
     with pytest.raises(UserError, match="leave out --precision bf16"):
-        MetaGenerator(Generator(16, width=8), inversion_loss, Settings(precision="bf16"), together=2)
+        Descent(precision="bf16", together=2)
 
 
 def test_pixels_move_alike_together(mixed: list[Teacher]) -> None:
-    values = []
+    form, weights, values = PixelForm(16, *CIFAR), {"ce": 1.0, "tv": 0.01, "bn": 0.1, "l2": 0.02}, []
+
+    def loss(teacher: Teacher, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return inversion_loss(weights, teacher, form.to_images(x), labels, pixels=x)
+
     for together in (1, 3):
         torch.manual_seed(0)
-        images = PixelImages(12, 2, 16, *CIFAR, 0.25, PixelWeights(0.01, 0.1, 0.02), True, CPU, together)
+        images = PixelImages(12, 2, form, 0.25, CPU)
         torch.manual_seed(5)
         alone = [place for group in alike(mixed, 3) for place in group]  # in one order, for the same shifts
-        loss = images.step([mixed[place] for place in alone])
-        values.append((loss, images.values.grad.clone()))
-    assert values[0][0] == pytest.approx(values[1][0], rel=1e-9)
-    assert torch.allclose(values[0][1], values[1][1], rtol=1e-9, atol=1e-12)
+        values.append(images.gradient([mixed[place] for place in alone], loss, together))
+    assert values[0][1] == pytest.approx(values[1][1], rel=1e-9)
+    assert torch.allclose(values[0][0], values[1][0], rtol=1e-9, atol=1e-12)

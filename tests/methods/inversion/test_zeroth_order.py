@@ -5,17 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.inversion.generator import FreshGenerator, InversionWeights, Settings
-from methods.inversion.losses import adversarial_loss
+from methods.inversion.by_generator import Descent, fresh, invert_each
+from methods.inversion.terms import adversarial_loss
 from methods.inversion.zeroth_order import (
     ZerothOrder,
     black_box_loss,
     estimate_gradient,
     least_mu,
-    log_answers,
     radius_of,
     unit_directions,
 )
+from methods.services.black_box import log_answers
 from utils.errors import BudgetSpent
 from utils.images import to_float, to_uint8
 
@@ -93,7 +93,7 @@ def test_chunks_change_nothing_and_queries_are_as_many_as_said(antithetic: bool)
 def test_the_black_box_loss_has_the_value_and_the_gradient_of_the_white_one() -> None:
     """Cross entropy and adversarial term, with a learner that the images also reach exactly."""
     torch.manual_seed(0)
-    service, weights = Linear(), InversionWeights(1.0, 0.0, 0.7)
+    service, weights = Linear(), {"ce": 1.0, "adv": 0.7}
     images = torch.rand(6, 3, 8, 8).requires_grad_()
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     scale = torch.randn(3, 3, 8, 8) * 0.3
@@ -102,7 +102,7 @@ def test_the_black_box_loss_has_the_value_and_the_gradient_of_the_white_one() ->
         return service.logits(x) + torch.einsum("bchw,nchw->bn", x, scale)
 
     settings = ZerothOrder(0.01, 20_000)
-    loss = black_box_loss(service, images, labels, learner, weights, lambda x: x, settings)
+    loss = black_box_loss(weights, service, images, labels, settings, learner)
     logits = service.logits(images)
     wanted = F.cross_entropy(logits, labels) + 0.7 * adversarial_loss(logits, learner(images))
     assert (logits.argmax(1) == learner(images).argmax(1)).any()
@@ -114,13 +114,13 @@ def test_the_black_box_loss_has_the_value_and_the_gradient_of_the_white_one() ->
 
 def test_inverting_a_black_box_lowers_the_true_loss() -> None:
     torch.manual_seed(0)
-    service, weights = Linear(), InversionWeights(1.0, 0.0, 0.0)
+    service = Linear()
 
     def inverted(steps: int) -> Tensor:
         torch.manual_seed(0)
-        loss = partial(black_box_loss, weights=weights, augment=lambda x: x, estimator=ZerothOrder(0.01, 20))
-        (batch,), _ = FreshGenerator(torch.device("cpu"), loss, Settings(steps, 5e-3, 5e-3)).invert([service], 4)
-        return F.cross_entropy(service.logits(batch.images), batch.labels)
+        loss = partial(black_box_loss, {"ce": 1.0}, estimator=ZerothOrder(0.01, 20))
+        (found,) = invert_each([service], 4, fresh(torch.device("cpu")), loss, Descent(steps, 5e-3, 5e-3))
+        return F.cross_entropy(service.logits(found.batch.images), found.batch.labels)
 
     assert float(inverted(40)) < 0.7 * float(inverted(1))
 
@@ -134,13 +134,13 @@ def test_a_spent_budget_ends_the_descent_with_what_it_has() -> None:
         return Linear.query(service, images)
 
     service.query = limited  # type: ignore[method-assign]
-    loss = partial(black_box_loss, weights=InversionWeights(1, 0, 0), augment=lambda x: x, estimator=ZerothOrder(0.01, 4))
-    inverter = FreshGenerator(torch.device("cpu"), loss, Settings(50, 1e-3, 1e-3))
-    (batch,), _ = inverter.invert([service], 2)  # 6 images x 5 queries a step: three whole steps
-    assert batch.images.shape == (6, 3, 8, 8)
+    loss = partial(black_box_loss, {"ce": 1.0}, estimator=ZerothOrder(0.01, 4))
+    start, descent = fresh(torch.device("cpu")), Descent(50, 1e-3, 1e-3)
+    (found,) = invert_each([service], 2, start, loss, descent)  # 6 images x 5 queries a step: three whole steps
+    assert found.batch.images.shape == (6, 3, 8, 8)
     assert service.asked <= 100
     with pytest.raises(BudgetSpent):
-        inverter.invert([service], 2)
+        invert_each([service], 2, start, loss, descent)
 
 
 def test_eight_bits_see_only_steps_of_a_grey_level() -> None:

@@ -144,7 +144,7 @@ def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFi
             else ("cifar100/#040", "cifar100/#002", "cifar100/#011")
         )
         assert pool.rows[0].class_keys == wanted
-        assert torch.allclose(pool[0](x), network(pool[0].prepare(x)), rtol=1e-9, atol=1e-12)
+        assert torch.allclose(pool[0](x), network(pool[0].form.prepare(x)), rtol=1e-9, atol=1e-12)
     assert pool.rows[1].class_ids == (63,)  # 64 classes: two outputs of the last teacher are spare
     assert pool[1](x).shape == (2, 1)
     order = tmp_path / "order.txt"

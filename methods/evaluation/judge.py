@@ -1,0 +1,90 @@
+"""Do pseudo-images look like their classes? An independent network, trained on real images, is asked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.registry import DatasetSpec, get_spec
+from datasets.split import ImageSplit, load_split
+from methods.inversion.pseudo_batch import PseudoBatch
+from methods.teachers.pool import TeacherPool
+from methods.teachers.pretraining import Recipe, train_teacher
+from models import create_model
+from models.backbone import Backbone
+from utils import seed
+from utils.errors import UserError
+from utils.images import channels_last, normalise, resize, to_uint8
+
+
+def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> Backbone:
+    """A conv4 over all classes of the real split; no inversion ever sees it."""
+    network = create_model("conv4", len(split.class_names), split.images.shape[-1]).to(device)
+    images, labels = split.images.to(device), split.labels.to(device)
+    order = torch.randperm(len(images), generator=seed.generator(seed_value, "judge")).to(device)
+    train, held_out = order[len(order) // 10 :], order[: len(order) // 10]
+    stream = seed.generator(seed_value, "judge", "batches")
+    with tqdm(total=epochs, desc="judge on real images", unit="epoch", leave=False) as progress:
+        data, others = ((images[part], labels[part]) for part in (train, held_out))
+        state, _ = train_teacher(network, "conv4", data, others, spec, Recipe(epochs=epochs), stream, progress)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+@torch.no_grad()
+def recognised(judge: Backbone, batch: PseudoBatch, classes: Sequence[int], spec: DatasetSpec, size: int) -> Tensor:
+    """Whether the judge names each image's class, choosing among the teacher's: (M,) of bool.
+
+    `classes` are the judge's numbers of the teacher's classes, in the teacher's order.
+    """
+    logits = judge(channels_last(normalise(resize(batch.images, size), spec.mean, spec.std)))
+    return logits[:, list(classes)].argmax(1) == batch.labels
+
+
+def beside_real(
+    batch: PseudoBatch, split: ImageSplit, classes: Sequence[int], per_class: int, draws: torch.Generator
+) -> Tensor:
+    """Rows of one class each, `per_class` recovered images, then as many real ones: uint8 (rows * 2 per_class, C, S, S).
+
+    Both are drawn by the generator, not chosen.
+    """
+    images, tiles = to_uint8(resize(batch.images, split.images.shape[-1])).cpu(), []
+    for label, number in enumerate(classes):
+        for members in (images[batch.labels.cpu() == label], split.images[split.labels == number]):
+            tiles.append(members[torch.randperm(len(members), generator=draws)[:per_class]])
+    return torch.cat(tiles)
+
+
+def judge(
+    pool: TeacherPool,
+    teacher_ids: Sequence[int],
+    batches: Sequence[PseudoBatch],
+    data_root: Path,
+    size: int,
+    draws: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """What networks trained on real images of the teachers' sets name recovered images, among each teacher's classes.
+
+    Returns whether they are right (M,) of bool, and a picture, uint8 (rows, C, S, S) with 6 recovered beside 6 real images
+    in each row of twelve.
+    """
+    rows = [pool.rows[teacher_id] for teacher_id in teacher_ids]
+    splits = {row.dataset: load_split(get_spec(row.dataset), "meta_train", data_root, size) for row in rows}
+    judges = {name: train_judge(split, get_spec(name), pool.device) for name, split in splits.items()}
+    hits, tiles = [], []
+    for row, batch in zip(rows, batches, strict=True):
+        split = splits[row.dataset]
+        labels = [pool.class_names[class_id].split("/", 1)[1] for class_id in batch.class_ids]
+        classes = [split.class_names.index(label) for label in labels]
+        hits.append(recognised(judges[row.dataset], batch, classes, get_spec(row.dataset), size))
+        tiles.append(beside_real(batch, split, classes, 6, draws))
+    return torch.cat(hits), torch.cat(tiles)
+
+
+def check_named(pool: TeacherPool, teacher_ids: Sequence[int]) -> None:
+    """Raise `UserError` where a teacher's classes have no names by which real images could be found."""
+    nameless = next((row for row in (pool.rows[i] for i in teacher_ids) if not row.class_names), None)
+    if nameless is not None:
+        raise UserError(f"--judge needs the names of the teachers' classes; {nameless.path} has only numbers (--class_order)")

@@ -1,0 +1,1 @@
+"""What surrounds a paper: the contract, and finding, wiring, validating, evaluating and keeping."""

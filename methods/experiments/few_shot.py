@@ -1,0 +1,220 @@
+"""Few-shot learning: what its methods have in common, and the experiment that wires, validates, evaluates and keeps."""
+
+import argparse
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from datasets.episodes import EpisodeShape
+from datasets.registry import HALF, SPLITS, DatasetSpec, get_domains
+from datasets.split import csv_path
+from methods.evaluation.exams import Exam, examine
+from methods.experiments.few_shot_flags import add_few_shot_flags
+from methods.experiments.method import Method
+from methods.inversion.pseudo_batch import PseudoBatch
+from methods.memory.bank import MemoryBank
+from methods.metalearners import get_metalearner
+from methods.metalearners.learner import Learner, LearnerSpec
+from methods.metalearners.outer import OuterStep
+from methods.teachers.manifest import (
+    TeacherRow,
+    add_pool_flags,
+    as_place,
+    find_rows,
+    pool_folder,
+    pool_specs,
+    pretrain_command,
+)
+from methods.teachers.pool import TeacherPool, add_teacher_flags
+from utils import seed
+from utils.errors import UserError
+from utils.metrics import Score
+
+
+class FewShotMethod(Method):
+    """A method that ends with a learner: `Method(args, teachers, spec)`, with the spec of the learner."""
+
+    TASK = "few_shot"
+    NEEDS_TEACHERS: ClassVar[bool] = True
+    COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
+    memory: MemoryBank  # of the methods whose STATE has it
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        super().__init__(args, teachers, spec)
+        self.learner = Learner(spec, self.device)
+        self.metalearner = get_metalearner(args.metalearner)(
+            self.learner.network,
+            args.inner_lr,
+            execution="vmap" if self.device.type == "cuda" else "loop",
+            inductive=args.inductive,
+        )
+        self.outer = OuterStep(self.learner, self.metalearner, args.outer_lr, args.inner_steps, args.first_order)
+        self.shape = EpisodeShape(args.way_train, args.shot_train, args.query_train)
+
+    @classmethod
+    def looks_inside(cls, args: argparse.Namespace) -> bool:
+        """Whether the method needs more of its teachers than their answers."""
+        return True
+
+    def score(self, exam: Exam) -> Score:
+        """The learner's score on the episodes of one exam."""
+        return examine(self.learner, self.metalearner, exam, self.args.test_inner_steps)
+
+    def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
+        """Fresh pseudo-images of some teachers, leaving the run as it is."""
+        raise UserError(f"--judge: {self.args.method} recovers no images")
+
+
+class FewShotExperiment:
+    """One run of a few-shot method: finds teachers and exams, builds the method, and does all but train.
+
+    Raises `UserError`, before any work is done, for whatever is missing, with the commands that make it.
+    """
+
+    def __init__(self, method_class: type[FewShotMethod], args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device = args, device
+        steps = missing_steps(args, method_class.NEEDS_TEACHERS)
+        if steps:
+            raise UserError("first " + "; then ".join(steps))
+        rows = find_rows(args) if method_class.NEEDS_TEACHERS else []
+        self.domains = get_domains(args.dataset) if args.dataset else []
+        self.exam_domains = get_domains(args.testdataset) if args.testdataset else self.domains
+        self.teachers = TeacherPool(rows, device, args.class_order)
+        self.spec = learner_spec(args, self.domains, rows)
+        self.exams = self._exams()
+        self.teachers.check(method_class.looks_inside(args))
+        self.method = method_class(args, self.teachers, self.spec)
+
+    def _exams(self) -> dict[str, list[Exam]]:
+        """The exams of meta_val and meta_test; lists that are missing and splits that are too small show here."""
+        args, size = self.args, self.spec.image_size
+        shape = EpisodeShape(args.way_test, args.shot_test, args.query_test)
+        exams = {
+            split: [Exam(domain, split, args.data_root, size, shape, count) for domain in self.exam_domains]
+            for split, count in (("meta_val", args.episode_val), ("meta_test", args.episode_test))
+        }
+        for exam in (exam for some in exams.values() for exam in some):
+            _ = exam.indices
+        return exams
+
+    @staticmethod
+    def add_flags(parser: argparse.ArgumentParser, method_class: type[FewShotMethod]) -> None:
+        """The flags that all few-shot methods share."""
+        add_pool_flags(parser)
+        parser.set_defaults(dataset=None)
+        add_teacher_flags(parser)
+        parser.add_argument("--pretrain", action="store_true", help="train the teachers and stop, as the papers type it")
+        add_few_shot_flags(parser, method_class.COUNTS_EPISODES)
+
+    @staticmethod
+    def finish_args(method_class: type[FewShotMethod], args: argparse.Namespace) -> None:
+        """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
+        if args.start_id != 1:
+            raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
+        if args.dataset is None and not args.teachers:
+            args.dataset = "cifar100"
+        if args.shot_test is None:
+            args.shot_test = args.shot_train
+        if args.select_on == "pseudo" and "memory" not in method_class.STATE:
+            raise UserError(f"--select_on pseudo: {args.method} keeps no bank of pseudo-images to draw episodes from")
+        method_class.finish_args(args)
+
+    @staticmethod
+    def restore_args(args: argparse.Namespace) -> None:
+        """Turn what args.json holds as text into what the flags give."""
+        args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
+
+    @staticmethod
+    def default_name(method_class: type[FewShotMethod], args: argparse.Namespace) -> str:
+        """A name for the run directory that says what the run is."""
+        data = args.dataset or Path(args.teachers[0]).stem
+        return f"{args.method}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
+
+    @property
+    def num_iterations(self) -> int:
+        """Outer updates or the paper's epochs; 0 for a method that trains nothing."""
+        if not self.method.TRAINS:
+            return 0
+        args = self.args
+        return max(1, args.episode_train // args.episode_batch) if self.method.COUNTS_EPISODES else args.epochs
+
+    @property
+    def val_interval(self) -> int:
+        """Iterations between validations."""
+        args = self.args
+        return max(1, args.val_interval // args.episode_batch) if self.method.COUNTS_EPISODES else args.val_interval
+
+    def plan(self) -> list[str]:
+        """What a dry run says about what is there."""
+        if not len(self.teachers):
+            return []
+        return [f"teachers found: {len(self.teachers)}, classes: {len(self.teachers.class_names)}"]
+
+    def validate(self) -> dict[str, Score]:
+        """The scores whose mean selects what is kept, by what they are; none: the last iteration is kept."""
+        select_on = self.args.select_on
+        if select_on == "last":
+            return {}
+        if select_on == "pseudo":
+            return {"pseudo": self._pseudo_score()} if self.method.memory.ready_for(self.method.shape) else {}
+        return {f"{select_on}/{name}": score for name, score in self.evaluate(select_on).items()}
+
+    def evaluate(self, split: str) -> dict[str, Score]:
+        """Scores on a split, by image set."""
+        with self.method.clock("evaluation"):
+            return {exam.spec.name: self.method.score(exam) for exam in self.exams[split]}
+
+    def _pseudo_score(self) -> Score:
+        """The learner's score on episodes of memory: what can be known where there are no real images."""
+        method, args = self.method, self.args
+        params = {name: value.detach() for name, value in method.learner.params.items()}
+        accuracies: list[torch.Tensor] = []
+        with method.clock("evaluation"), torch.no_grad(), seed.kept(args.seed):
+            while len(accuracies) < args.episode_val:
+                episode = method.memory.sample_episodes(1, method.shape, method.learner)
+                accuracies.append(method.metalearner.outer_loss(params, episode, args.test_inner_steps, create_graph=False)[1])
+        return Score(torch.cat(accuracies).tolist())
+
+    def best_state(self) -> dict[str, Any]:
+        """What `best.pt` holds of the present iteration: what was learnt, and all that using it needs."""
+        args = self.args
+        return {
+            "learner": self.method.learner.state_dict(),
+            "metalearner": args.metalearner,
+            "inner_lr": args.inner_lr,
+            "test_inner_steps": args.test_inner_steps,
+            "class_names": self.teachers.class_names,
+        }
+
+    def load_best(self, state: dict[str, Any]) -> None:
+        """Go back to what was kept."""
+        self.method.learner.load_state_dict(state["learner"])
+
+
+def learner_spec(args: argparse.Namespace, domains: list[DatasetSpec], rows: list[TeacherRow]) -> LearnerSpec:
+    """The learner's network, image size and normalisation: the set's; for mixtures size 84; for own teachers, theirs."""
+    size, form = 84, HALF
+    if len(domains) == 1:
+        size, form = domains[0].image_size, (domains[0].mean, domains[0].std)
+    elif not domains and len(sizes := {row.image_size for row in rows}) == 1:
+        size = sizes.pop()
+    return LearnerSpec(args.backbone, args.way_train, args.image_size or size, *form, global_pool=len(domains) > 1)
+
+
+def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
+    """What must be done before this command line can run, in order, with the commands."""
+    steps = []
+    elsewhere = "" if args.data_root == Path("DFL2Ldata") else f" --data_root {args.data_root}"
+    names = dict.fromkeys(name for name in (args.dataset, args.testdataset) if name)
+    for domain in dict.fromkeys(spec for name in names for spec in get_domains(name)):
+        if not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
+            steps.append(
+                f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
+                f"python write_file/{domain.script}{elsewhere}"
+            )
+    if needs_teachers and not args.teachers and not args.pretrained_path_prefix:
+        for spec, arch in pool_specs(args):
+            if not (pool_folder(args, spec, arch) / "teachers.csv").is_file():
+                steps.append(f"train the teachers: {pretrain_command(args, spec, arch)}")
+    return steps

@@ -1,0 +1,1 @@
+"""Where pseudo-images are kept, and what is learnt from them again."""

@@ -1,0 +1,108 @@
+"""The command line of main.py: one parser for each method, chosen by `--method`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods import METHODS, get_method
+from methods.experiments.few_shot import FewShotExperiment, FewShotMethod
+from methods.experiments.method import Method
+from methods.experiments.whole_class import WholeClassExperiment
+from utils import cli
+from utils.errors import UserError
+from utils.run_log import RunLog
+
+EXPERIMENTS: dict[str, type[FewShotExperiment] | type[WholeClassExperiment]] = {  # by task
+    "few_shot": FewShotExperiment,
+    "classification": WholeClassExperiment,
+}
+ABOUT = "Meta-train a learner, or distil a student, without data: `python main.py --method free --dataset cifar100`."
+
+
+def experiment_of(method_class: type[Method]) -> type[FewShotExperiment] | type[WholeClassExperiment]:
+    """What wires and runs a method of that task."""
+    return EXPERIMENTS[method_class.TASK]
+
+
+def build_parser(method: str) -> cli.Parser:
+    """The parser of one method: shared flags with its defaults, and its own."""
+    method_class = get_method(method)
+    parser = cli.Parser(f"main.py --method {method}", description=method_class.PAPER or method_class.__doc__)
+    _add_shared_flags(parser, method_class)
+    method_class.add_args(parser.add_argument_group(method))
+    parser.set_defaults(method=method, **method_class.SHARED_DEFAULTS)
+    return parser
+
+
+def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
+    parser.add_argument("--method", help=f"{', '.join(METHODS)}; with --help it shows the method's own flags too")
+    cli.add_machine_flags(parser)
+    experiment_of(method_class).add_flags(parser, method_class)  # type: ignore[arg-type]
+    group = parser.add_argument_group("run")
+    out = group.add_argument("--out", type=Path, default=Path("runs"), help="folder of run directories")
+    group.add_argument("--run_name", help="name of the run directory; must be new")
+    group.add_argument("--overwrite", action="store_true", help="replace the run of that name, if there is one")
+    group.add_argument(
+        "--seeds", type=int, nargs="+", help="several runs, one for each seed; python -m utils.report sums them up"
+    )
+    resume = group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
+    evaluate = group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
+    group.add_argument("--dry_run", action="store_true", help="show what would be done and how long it would take")
+    cli.may_change("always", out, resume, evaluate)
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; no side effects but reading RUN/args.json. Raises `UserError` for one that is wrong.
+
+    Two stages: the method is read first, then its own parser takes the whole line.
+    """
+    argv = cli.underscored(argv)
+    first = cli.Parser("main.py", add_help=False)
+    first.add_argument("--method")
+    first.add_argument("--resume", type=Path)
+    first.add_argument("--evaluate", type=Path)
+    early, _ = first.parse_known_args(argv)
+    run = early.resume or early.evaluate
+    if run is not None:
+        return _parse_again(argv, run, evaluating=early.resume is None)
+    if early.method is None:
+        if {"-h", "--help"} & set(argv):
+            shared = cli.Parser("main.py", description=ABOUT)
+            _add_shared_flags(shared, FewShotMethod)
+            shared.print_help()
+            raise SystemExit(0)
+        raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
+    method = early.method.replace("-", "_")
+    args = _parse_known(build_parser(method), argv)
+    args.method = method
+    method_class = get_method(method)
+    experiment_of(method_class).finish_args(method_class, args)  # type: ignore[arg-type]
+    return args
+
+
+def _parse_known(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse; a flag of another method is refused with the name of the method it belongs to."""
+    args, unknown = parser.parse_known_args(argv)
+    for token in unknown:
+        flag = token.split("=")[0]
+        owners = [name for name in METHODS if flag in cli.flags_of(build_parser(name))]
+        if owners:
+            raise UserError(f"{flag} is no flag of --method {args.method}; it belongs to {', '.join(owners)}")
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}")
+    return args
+
+
+def _parse_again(argv: Sequence[str], run: Path, evaluating: bool) -> argparse.Namespace:
+    """The flags of an earlier run, with the few changes that are allowed."""
+    saved = RunLog.read_flags(run)
+    parser = build_parser(saved["method"])
+    allowed, known = cli.changeable(parser, evaluating), cli.flags_of(parser)
+    for token in argv:
+        flag = token.split("=")[0]
+        if flag in known and known[flag] not in allowed:
+            raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
+    parser.set_defaults(**saved)
+    args = _parse_known(parser, argv)
+    experiment_of(get_method(args.method)).restore_args(args)
+    return args

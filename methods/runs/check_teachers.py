@@ -1,0 +1,55 @@
+"""Does a list of teachers hold what it says? Each is loaded and asked about one batch of noise."""
+
+import argparse
+
+import torch
+from torch import nn
+
+from methods.services.black_box import Meter
+from methods.teachers.manifest import add_pool_flags, find_rows
+from methods.teachers.pool import TeacherPool, add_teacher_flags
+from utils import cli
+from utils.errors import UserError
+from utils.tables import table
+
+HEADER = ["teacher", "arch", "classes", "size", "parameters", "statistics", "verdict"]
+
+
+def add_check_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", nargs="?", help="a teachers.csv or its folder, or a server's URL; the same as --teachers")
+    add_pool_flags(parser)
+    add_teacher_flags(parser)
+    cli.add_machine_flags(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print a line for each teacher. Raises `UserError` where one cannot be used."""
+    pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order)
+    lines = [line_of(pool, teacher_id) for teacher_id in range(len(pool))]
+    print(table(HEADER, lines))
+    print(f"{len(pool)} teachers, {len(pool.class_names)} different classes")
+    bad = [line for line in lines if not line[-1].startswith("good")]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(pool)} teachers cannot be used, first {bad[0][0]}: {bad[0][-1]}")
+
+
+def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
+    """What is to be said about a teacher; the last cell begins with "good", or says what is wrong."""
+    row = pool.rows[teacher_id]
+    line = [str(row.path), row.arch, str(len(row.class_ids)), str(row.image_size)]
+    noise = torch.rand(4, 3, row.image_size, row.image_size, device=pool.device)
+    try:
+        if row.listed is not None:
+            pool.black_box(teacher_id, Meter()).query(noise)
+            return [*line, "?", "?", "good: answers"]
+        teacher = pool[teacher_id]
+        with torch.no_grad():
+            answers, features = teacher(noise), teacher.features(noise)
+    except (UserError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        return [*line, "", "", " ".join(str(error).split())]
+    norms = sum(isinstance(module, nn.BatchNorm2d) and module.track_running_stats for module in teacher.network.modules())
+    size = sum(parameter.numel() for parameter in teacher.network.parameters())
+    line += [f"{size:,}", f"{norms} layers" if norms else "none"]
+    if not bool(torch.isfinite(answers).all() & torch.isfinite(features).all()):
+        return [*line, "its answers are not finite"]
+    return [*line, "good" if norms else "good, but without statistics to invert with (--bn does nothing)"]

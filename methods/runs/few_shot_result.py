@@ -1,0 +1,173 @@
+"""What a run ends with: the selected learner's score, floors and ceiling beside it, the judge, the table."""
+
+import argparse
+import json
+import math
+import time
+from typing import Any
+
+import torch
+
+from methods.evaluation.floors import floors
+from methods.evaluation.judge import check_named, judge
+from methods.experiments.few_shot import FewShotExperiment
+from utils import checkpoint, seed, tables
+from utils.metrics import Score
+from utils.plots import draw_curve
+from utils.run_log import RunLog
+
+TEACHERS_JUDGED = 3
+
+
+def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, name: str = "result") -> None:
+    """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result."""
+    args, method, pool = experiment.args, experiment.method, experiment.teachers
+    best = log.folder / "best.pt"
+    kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
+    if kept:
+        experiment.load_best(kept)
+    begin = time.perf_counter()
+    scores = experiment.evaluate("meta_test") if experiment.exam_domains else {}
+    each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
+    yardsticks = _yardsticks(experiment)
+    summary = {"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()
+    content = {
+        "method": args.method,
+        "paper": method.PAPER,
+        "dataset": args.dataset,
+        "testdataset": args.testdataset,
+        "evaluated": bool(scores),
+        "way": args.way_test,
+        "shot": args.shot_test,
+        "query": args.query_test,
+        "backbone": args.backbone,
+        "metalearner": args.metalearner,
+        "teachers": len(pool),
+        "teacher_accuracies": [row.accuracy if math.isfinite(row.accuracy) else None for row in pool.rows],
+        "head": _head_note(experiment),
+        "batch_statistics": _statistics_note(experiment),
+        "seconds_of_an_episode": each,
+        "selected_on": args.select_on,
+        "selected_at": kept.get("iteration", 0),
+        "image_size": experiment.spec.image_size,
+        "seconds": method.clock.seconds | {"total": seconds},
+        **summary,
+        "accuracy": {name: score.numbers() for name, score in scores.items()},
+        "yardsticks": {
+            label: {name: score.numbers() | _beside(scores[name], score) for name, score in by_set.items()}
+            for label, by_set in yardsticks.items()
+        },
+        "episodes": {name: list(score.values) for name, score in scores.items()},
+    }
+    draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
+    if args.judge:
+        content["recognised"] = _judge(experiment, log)
+    log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s")
+    log.say("\n" + result_table(args, content))
+
+
+def _judge(experiment: FewShotExperiment, log: RunLog) -> float:
+    """Share of fresh pseudo-images that a network trained on real images names right among the teacher's classes.
+
+    The teachers are drawn by the run's seed; images/recovered.png shows them with real images to the right.
+    """
+    args, pool = experiment.args, experiment.teachers
+    draws = seed.generator(args.seed, "judge", "teachers")
+    teacher_ids = torch.randperm(len(pool), generator=draws)[:TEACHERS_JUDGED].tolist()
+    check_named(pool, teacher_ids)
+    batches = experiment.method.recover(teacher_ids)
+    hits, picture = judge(pool, teacher_ids, batches, args.data_root, experiment.spec.image_size, draws)
+    share = float(hits.double().mean())
+    log.picture("recovered", picture, 12, experiment.num_iterations)
+    log.say(
+        f"a network trained on real images recognises {100 * share:.1f} % of {len(hits)} recovered images "
+        f"among the teacher's classes (images/recovered_*.png: recovered left, real right)"
+    )
+    return share
+
+
+def _beside(own: Score, other: Score) -> dict[str, float]:
+    """How far the method lies above a yardstick, episode by episode, where both met the same ones."""
+    if len(own.values) != len(other.values):
+        return {}
+    difference = own.minus(other)
+    return {"above": difference.mean, "above_half_width": difference.half_width}
+
+
+def _statistics_note(experiment: FewShotExperiment) -> str:
+    if experiment.method.learner.spec.norm == "fixed":
+        return "none: fixed numbers"
+    return "support" if experiment.args.inductive else "query (transductive)"
+
+
+def _head_note(experiment: FewShotExperiment) -> str:
+    method = experiment.method
+    rebuilt = method.metalearner.ADAPTS and experiment.args.way_test != method.learner.spec.way
+    return "rebuilt from the support's class means" if rebuilt else "as trained"
+
+
+def _yardsticks(experiment: FewShotExperiment) -> dict[str, dict[str, Score]]:
+    """Floors and ceiling, by what they are and by image set."""
+    args, method = experiment.args, experiment.method
+    if args.no_floors or not experiment.exam_domains:
+        return {}
+    exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
+    steps, pool = args.test_inner_steps, experiment.teachers
+    below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out)
+    return below | ceilings(args, experiment.spec.image_size)
+
+
+def ceilings(args: argparse.Namespace, image_size: int) -> dict[str, dict[str, Score]]:
+    """The newest finished run of `real` in the output folder that is like this one."""
+    if args.method == "real":
+        return {}
+    alike = {name: getattr(args, name) for name in ("dataset", "testdataset", "backbone", "metalearner")}
+    shape = {"way": args.way_test, "shot": args.shot_test, "query": args.query_test, "image_size": image_size}
+    wanted = {"method": "real", **alike, **shape}
+    for path in sorted(args.out.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(content.get(key) == value for key, value in wanted.items()) and content.get("episodes"):
+            return {"real data (ceiling)": {name: Score(values) for name, values in content["episodes"].items()}}
+    return {}
+
+
+def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
+    """The table a run ends with: chance, floors, the method, the ceiling, and the times.
+
+    Behind a yardstick stands how far the method is above it, with the interval of the paired difference.
+    """
+    if not content["evaluated"]:
+        return f"{args.method}: not evaluated (no image set given); the learner is in best.pt"
+    sets = list(content["accuracy"])
+    chance = {"mean": 1 / args.way_test}
+    rows = [["chance", *[_cell(chance) for _ in sets]]]
+    marks = [] if args.select_on != "meta_test" else ["selected on test"]
+    marks += ["head rebuilt from class means"] if content["head"] != "as trained" else []
+    marks += [content["examined"]] if content["examined"] else []
+    own = args.method + (f" ({', '.join(marks)})" if marks else "")
+    ceiling = {label: line for label, line in content["yardsticks"].items() if "ceiling" in label}
+    below = {label: line for label, line in content["yardsticks"].items() if label not in ceiling}
+    for label, line in (below | {own: content["accuracy"]} | ceiling).items():
+        rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
+    title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
+    notes = [f"{name} {tables.duration(value)}" for name, value in content["seconds"].items()]
+    notes.append(f"{content['seconds_of_an_episode']:.3f} s an episode of meta_test")
+    if content["inversion_of_one_teacher"]:
+        notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
+    if content["asked_of_services"]:
+        notes.append(
+            "{queries:,} queries in {calls:,} calls, {queries_per_image:,.0f} a recovered image".format(
+                **content["asked_of_services"]
+            )
+        )
+    header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
+    return "\n".join([tables.table(header, rows), ", ".join(notes)]).rstrip()
+
+
+def _cell(numbers: dict[str, float]) -> str:
+    if not numbers:
+        return ""
+    value = f"{100 * numbers['mean']:.2f}"
+    value += f" ± {100 * numbers['half_width']:.2f}" if "half_width" in numbers else " " * 7
+    above = f"({100 * numbers['above']:+.2f} ± {100 * numbers['above_half_width']:.2f})" if "above" in numbers else ""
+    return f"{value}  {above:>16}"

@@ -1,0 +1,75 @@
+"""What one command line of main.py asks for: a run, several, a dry run, teachers, or a run's learner scored again."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from methods import get_method
+from methods.runs.arguments import build_parser, experiment_of
+from methods.runs.few_shot_result import report_learner
+from methods.runs.training import Training, dry_run
+from methods.runs.whole_class_result import report_student
+from methods.teachers.pretraining import Recipe, pretrain_pools
+from utils import cli, distributed, seed
+from utils.run_log import RunLog, SilentLog
+
+REPORTS: dict[str, Callable[..., None]] = {"few_shot": report_learner, "classification": report_student}  # by task
+
+
+def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Do what `args`, parsed from `argv`, ask for: once, or for each of --seeds."""
+    cli.say_without_effect(build_parser(args.method), args)
+    with distributed.joined(cli.prepare_machine(args)) as device:
+        for one in _runs(args):
+            _launch(one, argv, device)
+
+
+def _runs(args: argparse.Namespace) -> list[argparse.Namespace]:
+    if args.seeds is None:
+        return [args]
+    changes: list[dict[str, Any]] = [
+        {"seed": number, "seeds": None, "run_name": f"{_name(args)}-seed{number}"} for number in args.seeds
+    ]
+    return [argparse.Namespace(**vars(args) | change) for change in changes]
+
+
+def _name(args: argparse.Namespace) -> str:
+    method_class = get_method(args.method)
+    return args.run_name or experiment_of(method_class).default_name(method_class, args)  # type: ignore[arg-type]
+
+
+def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> None:
+    seed.seed_everything(args.seed)
+    if getattr(args, "pretrain", False):
+        pretrain_pools(args, Recipe(), device)
+        return
+    method_class = get_method(args.method)
+    experiment = experiment_of(method_class)(method_class, args, device)  # type: ignore[arg-type]
+    if args.dry_run:
+        print(dry_run(experiment))
+        return
+    log = _open_log(args, argv)
+    training, report = Training(experiment, log), REPORTS[method_class.TASK]
+    if args.resume or args.evaluate:
+        training.restore()
+    if args.evaluate:
+        report(experiment, log, training.seconds, "evaluate")
+        return
+    with log.stoppable(new=not args.resume):
+        training.run()
+        report(experiment, log, training.elapsed)
+    log.close()
+    print(f"everything is in {log.folder}")
+
+
+def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
+    if args.resume or args.evaluate:
+        return (SilentLog if distributed.rank() else RunLog)(args.resume or args.evaluate)
+    if distributed.rank():
+        return SilentLog(Path(distributed.from_first("")))
+    log = RunLog.create(args.out, _name(args), bool(args.run_name), vars(args), argv, args.overwrite)
+    distributed.from_first(str(log.folder))
+    return log

@@ -1,0 +1,166 @@
+"""The outer loop, once for all methods: train, validate, log, keep the best, go on after a kill."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from methods.experiments.few_shot import FewShotExperiment
+from methods.experiments.whole_class import WholeClassExperiment
+from utils import checkpoint, distributed, seed, tables
+from utils.errors import Stopped, UserError
+from utils.run_log import RunLog
+
+Experiment = FewShotExperiment | WholeClassExperiment
+SECONDS_BETWEEN_CHECKPOINTS = 60
+
+
+class Training:
+    """Where a run stands: the next iteration, the best validation so far, and the seconds it took."""
+
+    def __init__(self, experiment: Experiment, log: RunLog) -> None:
+        self.experiment, self.log = experiment, log
+        self.iteration = 0
+        self.best: float | None = None
+        self.best_iteration = 0
+        self.seconds = 0.0
+        self._resumed_at = time.perf_counter()
+
+    def run(self) -> None:
+        """Train to the last iteration, validating on the way."""
+        args, method, total = self.experiment.args, self.experiment.method, self.experiment.num_iterations
+        self._resumed_at, saved_at = time.perf_counter(), time.perf_counter()
+        if total == 0:
+            self._keep(None)
+            return
+        self.log.forget_after(self.iteration)
+        news = method.prepare(self.log.folder)
+        if news:
+            self.log.say(news)
+        with _stop_flag() as stop, tqdm(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
+            while self.iteration < total:
+                numbers = method.train_iteration(self.iteration)
+                self.iteration += 1
+                self._refuse_nonsense(numbers)
+                last = self.iteration == total
+                validated = self.iteration % self.experiment.val_interval == 0 or last
+                if validated:
+                    numbers |= self._validate()
+                self.log.metrics(self.iteration, numbers | {"seconds": self.elapsed})
+                progress.update()
+                progress.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
+                stopping = distributed.any_of(stop())
+                if stopping or validated or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                    self.save()
+                    saved_at = time.perf_counter()
+                if stopping and not last:
+                    raise Stopped(
+                        f"stopped after iteration {self.iteration}; go on with: python main.py --resume {self.log.folder}"
+                    )
+
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self._resumed_at
+
+    def _validate(self) -> dict[str, float]:
+        """Score what was learnt on what selects, and keep it if it is the best so far."""
+        experiment, args = self.experiment, self.experiment.args
+        scores = experiment.validate()
+        numbers = {name: score.mean for name, score in scores.items()}
+        value = sum(numbers.values()) / len(numbers) if numbers else None
+        if value is None or self.best is None or value > self.best:
+            self.best, self.best_iteration = value, self.iteration
+            self._keep(value)
+        if args.save_images or self.iteration == experiment.num_iterations:
+            for name, (images, columns) in experiment.method.pictures().items():
+                self.log.picture(name, images, columns, self.iteration)
+        if value is None:
+            return {}
+        half_width = max(score.half_width for score in scores.values())
+        self.log.say(
+            f"iteration {self.iteration}: {args.select_on} {100 * value:.2f} ± {100 * half_width:.2f} %, "
+            f"best {100 * (self.best or 0):.2f} % at {self.best_iteration}, {tables.duration(self.elapsed)}"
+        )
+        return numbers | {"val": value, "val_half_width": half_width}
+
+    def _keep(self, value: float | None) -> None:
+        args = self.experiment.args
+        about = {
+            "method": args.method,
+            "iteration": self.iteration,
+            "selected_by": args.select_on,
+            "selection_accuracy": value,
+        }
+        self.log.save("best.pt", self.experiment.best_state() | about)
+
+    def _refuse_nonsense(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"iteration {self.iteration}: {name} is {value}; the run stopped. The last good checkpoint is "
+                    f"{self.log.folder}/last.pt; try a smaller --outer_lr or --inner_lr"
+                )
+
+    def save(self) -> None:
+        self.log.save(
+            "last.pt",
+            {
+                "method": self.experiment.method.state_dict(),
+                "rng": seed.rng_state(),
+                "iteration": self.iteration,
+                "best": self.best,
+                "best_iteration": self.best_iteration,
+                "seconds": self.elapsed,
+            },
+        )
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint of the run directory (to the start, where there is none yet); writes nothing."""
+        path = self.log.folder / "last.pt"
+        if not path.is_file():
+            return
+        state = checkpoint.load(path, "cpu")
+        self.experiment.method.load_state_dict(state["method"])
+        self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
+        self.seconds = state["seconds"]
+        seed.set_rng_state(state["rng"])
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Any]:
+    """Turn the first Ctrl-C or SIGTERM into a flag, read by calling what is yielded; a second one acts at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        tqdm.write("stopping after this iteration (once more: at once)")
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def dry_run(experiment: Experiment) -> str:
+    """What a run would do, with an estimate of its time from two iterations; writes nothing."""
+    args = experiment.args
+    lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
+    lines += experiment.plan()
+    total = experiment.num_iterations
+    if total:
+        after_warmup = getattr(args, "warmup", 0)
+        start = time.perf_counter()
+        for iteration in (after_warmup, after_warmup + 1):
+            experiment.method.train_iteration(iteration)
+        each = (time.perf_counter() - start) / 2
+        lines.append(f"{total} iterations of about {each:.2f} s: {tables.duration(each * total)}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Teachers of which nothing can be had but their answers."""

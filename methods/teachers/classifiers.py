@@ -1,0 +1,51 @@
+"""One teacher of all classes of a set, as data-free distillation has it: where its file lies, and loading it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from datasets.registry import DatasetSpec
+from methods.teachers.teacher import ImageForm, Teacher
+from models import create_classifier
+from models.backbone import Backbone
+from models.published import read_published
+from utils import checkpoint, seed
+from utils.errors import UserError
+
+PRETRAINED = "IMAGENET1K_V1"  # torchvision's name for the weights that the papers' ImageNet recipe starts from
+
+
+def default_path(dataset: str, arch: str) -> Path:
+    """Where Fast-Datafree's commands look for a teacher, and where `pretrain.py --full` puts one."""
+    return Path("checkpoints") / "pretrained" / f"{dataset}_{arch.replace('/', '_')}.pth"
+
+
+def read_weights(network: Backbone, path: Path) -> None:
+    """Load a checkpoint, ours or of Fast-Datafree's code, into `network`. Raises `UserError` where it does not fit."""
+    checkpoint.load_weights(network.loadable, read_published(checkpoint.load(path), str(path)).state, path)
+
+
+def load_classifier(
+    arch: str,
+    path: Path | None,
+    spec: DatasetSpec,
+    class_names: Sequence[str],
+    image_size: int,
+    device: torch.device,
+) -> Teacher:
+    """The frozen classifier of a checkpoint, ours or of Fast-Datafree's code; without `path`, torchvision's weights.
+
+    Raises `UserError` for a missing file, with the command that makes it, and for one that does not fit.
+    """
+    if path is not None and not path.is_file():
+        raise UserError(
+            f"no teacher in {path}: train it with\n  python pretrain.py --full --model {arch} --dataset {spec.name}\n"
+            "or name a file by --teacher_ckpt"
+        )
+    with seed.kept():  # what a teacher starts from must not change what the run draws
+        network = create_classifier(arch, len(class_names), image_size, None if path else PRETRAINED)
+    if path is not None:
+        read_weights(network, path)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Teacher(network, class_names, ImageForm(image_size, spec.mean, spec.std), arch=arch)

@@ -1,0 +1,90 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import main
+from methods.runs import predict
+from methods.runs.predict import FewShotClassifier, read_images
+from utils import checkpoint
+from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("float64")
+Flags = Callable[..., list[str]]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, write_images: Callable[..., None]) -> tuple[Path, Path]:
+    """Two classes that differ in colour, of sizes of their own: three labelled images each, and queries."""
+    for name, seed in (("red", 1), ("teal", 5)):
+        write_images(tmp_path / "support" / name, 3, seed, (20, 18))
+        write_images(tmp_path / "query" / f"some {name}", 4, seed, (31, 40), "jpg")
+    return tmp_path / "support", tmp_path / "query"
+
+
+@pytest.fixture
+def run(flags_for: Flags, tmp_path: Path) -> Path:
+    main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
+    return tmp_path / "runs" / "mine"
+
+
+@pytest.mark.parametrize("metalearner", ["protonet", "maml", "anil", "ncm"])
+def test_the_command_classifies_a_folder(metalearner: str, run: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two classes where the learner has three outputs: the head of MAML and ANIL is rebuilt."""
+    out = tmp_path / "answers.csv"
+    where = ["--run", str(run), "--support", str(folders[0]), "--query", str(folders[1]), "--out", str(out)]
+    predict.main([*where, "--metalearner", metalearner])
+    answers = pd.read_csv(out)
+    assert list(answers.columns) == ["file", "class", "p(red)", "p(teal)"]
+    assert len(answers) == 8
+    assert (answers[["p(red)", "p(teal)"]].sum(axis=1) - 1).abs().max() < 1e-3
+    if metalearner == "protonet":
+        assert (answers["class"] == answers.file.str.extract("some (.*)/")[0]).mean() > 0.7
+
+
+def test_a_prediction_does_not_depend_on_the_other_queries(run: Path, folders: tuple[Path, Path]) -> None:
+    paths, labels = predict.labelled_below(folders[0])
+    queries = read_images(predict.images_below(folders[1]), 16)
+    classifier = FewShotClassifier.load(run).fit(read_images(paths, 16), labels)
+    together = classifier.predict_proba(queries)
+    alone = torch.cat([classifier.predict_proba(image[None]) for image in queries])
+    assert torch.allclose(together, alone, rtol=1e-9)
+    other = FewShotClassifier.load(run, transductive=True).fit(read_images(paths, 16), labels)
+    assert not torch.allclose(other.predict_proba(queries).log(), together.log(), atol=1e-2)  # probabilities near 1 are alike
+    assert classifier.predict(queries) == [classifier.classes[i] for i in together.argmax(1).tolist()]
+
+
+def test_it_is_the_learner_of_the_exam(run: Path, flags_for: Flags) -> None:
+    """The same logits as the evaluation's on the same episode."""
+    from datasets.episodes import make_episodes
+
+    classifier = FewShotClassifier.load(run, transductive=True)
+    learner, metalearner = classifier.learner, classifier.metalearner
+    support, query = torch.rand(1, 6, 3, 16, 16), torch.rand(1, 9, 3, 16, 16)
+    episodes = make_episodes(learner.prepare(support), learner.prepare(query), 3)
+    loss, _ = metalearner.outer_loss(learner.params, episodes, classifier.steps, create_graph=False)
+    labels = [name for name in "abc" for _ in range(2)]
+    probabilities = classifier.fit(support[0], labels).predict_proba(query[0])
+    wanted = -probabilities[torch.arange(9), torch.arange(3).repeat_interleave(3)].log().mean()
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_what_is_wrong_is_said(run: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    classifier = FewShotClassifier.load(run)
+    with pytest.raises(UserError, match="call fit first"):
+        classifier.predict_proba(torch.rand(1, 3, 16, 16))
+    with pytest.raises(UserError, match="2 images and 1 labels"):
+        classifier.fit(torch.rand(2, 3, 16, 16), ["a"])
+    with pytest.raises(UserError, match="'a' alone"):
+        classifier.fit(torch.rand(2, 3, 16, 16), ["a", "a"])
+    with pytest.raises(UserError, match=r"best\.pt does not exist"):
+        FewShotClassifier.load(tmp_path)
+    checkpoint.save({"learner": 3}, tmp_path / "best.pt")
+    with pytest.raises(UserError, match="holds no learner"):
+        FewShotClassifier.load(tmp_path)
+    with pytest.raises(UserError, match="expected a folder for each class"):
+        predict.labelled_below(folders[0] / "red")
+    with pytest.raises(UserError, match="holds no images"):
+        predict.images_below(run / "images" / "nothing")
