@@ -100,9 +100,12 @@ class Chorus(FewShotMethod):
         per_class = -(-count // teacher.way)
         if source == "pixel":
             form, many = PixelForm(spec.image_size, spec.mean, spec.std), teacher.way * per_class
-            begin = procedural_images(many, spec.image_size, self.device) if args.start == "procedural" else None
-            noise = form.noise(many, self.device)
-            start = noise if begin is None else form.from_images(begin)
+            procedural = args.start == "procedural"
+            start = (
+                form.from_images(procedural_images(many, form.size, self.device))
+                if procedural
+                else form.noise(many, self.device)
+            )
             images = invert_pixels(teacher, start, form, self.weights, args.inversion_steps, args.Glr).images
         else:
             descent = Descent(args.inversion_steps, GENERATOR_LR, LATENT_LR)

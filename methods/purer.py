@@ -68,11 +68,10 @@ class PURER(FewShotMethod):
         args, pixels = self.args, self.pixels
         with self.clock("generation"):
             teachers = self.teachers.sample(args.candidate_size or len(self.teachers))
-            harder = self.switch.on
-            against_learner = -args.adv_scale * self.outer.loss(self.draw(1)) if harder else None
             gradient, inversion_loss = pixels.gradient(teachers, self.loss, args.together)
-            if against_learner is not None:
-                gradient += torch.autograd.grad(against_learner, pixels.values)[0]
+            harder = self.switch.on  # for the learner
+            if harder:
+                gradient -= args.adv_scale * torch.autograd.grad(self.outer.loss(self.draw(1)), pixels.values)[0]
             pixels.step(gradient)
         with self.clock("meta-training"):
             with torch.no_grad():

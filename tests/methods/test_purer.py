@@ -70,8 +70,8 @@ def test_the_gradient_that_the_pixels_follow_when_the_switch_is_on(build: Build,
     method = build("purer", *OWN, "--adv_scale", "2").method  # as it was
     torch.manual_seed(7)
     teachers = method.teachers.sample(len(method.teachers))
-    harder = torch.autograd.grad(method.outer.loss(method.draw(1)), method.pixels.values)[0]
     easier, _ = method.pixels.gradient(teachers, method.loss)
+    harder = torch.autograd.grad(method.outer.loss(method.draw(1)), method.pixels.values)[0]
     assert torch.allclose(stepped[0], easier - 2 * harder, rtol=1e-9, atol=1e-12)
     torch.manual_seed(7)
     easier, _ = method.pixels.gradient(method.teachers.sample(len(method.teachers)), method.loss)
