@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from utils.code import import_function
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,11 +40,39 @@ def methods_of(task: str) -> tuple[str, ...]:
     return tuple(name for known, name in REGISTRY if known == task)
 
 
+def is_code(name: str) -> bool:
+    """Whether a method's name is `module:Class` or `file.py:Class` of the user's own, which choosing it would execute."""
+    return ":" in name
+
+
+def spelled(name: str) -> str:
+    """A method's name as the registry has it: hyphens and underscores are the same."""
+    return name if is_code(name) else name.replace("-", "_")
+
+
+def short_name(name: str) -> str:
+    """What a run is called after a method: its name, or that of the user's class."""
+    return name.rpartition(":")[2].lower()
+
+
 def get_method(name: str) -> "type[Method]":
-    """The class of a method; hyphens and underscores are the same. Raises `UserError` listing the names."""
-    spelled = name.replace("-", "_")
+    """The class of a method of the registry, or of the user's own. Raises `UserError` listing the names."""
+    if is_code(name):
+        return _own_method(name)
     for (_, known), target in REGISTRY.items():
-        if known == spelled:
+        if known == spelled(name):
             module, attribute = target.split(":")
             return getattr(importlib.import_module(module), attribute)
-    raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}, or FILE.py:CLASS of your own")
+
+
+def _own_method(place: str) -> "type[Method]":
+    from methods.experiments.method import Method
+
+    try:
+        found = import_function(place)
+    except (ImportError, AttributeError, OSError) as error:
+        raise UserError(f"--method {place}: {error}; expected FILE.py:CLASS or MODULE:CLASS") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"--method {place} is no method: expected a class that inherits FewShotMethod (docs/extending.md)")
+    return found

@@ -89,14 +89,17 @@ BACKBONES = {
     "resnet50_imagenet": BackboneSpec(None, few_shot=False, torchvision="resnet50"),
 }
 FOREIGN = BackboneSpec(None)  # what holds of architectures that are not in the table
-MODELS = tuple(name for name, spec in BACKBONES.items() if spec.few_shot)
-CLASSIFIERS = tuple(BACKBONES)
 MIXED_ARCHITECTURES = ("conv4", "resnet10", "resnet18")  # what the papers' `--pre_backbone mix` means
 NORMS: dict[str, Norm] = {
     "running": nn.BatchNorm2d,
     "batch": BatchStatsNorm2d,
     "fixed": FixedNorm2d,
 }
+
+
+def model_names() -> tuple[str, ...]:
+    """The few-shot papers' architectures, by name."""
+    return tuple(name for name, spec in BACKBONES.items() if spec.few_shot)
 
 
 def create_model(
@@ -117,8 +120,8 @@ def create_model(
     if is_foreign(name) and norm == "running":
         return create_foreign(name, num_classes)
     raise UserError(
-        f"unknown backbone {name!r}: choose from {', '.join(MODELS)}; teachers may also be torchvision/NAME, timm/NAME or "
-        "module:function"
+        f"unknown backbone {name!r}: choose from {', '.join(model_names())}; teachers may also be torchvision/NAME, timm/NAME "
+        "or module:function"
     )
 
 
@@ -131,7 +134,7 @@ def create_classifier(name: str, num_classes: int, image_size: int, weights: str
     if spec.torchvision or is_foreign(name):
         return create_foreign(f"torchvision/{spec.torchvision}" if spec.torchvision else name, num_classes, weights)
     if name not in BACKBONES:
-        raise UserError(f"unknown classifier {name!r}: choose from {', '.join(CLASSIFIERS)}, torchvision/NAME or timm/NAME")
+        raise UserError(f"unknown classifier {name!r}: choose from {', '.join(BACKBONES)}, torchvision/NAME or timm/NAME")
     if spec.classifier is not None:
         return spec.classifier(num_classes, image_size, nn.BatchNorm2d, 3, False)
     return create_model(name, num_classes, image_size)

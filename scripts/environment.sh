@@ -4,6 +4,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 use_environment() {  # use_environment REQUIREMENTS...
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+        check_environment
         return
     fi
     if [ ! -x .venv/bin/python ]; then
@@ -20,6 +21,27 @@ use_environment() {  # use_environment REQUIREMENTS...
             touch "$stamp"
         fi
     done
+}
+
+check_environment() {  # one line about an active environment that will not do, instead of an import error
+    local need found
+    need="$(grep -oE '^torch>=[^ ]+' requirements.txt)"
+    found="$(python -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)"
+    if [ -z "$found" ]; then
+        echo "error: the active environment has no torch: pip install -r requirements.txt, or deactivate it" >&2
+        exit 2
+    fi
+    if ! python - "$found" "$need" <<'PYTHON'
+import re, sys
+found, need = sys.argv[1:]
+number = lambda text: [int(part) for part in re.findall(r"\d+", text)[:2]]
+least, beyond = (number(part) for part in need.split(","))
+sys.exit(not least <= number(found) < beyond)
+PYTHON
+    then
+        echo "error: the active environment has torch $found, tried are $need: pip install -r requirements.txt, or deactivate it" >&2
+        exit 2
+    fi
 }
 
 run_row() {  # run_row [METHOD] [FLAGS...]: main.py with the row of METHOD (FREE without a word); flags typed here win

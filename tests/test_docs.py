@@ -1,29 +1,117 @@
 """What the pages in docs/ show must work."""
 
+import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import datasets.registry
 import main
-import methods
+import methods.inversion.terms
+import models
+import pretrain
+from utils.errors import UserError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+Flags = Callable[..., list[str]]
 
 
-def test_the_example_of_a_method_runs(
-    flags_for: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """example(name): the code of docs/extending.md that begins with that file's name, in a file; tables are put back later."""
+    for owner, table in ((datasets.registry, "SPECS"), (models, "BACKBONES"), (methods.inversion.terms, "TERMS")):
+        before = dict(getattr(owner, table))
+        for name in before:
+            monkeypatch.setitem(getattr(owner, table), name, before[name])
+    blocks = (DOCS / "extending.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    by_name = {block.splitlines()[0].removeprefix("# "): block.split("```")[0] for block in blocks}
+
+    def written(name: str) -> Path:
+        (tmp_path / name).write_text(by_name[name])
+        return tmp_path / name
+
+    return written
+
+
+def run_code(file: Path) -> None:
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": file.stem})
+
+
+def test_a_method_from_outside_the_tree(
+    example: Callable[[str], Path], flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = (DOCS / "extending.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    (tmp_path / "example_method.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(methods.REGISTRY, ("few_shot", "mine"), "example_method:Mine")
-    main.main([*flags_for("mine"), "--no_floors", "--augment", "--steps", "3"])
+    """It runs, is validated, resumed and scored again; and never without being allowed by name."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    place = f"{example('my_method.py')}:Mine"
+    flags = [*flags_for("real"), "--no_floors", "--augment", "--steps", "3", "--bn", "0.1"]
+    flags[1] = place
+    with pytest.raises(UserError, match=r"my_method\.py:Mine runs code; if it is yours, add --allow_code"):
+        main.main(flags)
+    allowed = ["--allow_code", place]
+    main.main([*flags, *allowed])
+    run = tmp_path / "runs" / "mine-cifar100-3w1s-conv4"
+    assert json.loads((run / "result.json").read_text())["paper"] == "Somebody et al., Somewhere 2027"
+    with pytest.raises(UserError, match="add --allow_code"):
+        main.main(["--evaluate", str(run)])
+    main.main(["--evaluate", str(run), *allowed])
+    main.main(["--resume", str(run), "--epochs", "3", *allowed])
+    for wrong, words in ((f"{tmp_path}/none.py:Mine", "expected FILE.py:CLASS"), ("json:JSONDecoder", "is no method")):
+        with pytest.raises(UserError, match=words):
+            main.main(["--method", wrong, "--allow_code", wrong])
+
+
+def test_a_backbone_is_one_row(
+    example: Callable[[str], Path], data_root: Path, flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its teachers are trained by its own recipe, and it is a learner."""
+    monkeypatch.delitem(models.BACKBONES, "two", raising=False)
+    run_code(example("my_backbone.py"))
+    monkeypatch.setitem(models.BACKBONES, "two", models.BACKBONES.pop("two"))
+    (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
+    own = ["--data_root", str(tmp_path), "--pre_backbone", "two"]
+    pretrain.main([*own, "--way_pretrain", "3", "--pre_model_num", "2", "--image_size", "16", "--pretrain_epochs", "1"])
+    main.main([*flags_for("free"), *own, "--backbone", "two", "--no_floors"])
+    assert (tmp_path / "runs" / "free-cifar100-3w1s-two" / "result.json").is_file()
+    from methods.teachers.pretraining import Recipe, make_optimizer
+
+    assert isinstance(make_optimizer([torch.nn.Parameter(torch.ones(1))], "two", Recipe())[0], torch.optim.Adam)
+
+
+@pytest.mark.parametrize("method", ["free", "tgr", "purer", "chorus", "bidf_mkd", "cmi"])
+def test_a_loss_term_is_one_row(
+    method: str, example: Callable[[str], Path], flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_code(example("my_term.py"))
+    table = methods.inversion.terms.TERMS
+    monkeypatch.setitem(table, "confidence", table.pop("confidence"))
+    flags = [flag for flag in flags_for(method) if flag != "--ZO"]
+    main.main([*flags, "--confidence", "0.5", "--no_floors"])
     assert list((tmp_path / "runs").glob("*/result.json"))
 
 
+def test_an_image_set_is_one_row(
+    example: Callable[[str], Path], data_root: Path, flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_code(example("my_set.py"))
+    table = datasets.registry.SPECS
+    monkeypatch.setitem(table, "shapes", table.pop("shapes"))
+    (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
+    lists = tmp_path / "shapes" / "split"
+    lists.mkdir(parents=True)
+    for split in ("meta_train", "meta_val", "meta_test"):
+        (lists / f"{split}.csv").write_text((data_root / "cifar100" / "split" / f"{split}.csv").read_text())
+    own = ["--data_root", str(tmp_path), "--dataset", "shapes"]
+    pretrain.main([*own, "--way_pretrain", "3", "--pre_model_num", "2", "--pretrain_epochs", "1"])
+    main.main([*flags_for("free"), *own])
+    result = json.loads((tmp_path / "runs" / "free-shapes-3w1s-conv4" / "result.json").read_text())
+    assert list(result["accuracy"]) == ["shapes"]
+
+
 def test_links_and_pictures_are_there() -> None:
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\(([\w./:-]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} points to {target}"

@@ -20,6 +20,7 @@ from utils import checkpoint, cli
 Flags = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["free", "bidf_mkd"])
 def test_twenty_kills_at_any_moment_change_nothing(
     method: str,

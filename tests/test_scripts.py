@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ def commands_of(tmp_path: Path, *words: str) -> list[list[str]]:
     said = tmp_path / "said"
     stub = tmp_path / "bin" / "python"
     stub.parent.mkdir(exist_ok=True)
-    stub.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    stub.write_text(f'#!/bin/sh\ncase "$1" in -*) exec {sys.executable} "$@";; esac\necho "$@" >> {said}\n')
     stub.chmod(0o755)
     said.write_text("")
     environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
@@ -52,6 +53,19 @@ def test_one_pair_a_call_and_flags_pass_through(tmp_path: Path) -> None:
     for row in ("r50-r50", "r50-r18", "r50-mv2"):
         (argv,) = commands_of(tmp_path, "scripts/fast_imagenet.sh", row)
         assert main.parse_args(argv).pretrained
+
+
+@pytest.mark.parametrize(("torch", "words"), [("2.5.1", "has torch 2.5.1, tried are torch>="), ("", "has no torch")])
+def test_an_environment_that_will_not_do_is_named(torch: str, words: str, tmp_path: Path) -> None:
+    """An active environment is used as it is; one line says what it lacks, before anything is imported."""
+    stub = tmp_path / "python"
+    check = f'case "$1" in -) exec {sys.executable} "$@";; esac'
+    stub.write_text(f"#!/bin/sh\n{check}\n" + (f"echo {torch}\n" if torch else "exit 1\n"))
+    stub.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+    done = subprocess.run(["bash", "scripts/mr.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
 
 
 def test_an_unknown_row_is_named() -> None:

@@ -101,6 +101,8 @@ def select_device(args: argparse.Namespace) -> torch.device:
             device = torch.device(args.device)
         except RuntimeError as error:
             raise UserError(f"--device {args.device} is no device: choose auto, cpu, cuda or cuda:<card>") from error
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"--device {args.device}: nothing here was ever tried on such a device; choose cpu, cuda or auto")
         if device.type == "cuda" and (device.index or 0) >= cards:
             raise UserError(f"--device {args.device}: this machine has {cards} CUDA cards; try --device cpu")
         return device

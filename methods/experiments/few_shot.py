@@ -9,6 +9,7 @@ import torch
 from datasets.episodes import EpisodeShape
 from datasets.registry import HALF, SPLITS, DatasetSpec, get_domains
 from datasets.split import csv_path
+from methods import short_name
 from methods.evaluation.exams import Exam, examine
 from methods.experiments.few_shot_flags import add_few_shot_flags
 from methods.experiments.method import Method
@@ -129,7 +130,7 @@ class FewShotExperiment:
     def default_name(method_class: type[FewShotMethod], args: argparse.Namespace) -> str:
         """A name for the run directory that says what the run is."""
         data = args.dataset or Path(args.teachers[0]).stem
-        return f"{args.method}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
+        return f"{short_name(args.method)}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
 
     @property
     def num_iterations(self) -> int:

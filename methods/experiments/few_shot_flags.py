@@ -3,7 +3,7 @@
 import argparse
 
 from methods.metalearners import METALEARNERS
-from models import MODELS
+from models import model_names
 from utils import cli
 
 
@@ -38,7 +38,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     group.add_argument("--episode_val", type=cli.count, default=200, help="episodes of each validation on meta_val")
 
     group = parser.add_argument_group("meta-training")
-    group.add_argument("--backbone", default="conv4", help=f"the learner's architecture: {', '.join(MODELS)}")
+    group.add_argument("--backbone", default="conv4", help=f"the learner's architecture: {', '.join(model_names())}")
     group.add_argument("--teacherMethod", "--metalearner", dest="metalearner", default="maml", help=", ".join(METALEARNERS))
     group.add_argument("--inner_lr", type=cli.rate, default=0.01, help="learning rate of the inner loop")
     group.add_argument("--outer_lr", type=cli.rate, default=1e-3, help="learning rate of the outer loop (Adam)")

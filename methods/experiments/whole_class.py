@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from datasets.registry import DatasetSpec, get_spec
 from datasets.split import ImageSplit, csv_path, load_split
+from methods import short_name
 from methods.distillation.student import Student
 from methods.evaluation.top1 import Classifier, agreement, top1
 from methods.experiments.method import Method
@@ -118,7 +119,7 @@ class WholeClassExperiment:
     def default_name(method_class: type[WholeClassMethod], args: argparse.Namespace) -> str:
         """A name for the run directory that says what the run is."""
         networks = f"{args.teacher}-{args.student}" if method_class.NEEDS_TEACHER else args.student
-        name = "-".join(part for part in (args.method, args.dataset, networks, args.log_tag) if part)
+        name = "-".join(part for part in (short_name(args.method), args.dataset, networks, args.log_tag) if part)
         return name.replace("/", "_")
 
     @property

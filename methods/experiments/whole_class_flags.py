@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from models import CLASSIFIERS
+from methods.teachers.pool import add_allow_code_flag
+from models import BACKBONES
 from utils import cli
 
 
 def add_whole_class_flags(parser: argparse.ArgumentParser) -> None:
     """Set, networks, the student's training, its exam, and where everything goes."""
-    networks = f"{', '.join(CLASSIFIERS)}, torchvision/NAME or timm/NAME"
+    networks = f"{', '.join(BACKBONES)}, torchvision/NAME or timm/NAME"
     group = parser.add_argument_group("set and networks")
     group.add_argument("--dataset", default="cifar100", help="cifar10, cifar100 (whole sets) or imagenet")
     group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets")
@@ -22,6 +23,7 @@ def add_whole_class_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--pretrained", action="store_true", help="take torchvision's weights for the teacher")
     group.add_argument("--student_ckpt", type=Path, help="weights that the student starts from")
+    add_allow_code_flag(group)
 
     group = parser.add_argument_group("the student's training")
     cli.may_change(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from methods import METHODS, get_method
+from methods import METHODS, get_method, is_code, spelled
 from methods.experiments.few_shot import FewShotExperiment, FewShotMethod
 from methods.experiments.method import Method
 from methods.experiments.whole_class import WholeClassExperiment
@@ -35,7 +35,7 @@ def build_parser(method: str) -> cli.Parser:
 
 
 def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
-    parser.add_argument("--method", help=f"{', '.join(METHODS)}; with --help it shows the method's own flags too")
+    parser.add_argument("--method", help=f"{', '.join(METHODS)}, or FILE.py:CLASS of yours; with --help it shows the method's own flags too")
     cli.add_machine_flags(parser)
     experiment_of(method_class).add_flags(parser, method_class)  # type: ignore[arg-type]
     group = parser.add_argument_group("run")
@@ -61,10 +61,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     first.add_argument("--method")
     first.add_argument("--resume", type=Path)
     first.add_argument("--evaluate", type=Path)
+    first.add_argument("--allow_code", action="extend", nargs="+", default=[])
     early, _ = first.parse_known_args(argv)
     run = early.resume or early.evaluate
     if run is not None:
-        return _parse_again(argv, run, evaluating=early.resume is None)
+        return _parse_again(argv, run, early)
     if early.method is None:
         if {"-h", "--help"} & set(argv):
             shared = cli.Parser("main.py", description=ABOUT)
@@ -72,7 +73,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             shared.print_help()
             raise SystemExit(0)
         raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
-    method = early.method.replace("-", "_")
+    method = spelled(early.method)
+    _check_allowed(method, early)
     args = _parse_known(build_parser(method), argv)
     args.method = method
     method_class = get_method(method)
@@ -93,9 +95,16 @@ def _parse_known(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _parse_again(argv: Sequence[str], run: Path, evaluating: bool) -> argparse.Namespace:
+def _check_allowed(method: str, early: argparse.Namespace) -> None:
+    """Raise `UserError` where a method is code of the user's that this very command line does not allow to run."""
+    if is_code(method) and method not in early.allow_code:
+        raise UserError(f"--method {method} runs code; if it is yours, add --allow_code {method}")
+
+
+def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> argparse.Namespace:
     """The flags of an earlier run, with the few changes that are allowed."""
-    saved = RunLog.read_flags(run)
+    saved, evaluating = RunLog.read_flags(run), early.resume is None
+    _check_allowed(saved["method"], early)
     parser = build_parser(saved["method"])
     allowed, known = cli.changeable(parser, evaluating), cli.flags_of(parser)
     for token in argv:

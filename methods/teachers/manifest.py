@@ -11,7 +11,7 @@ import pandas as pd
 from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spec
 from methods.services.black_box import Listed, services_of
 from methods.services.client import HttpServer
-from models import MIXED_ARCHITECTURES, MODELS
+from models import MIXED_ARCHITECTURES, model_names
 from models.foreign import is_code, is_foreign
 from utils import cli
 from utils.errors import UserError
@@ -56,7 +56,7 @@ def add_pool_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--pre_backbone",
         default="conv4",
-        help=f"teachers' architecture: {', '.join(MODELS)}, mix, torchvision/NAME or timm/NAME",
+        help=f"teachers' architecture: {', '.join(model_names())}, mix, torchvision/NAME or timm/NAME",
     )
     group.add_argument("--way_pretrain", type=cli.count, default=5, help="classes of a teacher")
     group.add_argument(
@@ -72,9 +72,10 @@ def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
     """The (set, architecture) pairs that --dataset and --pre_backbone stand for."""
     architectures = MIXED_ARCHITECTURES if args.pre_backbone == "mix" else (args.pre_backbone,)
     for arch in architectures:
-        if arch not in MODELS and (is_code(arch) or not is_foreign(arch)):
+        if arch not in model_names() and (is_code(arch) or not is_foreign(arch)):
             raise UserError(
-                f"unknown backbone {arch!r}: choose from {', '.join(MODELS)}; teachers also mix, torchvision/NAME, timm/NAME"
+                f"unknown backbone {arch!r}: choose from {', '.join(model_names())}; teachers also mix, torchvision/NAME, "
+                "timm/NAME"
             )
     return [(spec, arch) for spec in get_domains(args.dataset) for arch in architectures]
 
@@ -147,7 +148,7 @@ def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
         return read_manifest(place / "teachers.csv")
     if place.is_dir():
         known = re.split(r"[/_]", place.as_posix())
-        arch = next((part for part in known if part in MODELS), args.pre_backbone)
+        arch = next((part for part in known if part in model_names()), args.pre_backbone)
         name = next((part for part in known if part in SPECS), args.dataset)
         return _rows_of_papers(place, args, get_spec(name), arch)
     raise UserError(f"--teachers {place} does not exist: give a teachers.csv or a folder of teachers")

@@ -1,7 +1,7 @@
 """A pool of teachers: reading them, and handing them out."""
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _ArgumentGroup
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.published import Published, read_published
-from utils import checkpoint, distributed, seed
+from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
 from utils.images import Augmentation
 
@@ -173,6 +173,16 @@ def _num_bytes(teacher: Teacher) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in teacher.state_dict().values())
 
 
+def add_allow_code_flag(group: _ArgumentGroup) -> None:
+    cli.may_change(
+        "always",
+        group.add_argument(
+            "--allow_code", action="extend", nargs="+", metavar="PLACE",
+            help="code of yours that may run: an arch in a teachers.csv, or a method",
+        ),
+    )  # fmt: skip
+
+
 def add_teacher_flags(parser: ArgumentParser) -> None:
     """The flags that say where existing teachers are."""
     group = parser.add_argument_group("existing teachers")
@@ -180,9 +190,7 @@ def add_teacher_flags(parser: ArgumentParser) -> None:
         "--teachers", type=as_place, action="append",
         help="a teachers.csv or its folder, a server's URL, or module:function that returns services; may be repeated",
     )  # fmt: skip
-    group.add_argument(
-        "--allow_code", action="append", metavar="MODULE:FUNCTION", help="an arch in a teachers.csv that may run code of yours"
-    )
+    add_allow_code_flag(group)
     group.add_argument(
         "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
     )

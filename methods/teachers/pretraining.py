@@ -15,7 +15,7 @@ from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
 from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
 from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_manifest, teacher_size, write_manifest
-from models import BACKBONES, FOREIGN, MODELS, create_model
+from models import BACKBONES, FOREIGN, create_model, model_names
 from models.backbone import Backbone
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
@@ -221,7 +221,7 @@ def train_pool(
     names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
     share = range(len(groups))[distributed.share()]
     todo = [teacher_id for teacher_id in share if names[teacher_id] not in finished]
-    at_once = recipe.together or (TOGETHER_ON_A_GPU if device.type == "cuda" and arch in MODELS else 1)
+    at_once = recipe.together or (TOGETHER_ON_A_GPU if device.type == "cuda" and arch in model_names() else 1)
     with tqdm(total=epochs * len(share), initial=epochs * (len(share) - len(todo)), unit="epoch") as progress:
         for first in range(0, len(todo), at_once):
             chunk = todo[first : first + at_once]

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import run
 
 
+@pytest.mark.slow
 def test_every_case_runs_and_both_ways_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["conv4, maml, 1-shot", "conv4, anil", "episode ", "TGR", "zeroth", "memory"]
     run.main(["--quick", "--only", *chosen, "--out", str(tmp_path / "found.json")])

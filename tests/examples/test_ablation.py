@@ -7,6 +7,7 @@ import pytest
 from examples import ablation
 
 
+@pytest.mark.slow
 def test_every_variant_runs_and_is_compared(
     flags_for: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import CLASSIFIERS, MODELS, create_classifier, create_model
+from models import BACKBONES, create_classifier, create_model, model_names
 from models.generator import Generator, UpsampleConv
 from models.norm import BatchStatsNorm2d, merged, statistics_from, written_out
 from utils.errors import UserError
@@ -13,7 +13,7 @@ from utils.errors import UserError
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet101"])
+@pytest.mark.parametrize("name", [name for name in model_names() if name != "resnet101"])
 @pytest.mark.parametrize("norm", ["running", "batch"])
 def test_every_backbone_maps_images_to_logits(name: str, norm: str) -> None:
     network = create_model(name, 5, 16, norm=norm)
@@ -96,7 +96,7 @@ def test_inductive_statistics_ignore_the_rest_of_the_batch() -> None:
     assert norm.reference is None
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in ("resnet101", "resnet34")])
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ("resnet101", "resnet34")])
 def test_every_classifier_maps_images_to_logits(name: str) -> None:
     network = create_classifier(name, 5, 32).eval()
     features, logits = network.features_and_logits(torch.rand(2, 3, 32, 32))

@@ -32,6 +32,8 @@ def test_without_a_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "warning" in capsys.readouterr().err
     with pytest.raises(UserError, match="0 CUDA"):
         cli.select_device(args(device="cuda"))
+    with pytest.raises(UserError, match="--device mps: nothing here was ever tried"):
+        cli.select_device(args(device="mps"))
     with pytest.raises(UserError, match="no device"):
         cli.select_device(args(device="gpu"))
 
