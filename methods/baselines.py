@@ -30,7 +30,7 @@ class Random(FewShotMethod):
 class Average(FewShotMethod):
     """The mean parameters of the teachers that have the learner's architecture, adapted to each episode.
 
-    A head of another shape than the learner's is left out of the mean.
+    Heads of another shape than the learner's are left out of the mean.
     """
 
     TRAINS = False

@@ -47,6 +47,7 @@ from methods.teachers.teacher import Teacher
 from utils import cli
 from utils.errors import BudgetSpent, UserError
 from utils.metrics import Patience
+from utils.precision import full_precision
 
 
 class BiDfMKD(FewShotMethod):
@@ -121,11 +122,13 @@ class BiDfMKD(FewShotMethod):
 
     def loss(self, teacher: Teacher | BlackBox, images: Tensor, labels: Tensor, student: Logits | None) -> Tensor:
         """CE(t(x), y) + adv * adversarial(t(x), s(x)) on augmented images x; of a service, with an estimated gradient."""
-        args, x = self.args, self.teachers.augmentation(images)
+        args, augment = self.args, self.teachers.augmentation
         if isinstance(teacher, Teacher):
-            return inversion_loss(self.weights, teacher, x, labels, student)
+            return inversion_loss(self.weights, teacher, augment(images), labels, student)
         estimator = ZerothOrder(radius_of(args.mu, teacher.std), args.q, args.numsplit, args.zo_estimator == "antithetic")
-        return black_box_loss(self.weights, teacher, x, labels, estimator, student)
+        with full_precision(self.device):  # whatever the generator runs in
+            x = augment(images.to(torch.get_default_dtype()))
+            return black_box_loss(self.weights, teacher, x, labels, estimator, student)
 
     def open(self, teacher_id: int, meter: Meter) -> Teacher | BlackBox:
         """As much of a teacher as the run may see, and as many of its classes as the learner has."""
@@ -146,7 +149,7 @@ class BiDfMKD(FewShotMethod):
         teachers.check_fit(args.way_train)
         self.weights = weights_of(args)
         self.descent = Descent(args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
-        capacity = BATCHES_KEPT * (args.num_sup_kd + args.num_qur_kd)
+        capacity = BATCHES_KEPT * max(args.num_sup_kd, args.num_qur_kd)  # one ring for support and query sets
         self.memory = MemoryBank(len(teachers.class_names), capacity, spec.image_size, self.device)
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
         self.patience = Patience(args.patience)
@@ -173,7 +176,7 @@ class BiDfMKD(FewShotMethod):
             help="steps of inverting one service",
         )  # fmt: skip
         group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
-        group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents")
+        group.add_argument("--zlr", type=cli.rate, help="learning rate of the latents (default: --Glr, whose Adam they share)")
         add_term_flags(group, ce=1.0, adv=1.0)
         group.add_argument("--advstartit", type=int, default=-1, help="outer update from which the adversarial term counts")
         group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
@@ -184,6 +187,8 @@ class BiDfMKD(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.zlr is None:
+            args.zlr = args.Glr
         inside = [name for name, weight in weights_of(args).items() if weight and name not in ("ce", "adv")]
         if args.ZO and inside:
             raise UserError(

@@ -12,7 +12,6 @@ From the released code:
 - The student is the one of the last epoch; the code keeps the one that is best on the test set.
 - `--reset_bn` draws the scales of the generator's normalisations anew, as its name says; the code never reads it.
 - The pool is drawn from with replacement, each image shifted and mirrored by itself, and lies in memory, not in PNG files.
-- Reptile's gradient is the difference itself, not 67 times it; Adam makes the same of both.
 - The student's rate falls to the end of the run, however long that is; the code's cosine always takes 200 epochs.
 - With warm-up the student's disagreement counts from its first epoch of training, not one epoch earlier.
 """
@@ -33,6 +32,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from models.generator import Generator
 
+REPTILE_SCALE = 67.0  # of the way that the copy went, before it is handed to Adam; the released code's number
 RESET_EPOCH = 120  # after warm-up
 # the paper's recipe for wrn40_2 -> wrn16_1 on CIFAR-100
 RECIPE: dict[str, Any] = {"epochs": 220, "warmup": 20, "adv": 1.1, "bn": 10.0, "oh": 0.4, "bn_mmt": 0.9, "g_steps": 5}
@@ -97,7 +97,8 @@ class FastMeta(Fast):
         """A copy takes the steps; the generator follows their gradients (FOMAML), or the way that the copy went (Reptile)."""
         fast = copy.deepcopy(self.generator)
         found = invert_one(self.teacher, labels, fast, loss, self.descent)
-        follow(self.generator_optimizer, [found.gradient])
+        scale = 1.0 if self.args.is_maml else REPTILE_SCALE
+        follow(self.generator_optimizer, [[scale * part for part in found.gradient]])
         return found
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:

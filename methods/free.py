@@ -16,11 +16,12 @@ From the released code:
 - Every image is cropped and mirrored by itself, and images of other sizes are resized, not cut.
 Our own:
 - `--bn` adds the teachers' batch statistics to the inversion loss (the paper's script has none; default 0).
-- `--augment` augments pseudo-images in distillation and replay as inversion does before the teacher. A generator gives
-  each class a look of its own in every visit, and a learner that is never shown a changed look learns that instead.
+- `--augment` crops and mirrors pseudo-images in replay too, as inversion and distillation do. A generator gives each class a
+  look of its own in every visit, and a learner that is never shown a changed look learns that instead.
 """
 
 import argparse
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +32,7 @@ from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_replay_flags
 from methods.inversion.by_generator import BETAS, add_descent_flags, copy_of, descent_of, follow, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch
-from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
+from methods.inversion.terms import Logits, add_term_flags, inversion_loss, weights_of
 from methods.memory.bank import BATCHES_KEPT, MemoryBank
 from methods.memory.replay import Replay
 from methods.metalearners.gradients import reptile_step
@@ -52,7 +53,9 @@ class FREE(FewShotMethod):
         args = self.args
         teachers = self.teachers.sample(args.teacher_batch, args.way_train)
         with self.clock("generation"):  # FIVE
-            found = invert_each(teachers, args.num_qur_kd, copy_of(self.generator), self.loss, self.descent)
+            student = self.learner.logits if iteration >= args.warmup else None
+            loss = partial(self.loss, student=student)
+            found = invert_each(teachers, args.num_qur_kd, copy_of(self.generator), loss, self.descent)
             follow(self.generator_optimizer, [one.gradient for one in found])
         numbers = {"inversion_loss": mean_loss(found)}
         if iteration < args.warmup:
@@ -63,25 +66,21 @@ class FREE(FewShotMethod):
             optimizer = torch.optim.Adam(fast.values(), lr=args.outer_lr)
             losses: list[Tensor] = []
             for place in torch.randperm(len(teachers)).tolist():  # a step on each teacher
-                x = self.augment(found[place].batch.images)
+                x = self.teachers.augmentation(found[place].batch.images)
                 with torch.no_grad():
                     answers = teachers[place](x)
-                loss = kl_divergence(answers, self.learner.logits(x, fast))
+                divergence = kl_divergence(answers, self.learner.logits(x, fast))
                 optimizer.zero_grad()
-                loss.backward()
+                divergence.backward()
                 optimizer.step()
-                losses.append(loss.detach())
+                losses.append(divergence.detach())
             reptile_step(self.learner.params, fast, args.reptile_lr)
             numbers["distillation_loss"] = float(torch.stack(losses).mean())
             return numbers | self.replay.until_no_better()
 
-    def loss(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
-        """CE(t(x), y) + adv * adversarial(t(x), s(x)) on augmented images x, s the learner; --bn adds batch statistics."""
-        x = self.teachers.augmentation(images)
-        return inversion_loss(self.weights, teacher, x, labels, self.learner.logits)
-
-    def augment(self, images: Tensor) -> Tensor:
-        return self.teachers.augmentation(images) if self.args.augment else images
+    def loss(self, teacher: Teacher, images: Tensor, labels: Tensor, student: Logits | None) -> Tensor:
+        """CE(t(x), y) + adv * adversarial(t(x), s(x)) on augmented images x, s the learner (none in warm-up)."""
+        return inversion_loss(self.weights, teacher, self.teachers.augmentation(images), labels, student)
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
@@ -115,7 +114,8 @@ class FREE(FewShotMethod):
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Pseudo-images as the run makes them now; the generator does not follow."""
         teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
-        found = invert_each(teachers, self.args.num_qur_kd, copy_of(self.generator), self.loss, self.descent)
+        loss = partial(self.loss, student=self.learner.logits)
+        found = invert_each(teachers, self.args.num_qur_kd, copy_of(self.generator), loss, self.descent)
         return [one.batch for one in found]
 
     def pictures(self) -> dict[str, tuple[Tensor, int]]:

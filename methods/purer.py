@@ -51,7 +51,8 @@ from utils.metrics import Patience, Score
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "episode_train": (60_000, 240_000),
     "val_interval": (2_000, 800),
-    "Glr": (0.25, 1e-3),
+    "Glr": (0.25, 1e-2),
+    "metalearner": ("maml", "protonet"),
     "adv_scale": (1.0, 10.0),
     "adv_start": (1, 4_000),
 }

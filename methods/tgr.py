@@ -16,7 +16,7 @@ Our own:
   no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator gives all
   teachers' images the same look, and then architectures cannot be told apart.
 - `--grouping random` and `--grouping alike` are there to see what the paper's grouping is worth.
-- `--augment` augments pseudo-images in meta-training, as for FREE.
+- `--augment` crops and mirrors pseudo-images in replay too, as inversion and the group's step do.
 """
 
 import argparse
@@ -56,8 +56,10 @@ class TGR(FewShotMethod):
         "patience": 4,
         "inversion_steps": 200,
         "bn": 1.0,
+        "zlr": None,
     }
     STATE = ("outer", "memory")
+    SUMS_EPISODES = True
 
     def prepare(self, folder: Path) -> str:
         """Task groups: place every teacher, form the groups; writes groups.csv and images/dissimilarity.png."""
@@ -92,7 +94,7 @@ class TGR(FewShotMethod):
 
     def task_loss(self, teacher: Teacher, batch: PseudoBatch) -> Callable[[Params], Tensor]:
         """gt * CE(s(x), y) + kd * KL(t(x) || s(x)) of one teacher's images, as a function of the learner's parameters."""
-        x = self.teachers.augmentation(batch.images) if self.args.augment else batch.images
+        x = self.teachers.augmentation(batch.images)
         with torch.no_grad():
             answers = teacher(x)
 
@@ -129,6 +131,11 @@ class TGR(FewShotMethod):
         add_descent_flags(group)
         add_term_flags(group, ce=1.0)
         add_replay_flags(group)
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.zlr is None:  # the latents share the generator's Adam
+            args.zlr = args.Glr
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ class TrainedBy:
     milestones: tuple[int, ...]
 
 
-ADAM = TrainedBy(torch.optim.Adam, {}, ())
+ADAM = TrainedBy(torch.optim.Adam, {}, (70,))
 SGD = TrainedBy(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 5e-4}, (30, 50, 80))
 
 
@@ -67,22 +66,24 @@ def _pooling(network: Callable[..., Backbone], *shape: Any, **more: Any) -> Call
     return make
 
 
+def _resnet(*shape: Any) -> BackboneSpec:
+    return BackboneSpec(_pooling(ResNet, *shape), classifier=_pooling(ResNet, *shape, standard=True))
+
+
 WIDE, NARROW = (256, 512, 1024, 2048), (64, 128, 256, 512)
 BACKBONES = {
     "conv4": BackboneSpec(_conv4, ADAM, least_size=16),
-    "resnet10": BackboneSpec(_pooling(ResNet, BasicBlock, (1, 1, 1, 1), NARROW)),
-    "resnet18": BackboneSpec(_pooling(ResNet, BasicBlock, (2, 2, 2, 2), NARROW)),
-    "resnet34": BackboneSpec(_pooling(ResNet, BasicBlock, (3, 4, 6, 3), NARROW)),
-    "resnet50": BackboneSpec(
-        _pooling(ResNet, Bottleneck, (3, 4, 6, 3), WIDE),
-        classifier=_pooling(ResNet, partial(Bottleneck, standard=True), (3, 4, 6, 3), WIDE),
-    ),
-    "resnet101": BackboneSpec(_pooling(ResNet, Bottleneck, (3, 4, 23, 3), WIDE)),
+    "resnet10": _resnet(BasicBlock, (1, 1, 1, 1), NARROW),
+    "resnet18": _resnet(BasicBlock, (2, 2, 2, 2), NARROW),
+    "resnet34": _resnet(BasicBlock, (3, 4, 6, 3), NARROW),
+    "resnet50": _resnet(Bottleneck, (3, 4, 6, 3), WIDE),
+    "resnet101": _resnet(Bottleneck, (3, 4, 23, 3), WIDE),
     "wrn16_1": BackboneSpec(_pooling(WideResNet, 16, 1)),
     "wrn16_2": BackboneSpec(_pooling(WideResNet, 16, 2)),
     "wrn40_1": BackboneSpec(_pooling(WideResNet, 40, 1)),
     "wrn40_2": BackboneSpec(_pooling(WideResNet, 40, 2)),
     "vgg11": BackboneSpec(_vgg),
+    "mobilenetv2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "mobilenet_v2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "mobilenetv2_imagenet": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "resnet18_imagenet": BackboneSpec(None, few_shot=False, torchvision="resnet18"),

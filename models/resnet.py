@@ -1,6 +1,8 @@
-"""ResNets for small images: 3x3 stem, no max-pool, adaptive average pool (the zoo of the five papers)."""
+"""ResNets for small images: 3x3 stem, no max-pool, adaptive average pool (the zoo of the five papers).
 
-from collections.abc import Callable
+Two families share a name: in the few-shot papers' code no ReLU follows the stem and weights are drawn by He's rule; in
+Fast-Datafree's (`standard`) a ReLU follows it and weights are drawn as PyTorch draws them.
+"""
 
 import torch
 from torch import nn
@@ -8,19 +10,24 @@ from torch import nn
 from models.backbone import Backbone, Channels, Norm, init_conv
 
 
+def _as_drawn(conv: nn.Conv2d) -> nn.Conv2d:
+    return conv
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (1x1 convolution with normalisation where the width changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm, standard: bool = False) -> None:
         super().__init__()
-        self.conv1 = init_conv(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False))
+        init = _as_drawn if standard else init_conv
+        self.conv1 = init(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False))
         self.norm1 = norm(out_channels)
-        self.conv2 = init_conv(nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False))
+        self.conv2 = init(nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False))
         self.norm2 = norm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            conv = init_conv(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            conv = init(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
             self.shortcut = nn.Sequential(conv, norm(out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,17 +43,18 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm, standard: bool = False) -> None:
         super().__init__()
+        init = _as_drawn if standard else init_conv
         width = out_channels // 4
-        self.conv1 = init_conv(nn.Conv2d(in_channels, width, 1, bias=False))
+        self.conv1 = init(nn.Conv2d(in_channels, width, 1, bias=False))
         self.norm1 = norm(width)
-        self.conv2 = init_conv(nn.Conv2d(width, width, 3, stride, padding=1, bias=not standard))
+        self.conv2 = init(nn.Conv2d(width, width, 3, stride, padding=1, bias=not standard))
         self.norm2 = norm(width)
-        self.conv3 = init_conv(nn.Conv2d(width, out_channels, 1, bias=False))
+        self.conv3 = init(nn.Conv2d(width, out_channels, 1, bias=False))
         self.norm3 = norm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            conv = init_conv(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            conv = init(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
             self.shortcut = nn.Sequential(conv, norm(out_channels)) if standard else conv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,21 +68,24 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        block: Callable[[int, int, int, Norm], nn.Module],
+        block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, ...],
         widths: tuple[int, ...],
         num_classes: int,
         norm: Norm,
         channels: int = 3,
+        standard: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = init_conv(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
+        init = _as_drawn if standard else init_conv
+        self.stem = init(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
         self.stem_norm = norm(64)
+        self.after_stem: nn.Module = nn.ReLU(inplace=True) if standard else nn.Identity()
         blocks, in_channels = [], 64
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(in_channels, width, stride, norm))
+                blocks.append(block(in_channels, width, stride, norm, standard))
                 in_channels = width
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -107,4 +118,5 @@ class ResNet(Backbone):
         return groups
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pool(self.blocks(self.stem_norm(self.stem(x)))).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
+        x = self.after_stem(self.stem_norm(self.stem(x)))
+        return self.pool(self.blocks(x)).flatten(1)  # (B, C, S, S) -> (B, feature_dim)

@@ -39,6 +39,7 @@ class FewShotMethod(Method):
     TASK = "few_shot"
     NEEDS_TEACHERS: ClassVar[bool] = True
     COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
+    SUMS_EPISODES: ClassVar[bool] = False  # whether the outer Adam also sees other gradients, beside a sum over episodes
     memory: MemoryBank  # of the methods whose STATE has it
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
@@ -50,7 +51,9 @@ class FewShotMethod(Method):
             execution="vmap" if self.device.type == "cuda" else "loop",
             inductive=args.inductive,
         )
-        self.outer = OuterStep(self.learner, self.metalearner, args.outer_lr, args.inner_steps, args.first_order)
+        self.outer = OuterStep(
+            self.learner, self.metalearner, args.outer_lr, args.inner_steps, args.first_order, self.SUMS_EPISODES
+        )
         self.shape = EpisodeShape(args.way_train, args.shot_train, args.query_train)
 
     @classmethod

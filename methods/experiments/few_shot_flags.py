@@ -17,7 +17,7 @@ def add_replay_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_augment_flag(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--augment", action="store_true", help="augment pseudo-images in meta-training, not in inversion alone")
+    group.add_argument("--augment", action="store_true", help="crop and mirror pseudo-images in replay, too")
 
 
 def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = False) -> None:

@@ -13,22 +13,39 @@ from methods.metalearners.learner import Learner
 
 
 class OuterStep:
-    """Moves the learner's parameters by Adam(`lr`); `inner_steps` of the metalearner in each episode."""
+    """Moves the learner's parameters by Adam(`lr`); `inner_steps` of the metalearner in each episode.
+
+    sums: the outer loss is the sum over a batch's episodes, as in the papers' code, and not their mean. Adam makes the same
+    of both, but where it also sees the gradient of another loss.
+    """
 
     def __init__(
-        self, learner: Learner, metalearner: Metalearner, lr: float, inner_steps: int, first_order: bool = False
+        self,
+        learner: Learner,
+        metalearner: Metalearner,
+        lr: float,
+        inner_steps: int,
+        first_order: bool = False,
+        sums: bool = False,
     ) -> None:
         self.learner, self.metalearner = learner, metalearner
-        self.inner_steps, self.first_order = inner_steps, first_order
+        self.inner_steps, self.first_order, self.sums = inner_steps, first_order, sums
         self.optimizer = torch.optim.Adam(learner.params.values(), lr=lr)
 
     def step(self, episodes: Episodes) -> tuple[float, float]:
         """One meta-update on a batch of episodes; returns query loss and accuracy before it."""
+        gradient, loss, accuracy = self.gradient(episodes)
+        self.follow(gradient)
+        return loss, accuracy
+
+    def gradient(self, episodes: Episodes) -> tuple[Params, float, float]:
+        """The meta-gradient of a batch of episodes, their mean query loss and accuracy."""
         gradient, loss, accuracy = meta_gradient(
             self.metalearner, self.learner.params, episodes, self.inner_steps, self.first_order
         )
-        self.follow(gradient)
-        return float(loss), float(accuracy)
+        if self.sums:
+            gradient = {name: len(episodes) * value for name, value in gradient.items()}
+        return gradient, float(loss), float(accuracy)
 
     def follow(self, gradient: Params) -> None:
         """A step along a gradient that was found elsewhere."""

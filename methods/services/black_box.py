@@ -15,6 +15,7 @@ from utils import cli
 from utils.code import import_function
 from utils.errors import BudgetSpent, UserError
 from utils.images import resize, to_float, to_uint8
+from utils.precision import full_precision
 
 ApiDtype = Literal["float32", "uint8"]
 WAITING = "waiting for services"  # as the report calls it
@@ -32,7 +33,7 @@ class LocalService:
 
     def __init__(self, network: nn.Module) -> None:
         def answer(images: Tensor) -> Tensor:
-            with torch.no_grad(), ieee_float32():
+            with torch.no_grad(), full_precision(images.device):
                 return F.softmax(network(images.detach()), 1)
 
         self.query: Callable[[Tensor], Tensor] = answer
@@ -41,17 +42,6 @@ class LocalService:
 def log_answers(probabilities: Tensor) -> Tensor:
     """Logarithms of a service's answers (..., N), none below that of `LEAST_PROBABILITY`: as good as logits."""
     return probabilities.clamp(min=LEAST_PROBABILITY).log()
-
-
-@contextmanager
-def ieee_float32() -> Iterator[None]:
-    """Inside the block convolutions on a GPU keep all 23 bits; TF32 would drown small differences (cosine .23)."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass

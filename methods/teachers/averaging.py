@@ -14,7 +14,7 @@ from utils.errors import UserError
 def average_into(params: Params, arch: str, pool: TeacherPool, align: bool = False) -> None:
     """Set `params`, in place, to the mean over the teachers of architecture `arch`, with `align` to the first of them.
 
-    A head of another shape than the learner's is left as it is. Raises `UserError` where the pool has no such teacher.
+    Heads of another shape than the learner's are left out. Raises `UserError` where the pool has no such teacher.
     """
     alike = [index for index, row in enumerate(pool.rows) if row.arch == arch]
     if not alike:
@@ -24,8 +24,9 @@ def average_into(params: Params, arch: str, pool: TeacherPool, align: bool = Fal
         groups = _groups(pool[alike[0]].network, arch)
         weights = [weights[0], *[aligned(teacher, weights[0], groups) for teacher in weights[1:]]]
     for name, value in params.items():
-        if all(teacher[name].shape == value.shape for teacher in weights):
-            value.copy_(torch.stack([teacher[name] for teacher in weights]).mean(0))
+        fitting = [teacher[name] for teacher in weights if teacher[name].shape == value.shape]
+        if fitting:
+            value.copy_(torch.stack(fitting).mean(0))
 
 
 def _groups(network: Backbone, arch: str) -> list[Channels]:

@@ -43,7 +43,10 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
     group.add_argument("--pretrain_lr", type=float, default=Recipe.lr, help="learning rate")
     group.add_argument("--batch_size", type=int, default=Recipe.batch_size, help="images a step")
     group.add_argument(
-        "--milestones", type=int, nargs="*", help="epochs that multiply the rate by 0.2 (ResNets: 30 50 80; disjoint: 30 40 50)"
+        "--milestones",
+        type=int,
+        nargs="*",
+        help="epochs that make the rate a fifth (conv4 70, ResNets 30 50 80; disjoint: 30 40 50)",
     )
     group.add_argument("--together", type=cli.count, help="teachers trained at once (default: 1 on a CPU, 25 on a GPU)")
     group.add_argument("--overwrite", action="store_true", help="train finished teachers again")
@@ -57,10 +60,10 @@ def recipe_from(args: Namespace) -> Recipe:
 def make_optimizer(
     parameters: Iterable[torch.Tensor], arch: str, recipe: Recipe
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """As the table of backbones says the architecture is trained; a rate that falls does so at the recipe's milestones."""
+    """As the table of backbones says the architecture is trained, where the recipe does not name other milestones."""
     how = BACKBONES.get(arch, FOREIGN).trained_by
     optimizer = how.optimizer(parameters, lr=recipe.lr, **how.settings)  # type: ignore[call-arg]
-    milestones = (how.milestones if recipe.milestones is None else recipe.milestones) if how.milestones else ()
+    milestones = how.milestones if recipe.milestones is None else recipe.milestones
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.2)
 
 
@@ -172,8 +175,9 @@ def train_teacher(
 
 def pretrain_pools(args: Namespace, recipe: Recipe, device: torch.device, overwrite: bool = False) -> None:
     """Train every pool that the command line names, skipping finished teachers, and print the accuracies."""
-    if recipe.milestones is None and args.num_class_per_task:
-        recipe = replace(recipe, milestones=DISJOINT_MILESTONES)
+    if args.num_class_per_task:  # as PURER trains them
+        milestones, epochs = recipe.milestones, recipe.epochs
+        recipe = replace(recipe, milestones=DISJOINT_MILESTONES if milestones is None else milestones, epochs=epochs or 60)
     for spec, arch in pool_specs(args):
         _pretrain_pool(args, spec, arch, recipe, device, overwrite)
 
