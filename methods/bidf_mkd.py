@@ -3,8 +3,9 @@
 The teachers are services: nothing is had of them but probabilities. A service is inverted by gradients that are estimated
 from its answers (`--ZO`) into a support set; the learner takes an inner loop of distillation on it; a query set is then
 inverted at the border between the service and the learner as adapted; and the learner moves by the distillation loss of
-the adapted learner on the query set, through the inner loop. Both sets enter memory. Between services the learner is
-meta-trained on episodes of memory, until `--generate_interval` updates in a row brought no better accuracy.
+the adapted learner on the query set, through the inner loop. Both sets enter memory. The other tasks of an outer step are
+episodes of memory; a new service comes when `--generate_interval` updates in a row brought no better accuracy. The sum over
+an outer step's tasks goes into one Adam: beside three episodes a service's distillation is a small part of it.
 
 Without `--ZO` the teachers are white boxes and the gradients true; all else is the same.
 
@@ -60,25 +61,41 @@ class BiDfMKD(FewShotMethod):
         "patience": 200,
     }
     STATE = ("outer", "memory", "patience", "meter", "progress")
+    SUMS_EPISODES = True
 
     @classmethod
     def looks_inside(cls, args: argparse.Namespace) -> bool:
         return not args.ZO
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
-        """One outer update: on a new service when it is time for one, else on episodes of memory."""
+        """One outer step on a batch of tasks: the first is a new service when it is time for one, the others are memory's."""
+        drawn, episodes = None, self.args.episode_batch
         numbers: dict[str, float] = {}
         if self.progress.due and not self.progress.out_of_budget:
-            numbers = self.learn_from_a_service(iteration)
-        if not numbers:
+            drawn = self.learn_from_a_service(iteration)
+        total: Params = {name: torch.zeros_like(value) for name, value in self.learner.params.items()}
+        accuracies: list[float] = []
+        if drawn is not None:
+            total, accuracy, numbers = drawn
+            episodes -= 1
+            accuracies.append(accuracy)
+        if episodes and self.replay.ready:
             with self.clock("meta-training"):
-                loss, accuracy = self.replay.once()
-            self.progress.due = self.patience.note(accuracy)
-            numbers = {"loss": loss, "accuracy": accuracy}
+                gradient, loss, accuracy = self.outer.gradient(self.replay.episodes(episodes))
+            total = {name: total[name] + value for name, value in gradient.items()}
+            accuracies += [accuracy] * episodes
+            numbers["loss"] = loss
+        self.outer.follow(total)
+        numbers["accuracy"] = sum(accuracies) / len(accuracies)
+        exhausted = self.patience.note(numbers["accuracy"])
+        self.progress.due = exhausted or not self.replay.ready
         return numbers | ({"queries": float(self.meter.queries)} if self.args.ZO else {})
 
-    def learn_from_a_service(self, iteration: int) -> dict[str, float]:
-        """Bi-level distillation from one service; nothing comes back where the budget of queries ends it."""
+    def learn_from_a_service(self, iteration: int) -> tuple[Params, float, dict[str, float]] | None:
+        """Bi-level distillation from one service: the outer gradient, the accuracy on the query set, and numbers to log.
+
+        Nothing comes back where the budget of queries ends it.
+        """
         args, params = self.args, self.learner.params
         teacher = self.open(int(torch.randint(len(self.teachers), ())), self.meter)
         try:
@@ -89,21 +106,22 @@ class BiDfMKD(FewShotMethod):
                 adapted = self.metalearner.inner_loop(loss, params, args.inner_update_num_kd, not args.first_order)
             with self.clock("generation"):  # the boundary query set
                 fixed = {name: value.detach() for name, value in adapted.items()}
-                harder = iteration >= args.advstartit
+                harder = iteration > args.advstartit
                 query, _ = self.invert(teacher, args.num_qur_kd, fixed if harder else None)
-            with self.clock("meta-training"):  # the outer step, through the inner loop
+            with self.clock("meta-training"):  # through the inner loop
                 outer_loss = self.distillation_loss(query, self.answers(teacher, query), adapted)
                 gradient = torch.autograd.grad(outer_loss, list(params.values()), allow_unused=True, materialize_grads=True)
-                self.outer.follow(dict(zip(params, gradient, strict=True)))
         except BudgetSpent as spent:
             self.progress.out_of_budget = True
             if not self.replay.ready:
                 raise UserError(
                     f"{spent}, and memory cannot fill an episode yet: raise it, or lower --q or the steps"
                 ) from spent
-            return {}
-        self.progress.due = not self.replay.ready
-        return {"inversion_loss": inversion_loss, "distillation_loss": float(outer_loss.detach())}
+            return None
+        with torch.no_grad():
+            hits = self.metalearner.call(fixed, self.learner.prepare(query.images)).argmax(1) == query.labels
+        numbers = {"inversion_loss": inversion_loss, "distillation_loss": float(outer_loss.detach())}
+        return dict(zip(params, gradient, strict=True)), float(hits.double().mean()), numbers
 
     def distillation_loss(self, batch: PseudoBatch, answers: Tensor, params: Params) -> Tensor:
         """KL(t(x) || s(x)) of the learner under `params`."""
@@ -178,7 +196,7 @@ class BiDfMKD(FewShotMethod):
         group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
         group.add_argument("--zlr", type=cli.rate, help="learning rate of the latents (default: --Glr, whose Adam they share)")
         add_term_flags(group, ce=1.0, adv=1.0)
-        group.add_argument("--advstartit", type=int, default=-1, help="outer update from which the adversarial term counts")
+        group.add_argument("--advstartit", type=int, default=-1, help="outer update after which the adversarial term counts")
         group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
         group.add_argument("--num_qur_kd", type=cli.count, default=30, help="pseudo-images of a class in a query set")
         group.add_argument("--inner_update_num_kd", type=cli.count, default=10, help="inner steps of distillation")
@@ -189,7 +207,7 @@ class BiDfMKD(FewShotMethod):
     def finish_args(cls, args: argparse.Namespace) -> None:
         if args.zlr is None:
             args.zlr = args.Glr
-        inside = [name for name, weight in weights_of(args).items() if weight and name not in ("ce", "adv")]
+        inside = [name for name, weight in weights_of(args).items() if weight and name not in ("ce", "adv", "adv_detach")]
         if args.ZO and inside:
             raise UserError(
                 f"--ZO --{inside[0]}: a service gives answers alone, to which this term would have to look inside; leave it out"

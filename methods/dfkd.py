@@ -11,7 +11,7 @@ From the released code:
 - Generator and student differ in the sign of one divergence, at one temperature, `--T`; the code leaves `--T` unread here.
 - DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.terms.jensen_shannon`).
 - CMI remembers how the images it keeps look to the teacher in two fresh views, instead of those of the best step.
-- CMI describes an image by its channel means at all normalisation layers; the code takes four stages' outputs for resnet34.
+- CMI describes an image by its channel means at all normalisation layers; the code takes four stages' inputs for resnet34.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Generative(DataFreeDistillation):
     STATE: ClassVar[tuple[str, ...]] = (*DataFreeDistillation.STATE, "generator", "optimizer")
     LATENT: ClassVar[int] = 256
 
-    def synthesize(self, iteration: int) -> dict[str, float]:
+    def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         for _ in range(self.args.g_steps):
             loss = self.generator_loss(self.generate(self.args.synthesis_batch_size))
             self.optimizer.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ class DeepInversion(PooledDistillation):
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"adv": 1.0, "bn": 10.0, "oh": 1.0, "g_steps": 1000, "lr_g": 0.1}
     READS: ClassVar[tuple[str, ...]] = ("cmi_init",)
 
-    def synthesize(self, iteration: int) -> dict[str, float]:
+    def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         labels = self.draw_labels().to(self.device)
         form = PixelForm(self.spec.image_size, self.spec.dataset.mean, self.spec.dataset.std)
         images, loss = deep_inversion(
@@ -132,9 +132,9 @@ class CMI(PooledDistillation):
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "contrast")
     READS: ClassVar[tuple[str, ...]] = ("cr", "cr_T", "cmi_init")
 
-    def synthesize(self, iteration: int) -> dict[str, float]:
+    def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         labels, beside = self.draw_labels(), list(self.contrast.head.parameters())
-        generator = Generator(self.spec.image_size).to(self.device)
+        generator = Generator(self.spec.image_size).to(self.device).redraw()
         found = invert_one(self.teacher, labels, generator, self.loss, self.descent, beside)
         if self.args.cr:
             self.contrast.learn()

@@ -33,7 +33,7 @@ from methods.teachers.teacher import Teacher
 from models.generator import Generator
 
 REPTILE_SCALE = 67.0  # of the way that the copy went, before it is handed to Adam; the released code's number
-RESET_EPOCH = 120  # after warm-up
+RESET_CALL = 120  # of generation, after as many as warm-up has epochs
 # the paper's recipe for wrn40_2 -> wrn16_1 on CIFAR-100
 RECIPE: dict[str, Any] = {"epochs": 220, "warmup": 20, "adv": 1.1, "bn": 10.0, "oh": 0.4, "bn_mmt": 0.9, "g_steps": 5}
 
@@ -42,10 +42,9 @@ class Fast(PooledDistillation):
     PAPER = "Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022 (without meta-learning)"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = RECIPE
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "generator", "statistics")
-    READS: ClassVar[tuple[str, ...]] = ("lr_z", "bn_mmt", "reset_l0", "reset_bn", "cmi_init")
+    READS: ClassVar[tuple[str, ...]] = ("lr_z", "bn_mmt", "cmi_init")
 
-    def synthesize(self, iteration: int) -> dict[str, float]:
-        self.reset(iteration)
+    def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         found = self.invert(self.draw_labels(), self.loss_at(iteration))
         if self.args.bn_mmt:
             self.statistics.update()
@@ -66,15 +65,6 @@ class Fast(PooledDistillation):
 
         return loss
 
-    def reset(self, iteration: int) -> None:
-        """Begin parts of the generator anew, once, where that was asked for."""
-        if iteration != RESET_EPOCH + self.args.warmup:
-            return
-        if self.args.reset_l0:
-            self.generator.reset_first_layer()
-        if self.args.reset_bn:
-            self.generator.reset_norms()
-
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
         super().__init__(args, teachers, spec)
         self.statistics = MomentumStatistics(args.bn_mmt)
@@ -91,7 +81,20 @@ class FastMeta(Fast):
     PAPER = "Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = RECIPE | {"reset_l0": 1}
     STATE: ClassVar[tuple[str, ...]] = (*Fast.STATE, "generator_optimizer")
-    READS: ClassVar[tuple[str, ...]] = (*Fast.READS, "is_maml")
+    READS: ClassVar[tuple[str, ...]] = (*Fast.READS, "is_maml", "reset_l0", "reset_bn")
+
+    def synthesize(self, iteration: int, call: int) -> dict[str, float]:
+        self.reset(call)
+        return super().synthesize(iteration, call)
+
+    def reset(self, call: int) -> None:
+        """Begin parts of the generator anew, once, where that was asked for."""
+        if call != RESET_CALL + self.args.warmup:
+            return
+        if self.args.reset_l0:
+            self.generator.reset_first_layers()
+        if self.args.reset_bn:
+            self.generator.reset_norms()
 
     def invert(self, labels: Tensor, loss: Loss) -> Recovered:
         """A copy takes the steps; the generator follows their gradients (FOMAML), or the way that the copy went (Reptile)."""

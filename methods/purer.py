@@ -68,7 +68,8 @@ class PURER(FewShotMethod):
         """One outer update: ECI moves the pixels, then the learner meets episodes of them."""
         args, pixels = self.args, self.pixels
         with self.clock("generation"):
-            teachers = self.teachers.sample(args.candidate_size or len(self.teachers))
+            sampled = self.teachers.sample(args.candidate_size or len(self.teachers))
+            teachers = [teacher.unmasked for teacher in sampled]  # a spare output counts in the cross entropy, too
             gradient, inversion_loss = pixels.gradient(teachers, self.loss, args.together)
             harder = self.switch.on  # for the learner
             if harder:

@@ -59,10 +59,13 @@ class Generator(nn.Module):
         x = self.expand(z).unflatten(1, self.seed_shape)  # (B, latent_dim) -> (B, 2 width, S/4, S/4)
         return self.layers(channels_last(x))
 
-    def reset_first_layer(self) -> None:
-        """Draw the linear layer anew, from N(0, .02)."""
-        nn.init.normal_(self.expand.weight, 0.0, 0.02)
-        nn.init.zeros_(self.expand.bias)
+    def reset_first_layers(self) -> None:
+        """Draw the linear layer and the normalisation after it anew: weights from N(0, .02), biases 0 (Fast-Datafree)."""
+        norm = self.layers[0]
+        assert isinstance(norm, nn.BatchNorm2d)
+        for layer in (self.expand, norm):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+            nn.init.zeros_(layer.bias)
 
     def reset_norms(self) -> None:
         """Draw the scales of all normalisations anew, from N(1, .02), and forget their shifts."""
@@ -70,3 +73,13 @@ class Generator(nn.Module):
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.normal_(layer.weight, 1.0, 0.02)
                 nn.init.zeros_(layer.bias)
+
+    def redraw(self) -> "Generator":
+        """Draw everything anew: weights from N(0, .02), scales of normalisations from N(1, .02), biases 0; returns itself."""
+        for layer in (self.expand, *self.layers):
+            if isinstance(layer, (nn.Linear, nn.Conv2d, UpsampleConv)):
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        self.reset_norms()
+        return self

@@ -60,9 +60,10 @@ class DataFreeDistillation(WholeClassMethod):
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One epoch."""
         args, numbers = self.args, {}
-        for _ in range(args.ep_steps // args.kd_steps):
+        calls = args.ep_steps // args.kd_steps
+        for place in range(1, calls + 1):
             with self.clock("generation"):
-                numbers = self.synthesize(iteration)
+                numbers = self.synthesize(iteration, iteration * calls + place)
             if iteration >= args.warmup:
                 with self.clock("distillation"):
                     numbers |= self.distil(args.kd_steps)
@@ -70,8 +71,8 @@ class DataFreeDistillation(WholeClassMethod):
             self.student.schedule.step()
         return numbers
 
-    def synthesize(self, iteration: int) -> dict[str, float]:
-        """Make images, or move what makes them, by --g_steps steps."""
+    def synthesize(self, iteration: int, call: int) -> dict[str, float]:
+        """Make images, or move what makes them, by --g_steps steps; calls count from 1 over the whole run."""
         raise NotImplementedError
 
     def sample(self, count: int) -> Tensor:
@@ -154,8 +155,8 @@ def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr_z", type=cli.rate, default=OPTIONAL["lr_z"], help="learning rate of the latents")
     group.add_argument("--bn_mmt", type=float, default=OPTIONAL["bn_mmt"], help="momentum of the batch statistics over calls")
     for name, text in (
-        ("reset_l0", "draw the generator's first layer anew, once (epoch 120)"),
-        ("reset_bn", "the same for its normalisations' scales and shifts"),
+        ("reset_l0", "draw the generator's linear layer and first normalisation anew, once (call 120 after warm-up)"),
+        ("reset_bn", "the same for all its normalisations' scales and shifts"),
         ("is_maml", "1: FOMAML, 0: Reptile"),
     ):
         group.add_argument(f"--{name}", type=int, choices=(0, 1), default=OPTIONAL[name], help=text)

@@ -104,6 +104,12 @@ def _adversarial(evidence: Evidence) -> Tensor:
     return evidence.adversary(evidence.logits, evidence.student(evidence.images))
 
 
+def contender(student: Logits, weights: Weights) -> Logits:
+    """The student as the adversarial term asks it; with --adv_detach it is a constant, of which no gradient reaches images."""
+    return (lambda images: student(images.detach()).detach()) if weights.get(DETACH) else student
+
+
+DETACH = "adv_detach"  # kept beside the weights, since it is about one of them
 # In the order of summation, which decides the last bits.
 TERMS: dict[str, Term] = {
     "ce": Term("oh", lambda evidence: F.cross_entropy(evidence.logits, evidence.labels), "the cross entropy"),
@@ -135,6 +141,7 @@ def evidence_of(
     with recording as distances:
         features, logits = teacher.features_and_logits(images) if weights.get("act") else (None, teacher(images))
     labels = logits.argmax(1) if labels is None else labels
+    student = contender(student, weights) if student is not None else None
     return Evidence(images, images if pixels is None else pixels, labels, logits, features, distances, student, adversary)
 
 
@@ -171,8 +178,12 @@ def add_term_flags(group: argparse._ArgumentGroup, without: Collection[str] = ()
         if name not in without:
             text = f"weight of {term.help}"
             group.add_argument(f"--{term.flag}", type=float, default=defaults.get(name, 0.0), help=text)
+    if "adv" not in without:
+        text = "count the student or learner as a constant in --adv, as the few-shot papers' code does"
+        group.add_argument("--adv_detach", action="store_true", help=text)
 
 
 def weights_of(args: argparse.Namespace, without: Collection[str] = ()) -> dict[str, float]:
     """The weights that the flags of `add_term_flags` say."""
-    return {name: getattr(args, term.flag) for name, term in TERMS.items() if name not in without}
+    weights = {name: getattr(args, term.flag) for name, term in TERMS.items() if name not in without}
+    return weights if "adv" in without else weights | {DETACH: float(args.adv_detach)}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.inversion.pseudo_batch import Classifying
-from methods.inversion.terms import Logits, Weights, adversarial_terms
+from methods.inversion.terms import Logits, Weights, adversarial_terms, contender
 from methods.services.black_box import log_answers
 
 IMAGES_AT_ONCE = 2048  # sent together where --numsplit does not say
@@ -110,7 +110,7 @@ def black_box_loss(
     detached = images.detach()
     answers = log_answers(service.query(detached))  # (B, N)
     ce, adv = weights["ce"], weights.get("adv", 0.0) if student is not None else 0.0
-    mine = student(images) if student is not None and adv else answers
+    mine = contender(student, weights)(images) if student is not None and adv else answers
     fixed = mine.detach()
     agree = answers.argmax(1) == fixed.argmax(1)
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models import BACKBONES
 from models.backbone import Backbone
 from models.foreign import Foreign
 from models.norm import merged
@@ -74,6 +75,14 @@ class Teacher(nn.Module):
     def answering(self) -> "Teacher":
         """A twin that answers alike and faster and knows no layers to look into: itself where its network is a foreign one."""
         return self if isinstance(self.network, Foreign) else self._with(cast(Backbone, merged(self.network)))
+
+    @cached_property
+    def unmasked(self) -> "Teacher":
+        """The same teacher with its spare outputs, which carry no class, behind those that do; itself where it has none."""
+        spare = [output for output in range(self.network.head.out_features) if output not in self.outputs]
+        if self.arch not in BACKBONES or not spare:
+            return self
+        return Teacher(self.network, self.class_names, self.form, self.class_ids, [*self.outputs, *spare], self.arch)
 
     def narrowed(self, way: int) -> "Teacher":
         """The same teacher asked about `way` of its classes alone, drawn at random; itself where it has no more."""

@@ -14,13 +14,13 @@ from torch.func import functional_call
 
 import main
 from methods.distillation.divergences import kl_divergence
-from methods.memory.replay import Replay
 from methods.runs.serve import create_app
 from methods.services.black_box import LocalService, Meter
 from methods.services.client import HttpService
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
+from utils.metrics import Patience
 
 Flags = Callable[..., list[str]]
 Build = Callable[..., Any]
@@ -37,11 +37,10 @@ def test_the_learner_moves_by_the_gradient_through_the_inner_loop(build: Build, 
     """The outer step against one that is written out here, on the sets that the method itself inverted."""
     method = build("bidf_mkd", "--inner_update_num_kd", steps).method
     start = {name: value.detach().clone().requires_grad_() for name, value in method.learner.params.items()}
-    sets, moved = [], {}
-    invert, follow = method.invert, method.outer.follow
+    sets: list[Any] = []
+    invert = method.invert
     method.invert = lambda *what: (sets.append(found := invert(*what)), found)[1]
-    method.outer.follow = lambda gradient: (moved.update(gradient), follow(gradient))
-    method.train_iteration(0)
+    moved, accuracy, _ = method.learn_from_a_service(0)
     (support, _), (query, _) = sets
     teacher = next(method.teachers[i] for i in range(len(method.teachers)) if method.teachers[i].class_ids == support.class_ids)
 
@@ -57,14 +56,37 @@ def test_the_learner_moves_by_the_gradient_through_the_inner_loop(build: Build, 
     wanted = torch.autograd.grad(loss(fast, query), list(start.values()))
     for name, gradient in zip(start, wanted, strict=True):
         assert torch.allclose(moved[name], gradient, rtol=1e-9, atol=1e-12)
+    answers = functional_call(method.learner.network, fast, (method.learner.prepare(query.images),))
+    assert accuracy == float((answers.argmax(1) == query.labels).double().mean())
 
 
-def test_a_new_service_comes_when_patience_ends(build: Build) -> None:
+@pytest.mark.usefixtures("float64")
+def test_an_outer_step_adds_distillation_and_episodes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Adam sees the sum over all tasks of a step: one service and the episodes of memory beside it."""
+    method = build("bidf_mkd", "--episode_batch", "3").method
+    service, episodes, total = method.learn_from_a_service, method.outer.gradient, {}
+    parts: list[Any] = []
+    monkeypatch.setattr(method, "learn_from_a_service", lambda i: (parts.append(found := service(i)), found)[1])
+    monkeypatch.setattr(
+        method.outer, "gradient", lambda some: (parts.append((*(found := episodes(some)), len(some))), found)[1]
+    )
+    monkeypatch.setattr(method.outer, "follow", total.update)
+    numbers = method.train_iteration(0)
+    (distilled, accuracy, _), (replayed, _, replay_accuracy, count) = parts
+    assert count == 2
+    assert numbers["accuracy"] == pytest.approx((accuracy + 2 * replay_accuracy) / 3, rel=1e-12)
+    for name, value in total.items():
+        assert torch.allclose(value, distilled[name] + replayed[name], rtol=1e-12)
+
+
+def test_a_new_service_comes_when_patience_ends(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accuracy of the drawing update is the first best; three updates that are no better end the wait."""
     method = build("bidf_mkd", "--patience", "3").method
-    accuracies = iter([0.5, 0.6, 0.6, 0.6, 0.6, 0.9, 0.1, 0.1, 0.1])
-    method.replay.once = lambda: (0.0, next(accuracies))
-    visits = ["inversion_loss" in method.train_iteration(iteration) for iteration in range(11)]
-    assert visits == [True, False, False, False, False, False, True, False, False, False, False]
+    accuracies, note = iter([0.5, 0.6, 0.6, 0.6, 0.6, 0.9, 0.1, 0.1, 0.1]), method.patience.note
+    monkeypatch.setattr(method.patience, "note", lambda accuracy: note(next(accuracies)))
+    visits = ["inversion_loss" in method.train_iteration(iteration) for iteration in range(9)]
+    assert visits == [True, False, False, False, False, True, False, False, False]
+    assert method.progress.due
 
 
 @pytest.mark.parametrize("flags", [[], ["--ZO"]])
@@ -85,14 +107,15 @@ def test_white_and_black_boxes(flags_for: Flags, tmp_path: Path, flags: list[str
 def test_a_spent_budget_ends_inversion_and_the_run_goes_on(
     flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an accuracy that never rises a service is visited at every third update, until the budget for two is spent."""
-    monkeypatch.setattr(Replay, "once", lambda self: (0.5, 0.25))
+    """With an accuracy that never rises a service is visited at every second update, until the budget for two is spent."""
+    note = Patience.note
+    monkeypatch.setattr(Patience, "note", lambda self, accuracy: note(self, 0.25))
     main.main([*flags_for("bidf_mkd", 12), "--query_budget", "700"])
     result = result_of(tmp_path)
     assert 600 < result["asked_of_services"]["queries"] <= 700
     lines = [json.loads(line) for line in next((tmp_path / "runs").glob("*/metrics.jsonl")).read_text().splitlines()]
-    assert ["inversion_loss" in line for line in lines] == [True, False, False] * 2 + [False] * 6
-    assert ["accuracy" in line for line in lines] == [False, True, True] * 2 + [True] * 6
+    assert ["inversion_loss" in line for line in lines] == [True, False] * 2 + [False] * 8
+    assert all("accuracy" in line for line in lines)
 
 
 def test_a_budget_for_nothing_is_an_error(flags_for: Flags) -> None:
@@ -109,7 +132,7 @@ def test_steps_that_eight_bits_cannot_carry_are_refused(flags_for: Flags, tmp_pa
 
 
 def test_the_border_is_with_the_learner_as_adapted(build: Build) -> None:
-    method = build("bidf_mkd", "--advstartit", "1", "--patience", "1").method
+    method = build("bidf_mkd", "--advstartit", "0", "--patience", "1").method
     borders, invert = [], method.invert
     method.invert = lambda teacher, count, against=None: (borders.append(against), invert(teacher, count, against))[1]
     for iteration in (0, 1):

@@ -14,7 +14,7 @@ import pretrain
 from methods import methods_of
 from methods.dfkd import CMI, DFAD, Generative
 from methods.experiments.whole_class import WholeClassMethod
-from methods.fast import RESET_EPOCH, FastMeta
+from methods.fast import RESET_CALL, FastMeta
 from methods.teachers.classifiers import load_classifier
 from utils import checkpoint
 from utils.errors import UserError
@@ -62,7 +62,7 @@ def test_teachers_stay_as_they_are_and_hooks_are_gone(method: str, build: Build)
 def test_generation_leaves_the_student_alone(method: str, build: Build) -> None:
     run = build(method).method
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    run.synthesize(0)
+    run.synthesize(0, 1)
     assert all(torch.equal(value, before[name]) for name, value in run.network.state_dict().items())
     assert all(parameter.grad is None for parameter in run.network.parameters())
     images = run.sample(5)
@@ -83,19 +83,22 @@ def test_warm_up_makes_images_and_no_steps(name: str, build: Build) -> None:
     assert run.student.optimizer.param_groups[0]["lr"] < rate
 
 
-@pytest.mark.parametrize(("flag", "changes"), [("--reset_l0", ["expand.weight", "expand.bias"]), ("--reset_bn", None)])
+@pytest.mark.parametrize(
+    ("flag", "changes"),
+    [("--reset_l0", ["expand.weight", "expand.bias", "layers.0.weight", "layers.0.bias"]), ("--reset_bn", None)],
+)
 def test_what_is_reset_and_when(flag: str, changes: list[str] | None, build: Build) -> None:
     run: FastMeta = build("fast_meta", "--reset_l0", "0", flag, "1", "--warmup", "1").method
     with torch.no_grad():
         for parameter in run.generator.parameters():
             parameter.fill_(7)
-    run.reset(RESET_EPOCH)
+    run.reset(RESET_CALL)
     assert all(bool((parameter == 7).all()) for parameter in run.generator.parameters())
-    run.reset(RESET_EPOCH + 1)
+    run.reset(RESET_CALL + 1)
     changed = [name for name, parameter in run.generator.named_parameters() if not bool((parameter == 7).all())]
     norms = [name for name in changed if isinstance(run.generator.get_submodule(name.rpartition(".")[0]), torch.nn.BatchNorm2d)]
     assert changed == (changes or norms)
-    assert len(changed) == (2 if changes else 6)
+    assert len(changed) == (4 if changes else 6)
 
 
 @pytest.mark.usefixtures("float64")
@@ -125,11 +128,11 @@ def test_dafl_adds_its_terms(build: Build) -> None:
 
 def test_cmi_moves_its_head_once_for_each_step(build: Build) -> None:
     run: CMI = build("cmi", "--g_steps", "3").method
-    run.synthesize(0)
+    run.synthesize(0, 1)
     steps = {int(state["step"]) for state in run.contrast.optimizer.state.values()}
     assert steps == {3}
     assert run.contrast.bank.shape[1] == 8
-    run.synthesize(1)
+    run.synthesize(1, 2)
     assert run.contrast.bank.shape[1] == 16
 
 

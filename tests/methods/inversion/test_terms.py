@@ -45,6 +45,12 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(lively_teacher: Callable) -> 
     wanted = wanted - 0.7 * subject.features(x).abs().mean() + 0.9 * imbalance(logits)
     wanted = wanted + 3 * adversarial_loss(logits, learner(x))
     assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
+    leaf = images.clone().requires_grad_()
+    constant = {"adv": 3.0, "adv_detach": 1.0}  # the same value; its gradient comes through the teacher alone
+    value = inversion_loss(constant, subject, leaf, labels, learner)
+    assert float(value.detach()) == pytest.approx(3 * float(adversarial_loss(subject(images), learner(images))), rel=1e-9)
+    wanted_gradient = torch.autograd.grad(3 * adversarial_loss(subject(leaf), learner(images)), leaf)[0]
+    assert torch.allclose(torch.autograd.grad(value, leaf)[0], wanted_gradient, rtol=1e-9, atol=1e-15)
     alone = inversion_loss({"adv": 3.0}, subject, x, labels)  # nobody to disagree with
     assert float(alone) == 0
 
