@@ -16,6 +16,13 @@ From the released code:
   deviation, so that it means the paper's step in normalised pixels.
 - The loss whose gradient is estimated is that of each image; the images kept are the best by the true loss.
 - The divergence is averaged over images, from log-probabilities; the code feeds probabilities and averages over entries.
+- `--adv 1` is another strength: without `--ZO` the code feeds probabilities to `F.kl_div`, with the learner as target and
+  constant; for services it takes the L1 distance of logits, and the mask of agreement anew at each step. Ours is
+  -KL(t || s) of log-probabilities, the mask held, with the gradient through the learner too (`--adv_detach` stops that).
+- What picks the images of a service is their true loss; the code's is mean_b sum(x g).
+- Every image is cropped and mirrored by itself; the code crops a whole batch alike.
+- A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
+- Bytes in memory are rounded; the code cuts them.
 Our own:
 - `--zo_estimator antithetic` looks both ways along half as many directions, for as many queries.
 - `--query_budget` ends inversion when it is spent; meta-training goes on with memory.

@@ -10,6 +10,10 @@ From the released code:
 - A generator is trained against the student. The code passes the teacher in its place, so that its adversarial term is 0.
 - Generator and student differ in the sign of one divergence, at one temperature, `--T`; the code leaves `--T` unread here.
 - DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.terms.jensen_shannon`).
+- DeepInversion keeps the images of the step with the lowest loss; the code keeps the last step's, and clamps the mixture of
+  its divergence to .01 .. .99.
+- At an exactly full bank CMI's loss is nan in the code.
+- vgg11 pools a fifth time at every size; the code's at 64 pixels alone.
 - CMI remembers how the images it keeps look to the teacher in two fresh views, instead of those of the best step.
 - CMI describes an image by its channel means at all normalisation layers; the code takes four stages' inputs for resnet34.
 """

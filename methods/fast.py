@@ -11,6 +11,9 @@ Deviations
 From the released code:
 - The student is the one of the last epoch; the code keeps the one that is best on the test set.
 - `--reset_bn` draws the scales of the generator's normalisations anew, as its name says; the code never reads it.
+- The images kept may be of any step of a call (the one with the lowest loss), as the paper says; the ImageNet logs come from
+  code that keeps the last step's, and whose recipe (small generator, lasting latents, outer rate 1e-4) is not built here.
+- Bytes in the pool are rounded; the code cuts them, and reads every picture in its folder, those of earlier runs too.
 - The pool is drawn from with replacement, each image shifted and mirrored by itself, and lies in memory, not in PNG files.
 - The student's rate falls to the end of the run, however long that is; the code's cosine always takes 200 epochs.
 - With warm-up the student's disagreement counts from its first epoch of training, not one epoch earlier.

@@ -10,6 +10,17 @@ Deviations
 From the released code:
 - All teachers' images enter the memory bank; the code keeps those of the last teacher of an iteration.
 - With `--pre_backbone mix` each of the teachers is its own model; the code loads all weights into one.
+- `--adv 1` is another strength: the code feeds probabilities to `F.kl_div`, with the learner as target and constant, so that
+  the gradient only pushes the teacher away from the learner's answer. Ours is -KL(t || s) of log-probabilities, with the
+  gradient through the learner too (`--adv_detach` stops that).
+- The images kept are those of the step with the lowest loss; the code keeps the last step's.
+- One lasting Adam moves the meta-generator; the code makes a new one at every call.
+- What contends with the teachers is the learner; in the code it is whatever fast weights the last episode left behind, and
+  after an evaluation those were adapted to a test support set, so that real test images reach generation.
+- Teachers of an iteration are different ones; the code draws with replacement. Iterations count from 0 with 20 of warm-up;
+  the code makes 999 with 19.
+- Bytes in memory are rounded; the code cuts them (half a grey level).
+- Replay's gradient is the mean over episodes, the code's the sum: they differ by Adam's eps alone.
 - The replay's Adam sees only the replay's gradients. The code also feeds it the difference that distillation made,
   scaled by 67; here the learner moves by that difference itself, `--reptile_lr` of the way.
 - The Kullback-Leibler divergence takes log-probabilities and is averaged over images.

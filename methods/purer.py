@@ -11,12 +11,17 @@ used at each update. `--icfil` adds the paper's second half, calibration at test
 Deviations
 ----------
 From the released code:
-- Each teacher's loss counts once. The code sums a running total, so the first of thirteen teachers counts thirteen times.
+- Each teacher's loss counts once. The code sums a running total, so the first of thirteen teachers counts thirteen times:
+  inversion is seven times heavier beside `--adv_scale` there, so the curriculum acts seven times harder here.
 - PURER-Plus there pairs a teacher's outputs with its images in the order of the pool's classes, not of the teacher's;
   here class ids and images are matched.
 - Pixels are clipped to the range of an image after each step; `--no_clamp` leaves them free, as in the code.
-- An episode draws its images of a class at random; the code always takes the first ones as support.
-- The outer loss is the mean over episodes, not the sum; Adam moves alike.
+- An episode draws its images of a class at random; PURER-Plus's code always takes the first ones as support.
+- PURER-Plus's code draws four sets of candidate teachers an update and uses the first; its head's bias starts at 0.
+- `--average` takes the mean. For conv4 the code, which registers each block twice, gets (w0 + 2 sum of the others) / n; heads
+  that have the learner's width are averaged, the code averages a remainder's wider head, too.
+- The outer loss is the mean over episodes, not the sum: they differ by Adam's eps alone.
+- With several image sets the learner's images have one size, 84, and one normalisation; the code tests each set at its own.
 Our own:
 - `--augment` augments pseudo-images in meta-training, as for FREE: the same few pixels come back at every update.
 """

@@ -1,6 +1,12 @@
 """With real images: a classifier from scratch (`scratch`), and ordinary distillation into a student (`vanilla_kd`).
 
 They make the teachers of data-free distillation and say what it could reach (Hinton et al., 2015).
+
+Deviations
+----------
+From Fast-Datafree's code:
+- The last epoch is kept; the code keeps the one that is best on the test set (`--select_on test`).
+- `--transfer_set` names an image set; the code's takes a folder.
 """
 
 import argparse

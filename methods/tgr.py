@@ -10,7 +10,18 @@ Deviations
 From the released code:
 - Groups are formed over the whole pool; with several image sets or architectures the code cuts the matrix to a block.
 - The Fisher information squares each image's own gradient; squaring a batch's mean gradient is something else.
-- `--gt_loss_weight` and `--kd_loss_weight` weigh the two terms of the regularised step.
+- `--kd_loss_weight` is read, and the divergence is the mean over images of log-probabilities: about a third of the cross
+  entropy. The code never reads the flag, and its reduction makes distillation .3 % of it.
+- The displaced parameters count as constants. The code differentiates through the displacement, which doubles
+  `--displace_lr` where networks are smooth and is something else where they have kinks.
+- eps of the dissimilarity is 1e-3 of a layer's mean, so that small layers count as much as large ones; the code's is 1e-6.
+- The Fisher information is averaged over a filter, of labels that the probe draws, with fixed normalisation; the code takes
+  every parameter, the teacher's labels and train-mode normalisation, on 20 batches of one generator that is trained on.
+- The ImageNet probe sees images at its own size and normalisation; in the code at the set's.
+- Groups are cut by cluster_qr, which needs no starts; the code by k-means with 30. Where there is structure they agree.
+- Every image is cropped and mirrored by itself; the code crops and mirrors a batch alike.
+- A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
+- Bytes in memory are rounded; the code cuts them.
 Our own:
 - `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`), where its weights are at hand. The default needs
   no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator gives all

@@ -1,6 +1,9 @@
 """The terms of an inversion loss: each a row of one table with its flag, its function and its help; and their sum.
 
 A new term is one row of `TERMS`: every method that inverts by generator or by pixel then has it, and its flag.
+
+`--adv 1` means three things in the papers' code: FREE's and white-box BiDf-MKD's KL of probabilities against a constant
+learner, BiDf-MKD's L1 of raw logits for services, and Fast-Datafree's masked KL, which stands here for all of them.
 """
 
 import argparse

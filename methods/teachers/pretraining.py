@@ -1,4 +1,8 @@
-"""Training the teachers, by the recipe that the papers share."""
+"""Training the teachers, by the recipe that the papers share.
+
+The best epoch's weights are kept by copy. In all the papers' code the "best" state shares memory with the network, so that what
+they keep is the last epoch's.
+"""
 
 import copy
 from argparse import ArgumentParser, Namespace
