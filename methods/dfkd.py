@@ -13,7 +13,7 @@ From the released code:
 - DeepInversion keeps the images of the step with the lowest loss; the code keeps the last step's, and clamps the mixture of
   its divergence to .01 .. .99.
 - At an exactly full bank CMI's loss is nan in the code.
-- vgg11 pools a fifth time at every size; the code's at 64 pixels alone.
+- vgg11 halves its images a fourth time from 64 pixels on; the code's at exactly 64.
 - CMI remembers how the images it keeps look to the teacher in two fresh views, instead of those of the best step.
 - CMI describes an image by its channel means at all normalisation layers; the code takes four stages' inputs for resnet34.
 """

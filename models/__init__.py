@@ -12,7 +12,7 @@ from models.conv4 import Conv4
 from models.foreign import create_foreign, is_foreign
 from models.norm import BatchStatsNorm2d, FixedNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
-from models.vgg import VGG11
+from models.vgg import VGG
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
@@ -53,8 +53,11 @@ def _conv4(num_classes: int, image_size: int, norm: Norm, channels: int, global_
     return Conv4(num_classes, image_size, norm, channels, global_pool=global_pool)
 
 
-def _vgg(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
-    return VGG11(num_classes, image_size, norm, channels)
+def _vgg(*depths: int) -> BackboneSpec:
+    def make(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
+        return VGG(depths, num_classes, image_size, norm, channels)
+
+    return BackboneSpec(make)
 
 
 def _pooling(network: Callable[..., Backbone], *shape: Any, **more: Any) -> Callable[..., Backbone]:
@@ -70,6 +73,13 @@ def _resnet(*shape: Any) -> BackboneSpec:
     return BackboneSpec(_pooling(ResNet, *shape), classifier=_pooling(ResNet, *shape, standard=True))
 
 
+def _small_resnet(depth: int, widen: int) -> BackboneSpec:
+    """The narrow ResNets of CIFAR (He et al., 2016): three stages of (depth - 2) / 6 blocks."""
+    widths = (16 * widen, 32 * widen, 64 * widen)
+    stem = 16 if widen == 1 else 32
+    return BackboneSpec(_pooling(ResNet, BasicBlock, ((depth - 2) // 6,) * 3, widths, stem=stem, rectified=True))
+
+
 WIDE, NARROW = (256, 512, 1024, 2048), (64, 128, 256, 512)
 BACKBONES = {
     "conv4": BackboneSpec(_conv4, ADAM, least_size=16),
@@ -82,7 +92,11 @@ BACKBONES = {
     "wrn16_2": BackboneSpec(_pooling(WideResNet, 16, 2)),
     "wrn40_1": BackboneSpec(_pooling(WideResNet, 40, 1)),
     "wrn40_2": BackboneSpec(_pooling(WideResNet, 40, 2)),
-    "vgg11": BackboneSpec(_vgg),
+    "vgg8": _vgg(1, 1, 1, 1, 1),
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    **{f"resnet{depth}": _small_resnet(depth, 1) for depth in (8, 20, 32, 56, 110)},
+    **{f"resnet{depth}x4": _small_resnet(depth, 4) for depth in (8, 32)},
     "mobilenetv2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "mobilenet_v2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "mobilenetv2_imagenet": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),

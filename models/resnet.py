@@ -75,13 +75,16 @@ class ResNet(Backbone):
         norm: Norm,
         channels: int = 3,
         standard: bool = False,
+        stem: int = 64,
+        rectified: bool = False,
     ) -> None:
+        """`stem`: its channels; `rectified`: a ReLU follows it, as it does in every `standard` network."""
         super().__init__()
         init = _as_drawn if standard else init_conv
-        self.stem = init(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
-        self.stem_norm = norm(64)
-        self.after_stem: nn.Module = nn.ReLU(inplace=True) if standard else nn.Identity()
-        blocks, in_channels = [], 64
+        self.stem = init(nn.Conv2d(channels, stem, 3, padding=1, bias=False))
+        self.stem_norm = norm(stem)
+        self.after_stem: nn.Module = nn.ReLU(inplace=True) if standard or rectified else nn.Identity()
+        blocks, in_channels = [], stem
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1

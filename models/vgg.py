@@ -1,24 +1,29 @@
-"""VGG-11 for small images, with normalisation and a single linear layer (Simonyan and Zisserman, ICLR 2015)."""
+"""VGG for small images, with normalisation and a single linear layer (Simonyan and Zisserman, ICLR 2015)."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from models.backbone import Backbone, Norm, init_conv
 
-GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
+class VGG(Backbone):
+    """3x3 convolutions in five groups, halved after the first three (after four from 64 pixels on), global average.
 
-class VGG11(Backbone):
-    """Eight 3x3 convolutions in five groups, halved after the first three (after four from 64 pixels on), global average."""
+    depths: convolutions of each group.
+    """
 
-    def __init__(self, num_classes: int, image_size: int, norm: Norm, channels: int = 3) -> None:
+    WIDTHS = (64, 128, 256, 512, 512)
+
+    def __init__(self, depths: Sequence[int], num_classes: int, image_size: int, norm: Norm, channels: int = 3) -> None:
         super().__init__()
-        widths = [width for group in GROUPS for width in group]
+        widths = [width for width, depth in zip(self.WIDTHS, depths, strict=True) for _ in range(depth)]
         convs = [init_conv(nn.Conv2d(i, o, 3, padding=1)) for i, o in zip([channels, *widths], widths, strict=False)]
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList([norm(width) for width in widths])
         halved = 4 if image_size >= 64 else 3
-        self.halved_after = {sum(map(len, GROUPS[: number + 1])) - 1 for number in range(halved)}  # layers
+        self.halved_after = {sum(depths[: number + 1]) - 1 for number in range(halved)}  # layers
         self.relu = nn.ReLU(inplace=True)
         self.halve = nn.MaxPool2d(2)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -13,7 +13,7 @@ from utils.errors import UserError
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if name != "resnet101"])
+@pytest.mark.parametrize("name", [name for name in model_names() if name not in ("resnet101", "resnet110")])
 @pytest.mark.parametrize("norm", ["running", "batch"])
 def test_every_backbone_maps_images_to_logits(name: str, norm: str) -> None:
     network = create_model(name, 5, 16, norm=norm)
@@ -96,7 +96,7 @@ def test_inductive_statistics_ignore_the_rest_of_the_batch() -> None:
     assert norm.reference is None
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ("resnet101", "resnet34")])
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ("resnet101", "resnet110", "resnet34")])
 def test_every_classifier_maps_images_to_logits(name: str) -> None:
     network = create_classifier(name, 5, 32).eval()
     features, logits = network.features_and_logits(torch.rand(2, 3, 32, 32))
@@ -117,6 +117,10 @@ def test_sizes_of_fast_datafrees_networks() -> None:
                 before = width
         count += 2 * before + (before + 1) * 10
         assert sum(p.numel() for p in create_classifier(f"wrn{depth}_{widen}", 10, 32).parameters()) == count
+    small = 16 * 27 + 2 * 16 + 65 * 10
+    for before, after in ((16, 16), (16, 32), (32, 64)):
+        small += 9 * after * (before + after) + 4 * after + (before * after + 2 * after if before != after else 0)
+    assert sum(p.numel() for p in create_classifier("resnet8", 10, 32).parameters()) == small
     widths = (3, 64, 128, 256, 256, 512, 512, 512, 512)
     convs = sum(9 * i * o + 3 * o for i, o in itertools.pairwise(widths))
     assert sum(p.numel() for p in create_classifier("vgg11", 10, 32).parameters()) == convs + 513 * 10

@@ -234,7 +234,7 @@ def test_torchvision_s_networks_and_weights(flags_for: Flags, tmp_path: Path, mo
         ("fast_meta", "--warmup 2", "leaves none of --epochs 2"),
         ("fast_meta", "--kd_steps 9", "--ep_steps 2 is less than --kd_steps 9"),
         ("fast_meta", "--student resnet7", "unknown classifier 'resnet7'"),
-        ("fast_meta", "--teacher vgg11", "does not fit the VGG11"),
+        ("fast_meta", "--teacher vgg11", "does not fit the VGG"),
         ("fast_meta", "--image_size 18", "no multiple of 4"),
         ("fast_meta", "--save_dir x --run_name y", "both name the run directory"),
         ("fast", "--cmi_init nowhere", "holds no images"),
