@@ -67,6 +67,10 @@ class BiDfMKD(FewShotMethod):
         "val_interval": 2_000,
         "patience": 200,
     }
+    QUICK: ClassVar[dict[str, Any]] = {
+        "episode_train": 1_200, "val_interval": 200, "patience": 20, "q": 20, "inversion_steps": 60, "num_sup_kd": 10,
+        "num_qur_kd": 10, "Glr": 5e-3, "zlr": 1e-2, "advstartit": -1, "augment": True,
+    }  # fmt: skip
     STATE = ("outer", "memory", "patience", "meter", "progress")
     SUMS_EPISODES = True
 
@@ -203,7 +207,7 @@ class BiDfMKD(FewShotMethod):
         group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
         group.add_argument("--zlr", type=cli.rate, help="learning rate of the latents (default: --Glr, whose Adam they share)")
         add_term_flags(group, ce=1.0, adv=1.0)
-        group.add_argument("--advstartit", type=int, default=-1, help="outer update after which the adversarial term counts")
+        group.add_argument("--advstartit", type=int, default=4_000, help="outer update after which the adversarial term counts")
         group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
         group.add_argument("--num_qur_kd", type=cli.count, default=30, help="pseudo-images of a class in a query set")
         group.add_argument("--inner_update_num_kd", type=cli.count, default=10, help="inner steps of distillation")

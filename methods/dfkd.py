@@ -8,12 +8,15 @@ Deviations
 ----------
 From the released code:
 - A generator is trained against the student. The code passes the teacher in its place, so that its adversarial term is 0.
-- Generator and student differ in the sign of one divergence, at one temperature, `--T`; the code leaves `--T` unread here.
+- Generator and student differ in the sign of one divergence, at one temperature, `--T`. The scripts of DAFL, ZSKT and DFQ type
+  `--T 20` and their code never reads it: the default here is the 1 that it computes with.
 - DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.terms.jensen_shannon`).
-- DeepInversion keeps the images of the step with the lowest loss; the code keeps the last step's, and clamps the mixture of
-  its divergence to .01 .. .99.
-- At an exactly full bank CMI's loss is nan in the code.
+- DeepInversion keeps the images of its best step; the code's are those after the last one. Its divergence is clamped to .01
+  to .99 there.
 - vgg11 halves its images a fourth time from 64 pixels on; the code's at exactly 64.
+- While CMI's bank is exactly full the code takes it for empty, and its loss is nan for a call; ours draws from it.
+- DeepInversion's --tv is the sum of four unsquared norms and --l2 the norm, both of images in [0, 1]; the code's are the mean
+  absolute differences and the norm of normalised pixels. Both are 0 in its scripts.
 - CMI remembers how the images it keeps look to the teacher in two fresh views, instead of those of the best step.
 - CMI describes an image by its channel means at all normalisation layers; the code takes four stages' inputs for resnet34.
 """
@@ -26,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.experiments.data_free import DataFreeDistillation, PooledDistillation
+from methods.experiments.settings import Setting
 from methods.experiments.whole_class import StudentSpec
 from methods.inversion.bn_statistics import record_bn_distances, record_instance_means
 from methods.inversion.by_generator import BETAS, Descent, invert_one
@@ -36,6 +40,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from models.generator import Generator
 
+SHARED: dict[str, Any] = {"batch_size": 256}  # that all of their scripts type
 STUDENTS_SHARE = 0.001  # of the student's own statistics in DeepInversion
 
 
@@ -78,20 +83,20 @@ class Generative(DataFreeDistillation):
 
 class DAFL(Generative):
     PAPER = "Chen et al., Data-Free Learning of Student Networks (DAFL), ICCV 2019"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"kd_steps": 5, "oh": 1.0, "act": 0.001, "balance": 20.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "oh": 1.0, "act": 0.001, "balance": 20.0}
     LATENT = 512
 
 
 class ZSKT(Generative):
     PAPER = "Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, NeurIPS 2019"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"kd_steps": 5, "adv": 1.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0}
 
 
 class DFAD(Generative):
     """Student and generator contend about the mean absolute difference of the logits."""
 
     PAPER = "Fang et al., Data-Free Adversarial Distillation (DFAD), 2019"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"kd_steps": 5, "adv": 1.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0}
 
     def difference(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return F.l1_loss(student_logits, teacher_logits)
@@ -99,12 +104,20 @@ class DFAD(Generative):
 
 class DFQ(Generative):
     PAPER = "Choi et al., Data-Free Network Quantization with Adversarial Knowledge Distillation (DFQ), CVPR workshops 2020"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"kd_steps": 10, "adv": 1.0, "bn": 1.0, "oh": 1.0, "balance": 20.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 10, "adv": 1.0, "bn": 1.0, "oh": 1.0, "balance": 20.0}
 
 
 class DeepInversion(PooledDistillation):
     PAPER = "Yin et al., Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion, CVPR 2020"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"adv": 1.0, "bn": 10.0, "oh": 1.0, "g_steps": 1000, "lr_g": 0.1}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {
+        "T": 20.0,
+        "adv": 1.0,
+        "bn": 10.0,
+        "oh": 1.0,
+        "g_steps": 1000,
+        "lr_g": 0.1,
+    }
+    SETTINGS = (Setting({"g_steps": 10}, {"lr_g": 1.0, "kd_steps": 200, "ep_steps": 200}),)
     READS: ClassVar[tuple[str, ...]] = ("cmi_init",)
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
@@ -130,9 +143,10 @@ class DeepInversion(PooledDistillation):
 
 class CMI(PooledDistillation):
     PAPER = "Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (CMI), IJCAI 2021"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {
-        "adv": 0.5, "bn": 1.0, "oh": 1.0, "cr": 0.8, "cr_T": 0.2, "g_steps": 200,
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {
+        "T": 20.0, "adv": 0.5, "bn": 1.0, "oh": 1.0, "cr": 0.8, "cr_T": 0.2, "g_steps": 200,
     }  # fmt: skip
+    SETTINGS = (Setting({"g_steps": 5}, {"cr": 0.0}),)
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "contrast")
     READS: ClassVar[tuple[str, ...]] = ("cr", "cr_T", "cmi_init")
 

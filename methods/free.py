@@ -40,7 +40,7 @@ from torch import Tensor
 
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
-from methods.experiments.few_shot_flags import add_replay_flags
+from methods.experiments.few_shot_flags import add_replay_flags, add_teacher_batch_flag
 from methods.inversion.by_generator import BETAS, add_descent_flags, copy_of, descent_of, follow, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import Logits, add_term_flags, inversion_loss, weights_of
@@ -58,6 +58,10 @@ from utils.errors import UserError
 class FREE(FewShotMethod):
     PAPER = "Wei et al., FREE: Faster and Better Data-Free Meta-Learning, CVPR 2024"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 1000, "episode_batch": 10, "val_interval": 20}
+    QUICK: ClassVar[dict[str, Any]] = {
+        "epochs": 16, "warmup": 0, "val_interval": 4, "inversion_steps": 30, "Glr": 5e-3, "zlr": 1e-2, "bn": 0.03, "adv": 0.0,
+        "meta_grad": "sum", "num_qur_kd": 20, "patience": 20, "metalearner": "protonet", "augment": True,
+    }  # fmt: skip
     STATE = ("outer", "generator", "generator_optimizer", "memory")
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
@@ -109,7 +113,7 @@ class FREE(FewShotMethod):
         group.add_argument(
             "--meta_grad", choices=("last", "sum"), default="last", help="which steps' gradients move the generator"
         )
-        group.add_argument("--teacher_batch", type=cli.count, default=4, help="teachers of an iteration")
+        add_teacher_batch_flag(group)
         group.add_argument("--num_qur_kd", type=cli.count, default=20, help="pseudo-images of a class")
         group.add_argument("--warmup", type=int, default=20, help="first iterations, which train the generator alone")
         group.add_argument("--reptile_lr", type=float, default=1.0, help="how far the learner follows its distilled copy")

@@ -37,6 +37,7 @@ from datasets.episodes import Episodes, draw_slots
 from methods.evaluation.exams import Exam, examine
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_augment_flag
+from methods.experiments.settings import TYPED, Setting
 from methods.inversion.by_generator import add_together_flag
 from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages
 from methods.inversion.pseudo_batch import PseudoBatch
@@ -52,21 +53,27 @@ from utils.errors import UserError
 from utils.images import to_uint8
 from utils.metrics import Patience, Score
 
-# flag -> value of PURER, value of PURER-Plus, where none is typed
-DEFAULTS: dict[str, tuple[Any, Any]] = {
-    "episode_train": (60_000, 240_000),
-    "val_interval": (2_000, 800),
-    "Glr": (0.25, 1e-2),
-    "metalearner": ("maml", "protonet"),
-    "adv_scale": (1.0, 10.0),
-    "adv_start": (1, 4_000),
-}
-
 
 class PURER(FewShotMethod):
     PAPER = "Hu et al., Architecture, Dataset and Model-Scale Agnostic Data-free Meta-Learning (PURER), CVPR 2023"
     COUNTS_EPISODES = True
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"episode_batch": 4, **dict.fromkeys(DEFAULTS)}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {
+        "episode_train": 240_000,
+        "episode_batch": 4,
+        "val_interval": 2_000,
+        "inner_steps": 1,
+        "test_inner_steps": 1,
+    }
+    SETTINGS = (  # of PURER-Plus
+        Setting(
+            {"candidate_size": TYPED},
+            {"Glr": 1e-2, "adv": True, "metalearner": "protonet", "inner_steps": 5, "test_inner_steps": 10},
+        ),
+    )
+    QUICK: ClassVar[dict[str, Any]] = {
+        "episode_train": 3_200, "val_interval": 800, "Glr": 0.25, "bn": 0.1, "tv": 0.01, "metalearner": "protonet",
+        "inner_steps": 5, "test_inner_steps": 10, "adv": False, "augment": True,
+    }  # fmt: skip
     STATE = ("outer", "pixels", "switch")
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
@@ -120,24 +127,19 @@ class PURER(FewShotMethod):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
-        def default(name: str) -> str:
-            return "(default: {:g}; PURER-Plus {:g})".format(*DEFAULTS[name])
-
         group.add_argument(
             "--candidate_size",
             type=cli.count,
             help="PURER-Plus: teachers drawn for each update (default: all, of disjoint classes)",
         )
-        group.add_argument("--Glr", type=cli.rate, help=f"Adam's rate on the pixels {default('Glr')}")
-        group.add_argument(
-            "--synthesis_per_class", type=cli.count, help="images of a class (default: 30; PURER-Plus: shot + query)"
-        )
+        group.add_argument("--Glr", type=cli.rate, default=0.25, help="Adam's rate on the pixels (PURER-Plus: 0.01)")
+        group.add_argument("--synthesis_per_class", type=cli.count, help="images of a class (default: shot + query)")
         add_term_flags(group, without=("adv",), **PRIORS)
         group.add_argument("--no_clamp", action="store_true", help="let pixels leave the range of an image")
-        group.add_argument("--adv", action="store_true", default=None, help="the curriculum (default: off; PURER-Plus: on)")
-        group.add_argument("--no_adv", dest="adv", action="store_false", default=None, help="no curriculum for PURER-Plus")
-        group.add_argument("--adv_scale", type=float, help=f"weight of the learner's loss {default('adv_scale')}")
-        group.add_argument("--adv_start", type=int, help=f"update from which the switch may fire {default('adv_start')}")
+        group.add_argument("--adv", action="store_true", help="the curriculum (PURER-Plus: on)")
+        group.add_argument("--no_adv", dest="adv", action="store_false", help="no curriculum for PURER-Plus")
+        group.add_argument("--adv_scale", type=float, default=10.0, help="weight of the learner's loss")
+        group.add_argument("--adv_start", type=int, default=4_000, help="update from which the switch may fire")
         group.add_argument("--average", action="store_true", help="start from the mean of the teachers' parameters")
         add_together_flag(group)
         add_augment_flag(group)
@@ -148,21 +150,15 @@ class PURER(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
-        plus = args.candidate_size is not None
-        for name, values in DEFAULTS.items():
-            if getattr(args, name) is None:
-                setattr(args, name, values[plus])
-        if args.adv is None:
-            args.adv = plus
         needed = args.shot_train + args.query_train
         if args.synthesis_per_class is None:
-            args.synthesis_per_class = needed if plus else max(30, needed)
+            args.synthesis_per_class = needed
         if args.synthesis_per_class < needed:
             raise UserError(
                 f"--synthesis_per_class {args.synthesis_per_class}: an episode needs {args.shot_train} shots + "
                 f"{args.query_train} queries = {needed} images of a class"
             )
-        if not plus and not args.num_class_per_task:
+        if args.candidate_size is None and not args.num_class_per_task:
             args.num_class_per_task = args.way_train  # the pool of disjoint groups
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:

@@ -115,13 +115,15 @@ class VanillaKD(Supervised):
         Supervised.add_args(group)
         group.add_argument("--transfer_set", help="set whose training images are used (default: --dataset)")
         group.add_argument("--alpha", type=float, default=1.0, help="weight of the teacher's answers")
-        group.add_argument("--beta", type=float, default=0.0, help="weight of the labels")
+        group.add_argument("--beta", type=float, help="weight of the labels (default: 0.1; 0 with another --transfer_set)")
         group.add_argument("--T", type=cli.rate, default=1.0, help="temperature")
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
         if args.transfer_set is None:
             args.transfer_set = args.dataset
+        if args.beta is None:
+            args.beta = 0.1 if args.transfer_set == args.dataset else 0.0
         if args.beta and args.transfer_set != args.dataset:
             raise UserError(
                 f"--beta {args.beta:g}: the labels of {args.transfer_set} are not the teacher's classes; use --beta 0"

@@ -41,7 +41,8 @@ from torch import Tensor
 
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
-from methods.experiments.few_shot_flags import add_replay_flags
+from methods.experiments.few_shot_flags import add_replay_flags, add_teacher_batch_flag
+from methods.experiments.settings import Setting
 from methods.inversion.by_generator import add_descent_flags, descent_of, fresh, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
@@ -69,6 +70,14 @@ class TGR(FewShotMethod):
         "bn": 1.0,
         "zlr": None,
     }
+    SETTINGS = (
+        Setting({"dataset": "mix"}, {"epochs": 1000}),
+        Setting({"pre_backbone": "mix"}, {"epochs": 1000}),
+    )
+    QUICK: ClassVar[dict[str, Any]] = {
+        "epochs": 16, "val_interval": 4, "episode_batch": 10, "inversion_steps": 30, "Glr": 5e-3, "zlr": 1e-2, "bn": 0.03,
+        "num_recover": 20, "patience": 20, "metalearner": "protonet", "augment": True,
+    }  # fmt: skip
     STATE = ("outer", "memory")
     SUMS_EPISODES = True
 
@@ -134,7 +143,7 @@ class TGR(FewShotMethod):
         )
         group.add_argument("--probe_images", type=cli.count, default=150, help="images of a teacher that the probe sees")
         group.add_argument("--probe_steps", type=cli.count, default=60, help="steps of inverting a teacher for the probe")
-        group.add_argument("--teacher_batch", type=cli.count, default=4, help="teachers of an iteration")
+        add_teacher_batch_flag(group)
         group.add_argument("--num_recover", type=cli.count, default=30, help="pseudo-images of a class")
         group.add_argument("--gt_loss_weight", type=float, default=1.0, help="weight of the cross entropy with the labels")
         group.add_argument("--kd_loss_weight", type=float, default=1.0, help="weight of the divergence from the teacher")

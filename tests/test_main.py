@@ -394,6 +394,44 @@ def test_the_papers_commands_parse_and_mean_the_same(command: str) -> None:
             assert stored == typed or str(stored) == typed or float(stored) == float(typed)
 
 
+# What a command line is about, where all else of the papers' command lines must be a default; switches keep their meaning.
+SCENARIO = set(
+    """method dataset testdataset pre_backbone backbone metalearner shot_train shot_test way_train way_test candidate_size
+    teacher student g_steps ZO adv average num_class_per_task pretrain transfer_set way_pretrain pre_model_num gpu multigpu seed
+    save_dir log_tag cmi_init""".split()
+)
+NO_RESULT = {"numsplit"}  # that changes memory alone; ours is as much as fits
+NEVER_READ = {("dafl", "T"), ("zskt", "T"), ("dfq", "T")}  # typed as 20 in scripts whose code computes with 1
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command.startswith("main.py")], ids=lambda command: command[8:60]
+)
+def test_defaults_are_what_the_papers_scripts_type(command: str) -> None:
+    """The command line without its numbers gives the same numbers."""
+    argv = cli.underscored(command.split()[1:])
+    args = main.parse_args(argv)
+    parser = main.build_parser(args.method)
+    stored_as, kept, typed = cli.flags_of(parser), [], set()
+    idle = {action.dest for action in parser._actions if hasattr(action, cli.WITHOUT_EFFECT)}
+    for token in argv:
+        if token.startswith("-") and not token[1:2].isdigit():
+            name = stored_as[token]
+            typed.add(name)
+        if name in SCENARIO and (name != "adv" or args.method == "purer"):
+            kept.append(token)
+    plain = main.parse_args(kept)
+    for name in typed - idle - NO_RESULT:
+        if (args.method, name) not in NEVER_READ:
+            assert getattr(plain, name) == getattr(args, name), name
+
+
+def test_a_quick_run_is_another_set_of_defaults() -> None:
+    paper, quick = (main.parse_args(["--method", "free", "--settings", name]) for name in ("paper", "quick"))
+    assert (paper.epochs, quick.epochs, paper.metalearner, quick.metalearner) == (1000, 16, "maml", "protonet")
+    assert main.parse_args(["--method", "free", "--settings", "quick", "--epochs", "7"]).epochs == 7
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
 def test_the_papers_commands_start(command: str, data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
     """Later flags win, so the sizes are tiny and everything else is as typed."""

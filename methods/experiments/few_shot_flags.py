@@ -16,6 +16,12 @@ def add_replay_flags(group: argparse._ArgumentGroup) -> None:
     add_augment_flag(group)
 
 
+def add_teacher_batch_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--num_teacher", "--teacher_batch", dest="teacher_batch", type=cli.count, default=4, help="teachers of an iteration"
+    )
+
+
 def add_augment_flag(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--augment", action="store_true", help="crop and mirror pseudo-images in replay, too")
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from methods.experiments.settings import Setting
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
 from utils.metrics import Stopwatch
@@ -15,13 +16,16 @@ from utils.metrics import Stopwatch
 class Method:
     """One paper, built from things: its flags, a pool of teachers, and the spec of what is to be trained.
 
-    PAPER: what to cite. SHARED_DEFAULTS: the paper's values of shared flags. STATE: the attributes that a checkpoint
+    PAPER: what to cite. SHARED_DEFAULTS: the values of shared flags that the paper's scripts type; SETTINGS: those that depend
+    on others; QUICK: those of a run that people can wait for (--settings quick). STATE: the attributes that a checkpoint
     must hold; each has `state_dict` and `load_state_dict`. TRAINS: whether anything is trained at all.
     """
 
     TASK: ClassVar[str]
     PAPER: ClassVar[str] = ""
     SHARED_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    SETTINGS: ClassVar[tuple[Setting, ...]] = ()
+    QUICK: ClassVar[Mapping[str, Any]] = {}
     STATE: ClassVar[tuple[str, ...]] = ()
     TRAINS: ClassVar[bool] = True
 

@@ -215,7 +215,10 @@ def _descend(
 
 def add_descent_flags(group: argparse._ArgumentGroup, inversion_steps: int = 5) -> None:
     """Steps and rates of an inversion by generator, which `descent_of` reads."""
-    group.add_argument("--inversion_steps", type=cli.count, default=inversion_steps, help="steps on one teacher")
+    group.add_argument(
+        "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=inversion_steps,
+        help="steps on one teacher",
+    )  # fmt: skip
     group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
     group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents (TGR, BiDf-MKD: --Glr)")
     add_precision_flag(group)

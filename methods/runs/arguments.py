@@ -7,6 +7,7 @@ from pathlib import Path
 from methods import METHODS, get_method, is_code, spelled
 from methods.experiments.few_shot import FewShotExperiment, FewShotMethod
 from methods.experiments.method import Method
+from methods.experiments.settings import settings_for
 from methods.experiments.whole_class import WholeClassExperiment
 from utils import cli
 from utils.errors import UserError
@@ -47,6 +48,9 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     )
     resume = group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     evaluate = group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
+    group.add_argument(
+        "--settings", choices=("paper", "quick"), default="paper", help="whose defaults: the paper's own scripts', or a short run's"
+    )
     group.add_argument("--dry_run", action="store_true", help="show what would be done and how long it would take")
     cli.may_change("always", out, resume, evaluate)
 
@@ -75,9 +79,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
     method = spelled(early.method)
     _check_allowed(method, early)
-    args = _parse_known(build_parser(method), argv)
+    method_class, parser = get_method(method), build_parser(method)
+    found = settings_for(method_class.SETTINGS, method_class.QUICK, _parse_known(parser, argv))
+    parser.set_defaults(**found)
+    args = _parse_known(parser, argv)
     args.method = method
-    method_class = get_method(method)
     experiment_of(method_class).finish_args(method_class, args)  # type: ignore[arg-type]
     return args
 

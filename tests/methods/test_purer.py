@@ -37,7 +37,7 @@ def test_pools_and_defaults_of_both_papers(build: Build, tiny: list[str]) -> Non
     assert [len(row.class_ids) for row in plus.teachers.rows] == [3, 3]
     both = (main.parse_args(["--method", "purer", *tiny, *more]) for more in ([], ["--candidate_size", "1"]))
     found = [(args.Glr, args.adv, args.episode_train, args.val_interval) for args in both]
-    assert found == [(0.25, False, 60_000, 2_000), (1e-2, True, 240_000, 800)]
+    assert found == [(0.25, False, 240_000, 2_000), (1e-2, True, 240_000, 2_000)]
     assert (purer.num_iterations, purer.val_interval) == (2, 1)  # two episodes an update
     assert build("purer", *OWN, "--candidate_size", "1", "--no-adv").args.adv is False
 
