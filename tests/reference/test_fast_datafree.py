@@ -397,7 +397,7 @@ CASES: dict[str, Case] = {
     "imagenet_reptile": Case(
         "unnamed",
         partial(imagenet_calls, 2),
-        "On ImageNet the code's Reptile follows the difference itself at a rate of its own (1e-4), from a latent that stays and "
+        "On ImageNet the code's Reptile follows the bare difference at a rate of its own (1e-4), from a latent that stays and "
         "that the inner steps move, and keeps the last step's images; ours is the recipe of the small sets.",
         ("call*/loss",),
     ),
