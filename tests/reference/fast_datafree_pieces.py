@@ -24,14 +24,13 @@ from methods.teachers.teacher import Teacher
 from models import create_classifier
 from models.backbone import Backbone
 from models.generator import Generator
-from models.vgg import VGG11
+from models.vgg import VGG
 
 Outputs = Mapping[str, Any]
 VERDICTS = ("equal", "flag", "differs", "unnamed", "mend", "nothing")
 LOSSES = {  # theirs -> our term
     "loss_bn": "bn", "loss_oh": "ce", "loss_balance": "balance", "loss_act": "act", "loss_tv": "tv", "loss_l2": "l2",
 }  # fmt: skip
-ROW = {"mobilenetv2": "mobilenet_v2"}  # names of theirs that are others here
 WAY, SIZE = 10, 32
 HEADS = cases("fast_datafree")["conventions"]["inputs"]["fc_bias"]
 
@@ -106,7 +105,7 @@ def error_of(found: Any, wanted: Any, relative: bool) -> float:
 
 def in_their_order(network: Backbone) -> nn.Module:
     """The layers of a network in the order in which the papers' code registers them."""
-    if isinstance(network, VGG11):
+    if isinstance(network, VGG):
         layers = [layer for pair in zip(network.convs, network.norms, strict=True) for layer in pair]
         return nn.ModuleList([*layers, network.head])
     return network
@@ -115,7 +114,7 @@ def in_their_order(network: Backbone) -> nn.Module:
 @torch.no_grad()
 def classifier(name: str, offset: int, classes: int = WAY, size: int = SIZE) -> Backbone:
     """A classifier with the formula's numbers; the head of a wrn16_1 of ten classes as they come."""
-    network = create_classifier(ROW.get(name, name), classes, size)
+    network = create_classifier(name, classes, size)
     fill(in_their_order(network), offset, 1000)
     return network
 
