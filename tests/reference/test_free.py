@@ -458,8 +458,9 @@ CASES: dict[str, Case] = {
     "bell | with the released divergence": Case("equal", bell_released),
     "replay_alone": Case("equal", replay),
     "replay_alone | scale": Case(
-        "unnamed", replay_scale, "The replay's gradient is the mean over episodes, the code's their sum; but for Adam's eps the updates are the "
-        "same."
+        "unnamed",
+        replay_scale,
+        "The replay's gradient is the mean over episodes, the code's their sum; but for Adam's eps both make the same update.",
     ),
     "replay_after_bell": Case("equal", replay_after_bell),
     "replay_after_bell | Adam": Case(
