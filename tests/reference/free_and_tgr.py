@@ -17,6 +17,7 @@ from datasets.episodes import Episodes, make_episodes
 from datasets.registry import CIFAR
 from methods import get_method
 from methods.inversion import by_generator
+from methods.inversion.by_generator import Recovered
 from methods.inversion.terms import inversion_loss
 from methods.metalearners.gradients import meta_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
@@ -52,7 +53,7 @@ def case_of(name: str) -> str:
 
 def wanted_of(outputs: dict[str, Any], name: str) -> Any:
     """An output by name; "losses[:2]" are its first two numbers. A text holds JSON."""
-    key, cut = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", name).groups()  # type: ignore[union-attr]
+    key, cut = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", name).groups()
     wanted = outputs[key]
     if isinstance(wanted, str):
         wanted = json.loads(wanted)
@@ -79,7 +80,7 @@ def judge(case: Case, entry: dict[str, Any], patch: pytest.MonkeyPatch, record: 
 def teacher(offset: int, number: int = 0) -> Teacher:
     """A conv4 of five classes, those after `5 * number`."""
     names = [f"class {WAY * number + label:02d}" for label in range(WAY)]
-    return Teacher(fill(create_model("conv4", WAY, SIZE), offset), names, FORM, arch="conv4")  # type: ignore[arg-type]
+    return Teacher(fill(create_model("conv4", WAY, SIZE), offset), names, FORM, arch="conv4")
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def maml() -> tuple[MAML, dict[str, Tensor]]:
     """The metalearner of a conv4 of offset 0, and its parameters."""
     network = fill(create_model("conv4", WAY, SIZE, norm="batch"), 0).requires_grad_(False)
     params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
-    return MAML(network, inner_lr=0.01), params  # type: ignore[arg-type]
+    return MAML(network, inner_lr=0.01), params
 
 
 def learner_logits(patch: pytest.MonkeyPatch) -> Found:
@@ -139,26 +140,37 @@ def labels() -> Tensor:
 
 @dataclass
 class Descent:
-    """What was seen of descents on generators: at each step loss, cross entropy and images; their optimizers."""
+    """What was seen of descents on generators: at each step loss, cross entropy and images; at the end what they gave.
+
+    latents: those that each descent ended with. generator: the last one's parameters.
+    """
 
     losses: list[Tensor] = field(default_factory=list)
     cross_entropies: list[Tensor] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
+    recovered: list[Recovered] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    generator: list[Tensor] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
 
-    def latents(self, number: int) -> Tensor:
-        """The latents that a descent ended with."""
-        return self.optimizers[number].param_groups[1]["params"][0].detach()
-
-    def generator(self, number: int) -> list[Tensor]:
-        return [value.detach() for value in self.optimizers[number].param_groups[0]["params"]]
+    def end(self, recovered: list[Recovered]) -> None:
+        """Note what descents ended with, and let go of what they kept for going on."""
+        self.recovered += recovered
+        for optimizer in self.optimizers:
+            generator, latents = (group["params"] for group in optimizer.param_groups)
+            self.latents.append(latents[0].detach())
+            self.generator = [value.detach() for value in generator]
+        self.optimizers.clear()
 
     def numbers(self) -> Found:
         return {"loss": [float(x) for x in self.losses], "ce": [float(x) for x in self.cross_entropies]}
 
 
-def seen(loss: Callable[..., Tensor], patch: pytest.MonkeyPatch, first_latents: int) -> tuple[Callable[..., Tensor], Descent]:
-    """A loss that notes what it is asked, in descents whose latents are those of the formula, of rising k."""
+Loss = Callable[..., Tensor]  # (teacher, images, labels)
+
+
+def watch(patch: pytest.MonkeyPatch, first_latents: int) -> tuple[Callable[[Loss], Loss], Descent]:
+    """Give descents the formula's latents, of rising k; the function returned lets a loss note what it is asked."""
     found = Descent()
 
     class Adam(torch.optim.Adam):
@@ -166,17 +178,34 @@ def seen(loss: Callable[..., Tensor], patch: pytest.MonkeyPatch, first_latents: 
             super().__init__(*args, **more)
             found.optimizers.append(self)
 
-    def noted(one: Teacher, x: Tensor, y: Tensor) -> Tensor:
-        value = loss(one, x, y)
-        found.losses.append(value.detach())
-        found.cross_entropies.append(inversion_loss({"ce": 1.0}, one, x.detach(), y))
-        found.images.append(x.detach().clone())
-        return value
+    def noting(loss: Loss) -> Loss:
+        def noted(one: Teacher, x: Tensor, y: Tensor) -> Tensor:
+            value = loss(one, x, y)
+            found.losses.append(value.detach())
+            found.cross_entropies.append(inversion_loss({"ce": 1.0}, one, x.detach(), y))
+            found.images.append(x.detach().clone())
+            return value
+
+        return noted
 
     ks = iter(range(first_latents, first_latents + 100))
     patch.setattr(by_generator, "draw_latents", lambda generator, count: latents(next(ks), count, generator.latent_dim))
     patch.setattr(torch.optim, "Adam", Adam)
-    return noted, found
+    return noting, found
+
+
+def watch_iteration(module: Any, patch: pytest.MonkeyPatch, first_latents: int, loss: Loss | None = None) -> Descent:
+    """The same for an iteration of the method of `module`, whose inversions descend on `loss` where one is given."""
+    noting, found = watch(patch, first_latents)
+    invert = module.invert_each
+
+    def inverted(teachers: Any, per_class: int, start: Any, own: Loss, descent: Any) -> list[Recovered]:
+        recovered = invert(teachers, per_class, start, noting(own if loss is None else loss), descent)
+        found.end(recovered)
+        return recovered
+
+    patch.setattr(module, "invert_each", inverted)
+    return found
 
 
 def episodes(learner: Learner) -> Iterator[Episodes]:

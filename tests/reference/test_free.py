@@ -23,10 +23,10 @@ from reference.free_and_tgr import (
     maml,
     method_of,
     replayed,
-    seen,
     summed_gradient,
     teacher_logits,
     values_of,
+    watch_iteration,
 )  # fmt: skip
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -140,22 +140,18 @@ def released_loss(method: Any) -> Any:
     return loss
 
 
-def five(patch: Patch, iteration: int, released: bool = False) -> tuple[Any, Descent, list[Recovered]]:
-    """An iteration of FREE up to the replay, and what it recovered."""
+def five(patch: Patch, iteration: int, released: bool = False) -> tuple[Any, Descent]:
+    """An iteration of FREE up to the replay."""
     method = method_of("free", patch, "--num_qur_kd", "2")
     fill(method.generator, 20000)
-    loss, descent = seen(released_loss(method) if released else method.loss, patch, 40100)
-    patch.setattr(method, "loss", loss)
-    found: list[Recovered] = []
-    invert = methods.free.invert_each
-    patch.setattr(methods.free, "invert_each", lambda *args: found.extend(invert(*args)) or found)
+    descent = watch_iteration(methods.free, patch, 40100, released_loss(method) if released else None)
     patch.setattr(method.replay, "until_no_better", dict)
     method.train_iteration(iteration)
-    return method, descent, found
+    return method, descent
 
 
 @cache
-def released_call() -> tuple[Any, Descent, list[Recovered]]:
+def released_call() -> tuple[Any, Descent]:
     """An iteration after warm-up with the released adversarial term: computed once, for reading only."""
     with pytest.MonkeyPatch.context() as patch:
         return five(patch, 20, released=True)
@@ -164,8 +160,8 @@ def released_call() -> tuple[Any, Descent, list[Recovered]]:
 def generation(method: Any, descent: Descent) -> Found:
     """All that a call of inversion leaves but the images."""
     return descent.numbers() | {
-        "z_0_after": descent.latents(0),
-        "z_3_after": descent.latents(3),
+        "z_0_after": descent.latents[0],
+        "z_3_after": descent.latents[3],
         "outer_gradient": gradients_of(method.generator.parameters()),
         "generator_after": values_of(method.generator),
     }
@@ -176,18 +172,18 @@ def last_images(descent: Descent) -> Found:
 
 
 def warm_up(patch: Patch) -> Found:
-    method, descent, _ = five(patch, 0)
+    method, descent = five(patch, 0)
     return generation(method, descent) | last_images(descent)
 
 
 def adversarial(patch: Patch) -> Found:
-    method, descent, _ = five(patch, 20)
+    method, descent = five(patch, 20)
     kept = ("loss", "outer_gradient", "generator_after")
     return {name: found for name, found in generation(method, descent).items() if name in kept}
 
 
 def adversarial_released(patch: Patch) -> Found:
-    method, descent, _ = released_call()
+    method, descent = released_call()
     found = generation(method, descent)
     terms = {"adv_term": [loss - ce for loss, ce in zip(found["loss"], found["ce"], strict=True)]}
     return found | terms | last_images(descent)
@@ -195,13 +191,13 @@ def adversarial_released(patch: Patch) -> Found:
 
 def kept_images(patch: Patch) -> Found:
     """Those of the teachers whose last step was not their best."""
-    _, descent, found = released_call()
+    _, descent = released_call()
     best = [torch.stack(descent.losses[5 * n : 5 * n + 5]).argmin() for n in range(len(OFFSETS))]
-    return {f"images_{n}": found[n].batch.images for n in range(len(OFFSETS)) if best[n] != 4}
+    return {f"images_{n}": descent.recovered[n].batch.images for n in range(len(OFFSETS)) if best[n] != 4}
 
 
 def classes_kept(patch: Patch) -> Found:
-    method, _, _ = released_call()
+    method, _ = released_call()
     counts = method.memory.counts
     return {"classes_in_memory": counts.nonzero().flatten().tolist(), "files": counts.sum()}
 
@@ -210,7 +206,7 @@ def bytes_kept(cut: bool) -> Any:
     """The last teacher's first class as a memory gives it back, from images as they are or from such that bytes hold."""
 
     def run(patch: Patch) -> Found:
-        method, descent, _ = released_call()
+        method, descent = released_call()
         last = descent.images[-1]
         memory = MemoryBank(len(method.teachers.class_names), 2, SIZE, method.device)
         memory.add(PseudoBatch((255 * last).floor() / 255 if cut else last, labels(), method.teachers[3].class_ids))
@@ -351,7 +347,7 @@ def pretrained(arch: str, count: int, epochs: int, patch: Patch, accuracies: tup
         return norm
 
     def noted(*args: Any) -> Tensor:
-        losses.append(float(loss := cross_entropy(*args)))
+        losses.append(float((loss := cross_entropy(*args)).detach()))
         return loss
 
     patch.setattr(torch, "randperm", lambda size, **more: torch.arange(size))

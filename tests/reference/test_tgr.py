@@ -22,10 +22,11 @@ from reference.free_and_tgr import (
     learner_logits,
     method_of,
     replayed,
-    seen,
     summed_gradient,
     teacher_logits,
     values_of,
+    watch,
+    watch_iteration,
 )
 from torch import Tensor
 
@@ -58,19 +59,15 @@ def synthesize(patch: Patch) -> Found:
     """An iteration of TGR, as far as its inversions and what enters the memory."""
     method = method_of("tgr", patch, "--num_recover", "2", "--inversion_steps", "2")
     drawn_generators(patch)
-    loss, descent = seen(method.loss, patch, 40200)
-    patch.setattr(method, "loss", loss)
-    kept: list[PseudoBatch] = []
-    add = method.memory.add
-    patch.setattr(method.memory, "add", lambda *batches: (kept.extend(batches), add(*batches)))
+    descent = watch_iteration(methods.tgr, patch, 40200)
     patch.setattr(method.replay, "until_no_better", dict)
     method.train_iteration(0)
     return descent.numbers() | {
-        "z_0_after": descent.latents(0),
-        "z_last_after": descent.latents(3),
-        "generator_after_last": descent.generator(3),
+        "z_0_after": descent.latents[0],
+        "z_last_after": descent.latents[3],
+        "generator_after_last": descent.generator,
         "classes_in_memory": method.memory.counts.nonzero().flatten().tolist(),
-        **{f"images_{number}": batch.images for number, batch in enumerate(kept)},
+        **{f"images_{number}": one.batch.images for number, one in enumerate(descent.recovered)},
     }
 
 
@@ -78,14 +75,13 @@ def one_generator_for_two_batches(patch: Patch) -> Found:
     """A generator that is trained on from batch to batch, by the inversion of one teacher."""
     method = method_of("tgr", patch, "--inversion_steps", "3")
     generator = fill(Generator(SIZE), 20000)
-    loss, descent = seen(method.loss, patch, 40200)
-    found = [
-        by_generator.invert_one(method.teachers[0], labels(), generator, loss, method.descent)  # type: ignore[arg-type]
-        for _ in range(2)
-    ]
+    noting, descent = watch(patch, 40200)
+    loss = noting(method.loss)
+    found = [by_generator.invert_one(method.teachers[0], labels(), generator, loss, method.descent) for _ in range(2)]
+    descent.end(found)
     return descent.numbers() | {
-        "z_0_after": descent.latents(0),
-        "z_last_after": descent.latents(1),
+        "z_0_after": descent.latents[0],
+        "z_last_after": descent.latents[1],
         "generator_after_last": values_of(generator),
         "images_0": found[0].batch.images,
     }
