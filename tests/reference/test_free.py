@@ -104,6 +104,16 @@ def maml_gradient(first_order: bool) -> Any:
     return run
 
 
+def mapped_gradient(first_order: bool) -> Any:
+    """The same gradient where episodes are computed together."""
+
+    def run(patch: Patch) -> Found:
+        gradient, loss, accuracy = meta_gradient(*maml("vmap"), first_episode(), 5, first_order)
+        return {"query_loss": loss, "accuracy_percent": 100 * accuracy, "meta_gradient": gradient.values()}
+
+    return run
+
+
 def evaluation(patch: Patch) -> Found:
     metalearner, params = maml()
     drawn = images(31201, 80, 3, SIZE, SIZE)
@@ -417,7 +427,9 @@ CASES: dict[str, Case] = {
     "learner_conv4_fast": Case("equal", learner_fast),
     "learner_conv4_global": Case("equal", learner_global),
     "maml_1shot_second_order": Case("equal", maml_gradient(first_order=False)),
+    "maml_1shot_second_order | mapped": Case("equal", mapped_gradient(first_order=False)),
     "maml_1shot_first_order": Case("equal", maml_gradient(first_order=True)),
+    "maml_1shot_first_order | mapped": Case("equal", mapped_gradient(first_order=True)),
     "evaluate_1shot": Case("equal", evaluation),
     "confidence": Case("equal", lambda patch: {"mean": scores().mean}),
     "confidence | half-width": Case("differs", half_width, "s with n - 1", Score.__doc__),
