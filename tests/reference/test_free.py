@@ -434,42 +434,19 @@ CASES: dict[str, Case] = {
     "confidence": Case("equal", lambda patch: {"mean": scores().mean}),
     "confidence | half-width": Case("differs", half_width, "s with n - 1", Score.__doc__),
     "generator_32": Case("equal", generator),
-    "synthesize_warmup": Case(
-        "mend",
-        warm_up,
-        "methods/free.py: while `iteration < warmup` no learner may be given to the inversion (cross entropy alone).",
-    ),
-    "synthesize_adv": Case(
-        "unnamed",
-        adversarial,
-        "The adversarial term there feeds F.kl_div with probabilities, the teacher's as input and the learner's as target, and "
-        "the learner is a constant; here it is minus the divergence of teacher from learner, and its gradient also goes "
-        "through the learner.",
-    ),
+    "synthesize_warmup": Case("equal", warm_up),
+    "synthesize_adv": Case("differs", adversarial, "the code feeds probabilities to `F.kl_div`", TOLD),
     "synthesize_adv | with the released term": Case("equal", adversarial_released),
-    "synthesize_adv | images": Case(
-        "unnamed", kept_images, "The images kept are those of the step with the lowest loss; the code keeps those of the last."
-    ),
+    "synthesize_adv | images": Case("differs", kept_images, "images kept are those of the step with the lowest loss", TOLD),
     "memory": Case("differs", classes_kept, "All teachers' images enter the memory bank", TOLD),
-    "memory | bytes": Case(
-        "unnamed", bytes_kept(cut=False), "Pseudo-images are rounded to bytes; the code cuts them (floor)."
-    ),
+    "memory | bytes": Case("differs", bytes_kept(cut=False), "Bytes in memory are rounded; the code cuts them", TOLD),
     "memory | of images that were cut": Case("equal", bytes_kept(cut=True)),
-    "stale_fast_weights": Case(
-        "unnamed",
-        after_an_episode,
-        "Inversion sees the learner itself; the code's is left as the last episode adapted it, after a look at the test set "
-        "by real test images.",
-    ),
+    "stale_fast_weights": Case("differs", after_an_episode, "whatever fast weights the last episode left behind", TOLD),
     "bell": Case("differs", bell_divergence, "The Kullback-Leibler divergence takes log-probabilities and is averaged", TOLD),
     "bell | the learner's step": Case("differs", bell_step, "here the learner moves by that difference itself", TOLD),
     "bell | with the released divergence": Case("equal", bell_released),
     "replay_alone": Case("equal", replay),
-    "replay_alone | scale": Case(
-        "unnamed",
-        replay_scale,
-        "The replay's gradient is the mean over episodes, the code's their sum; but for Adam's eps both make the same update.",
-    ),
+    "replay_alone | scale": Case("differs", replay_scale, "Replay's gradient is the mean over episodes", TOLD),
     "replay_after_bell": Case("equal", replay_after_bell),
     "replay_after_bell | Adam": Case(
         "differs", replay_with_its_own_adam, "The replay's Adam sees only the replay's gradients", TOLD
@@ -480,15 +457,9 @@ CASES: dict[str, Case] = {
     "pretrain_resnet18_1": Case("equal", pretrain("resnet18", 8)),
     "pretrain_conv4_2": Case("equal", pretrain("conv4", 12, epochs=2)),
     "pretrain_conv4_2 | the state returned": Case(
-        "unnamed", returned_state, "The best epoch's weights are kept; the papers' code means to, but keeps the last epoch's."
+        "differs", returned_state, "what they keep is the last epoch's", pretraining.__doc__
     ),
-    "pretrain_rates": Case("equal", lambda patch: {arch: rates(arch) for arch in ("resnet10", "resnet18")}),
-    "pretrain_rates | conv4": Case(
-        "mend",
-        lambda patch: {"conv4": rates("conv4")},
-        "models/__init__.py: ADAM's milestones are (70,), so that `make_optimizer` of methods/teachers/pretraining.py uses "
-        "them, or --milestones, for conv4 too.",
-    ),
+    "pretrain_rates": Case("equal", lambda patch: {arch: rates(arch) for arch in ("conv4", "resnet10", "resnet18")}),
 }  # fmt: skip
 
 
