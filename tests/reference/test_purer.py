@@ -17,9 +17,10 @@ from reference.comparison import (
     filled,
     judge,
     normalised_images,
+    running_total,
 )
 from reference.formula import cases, latents
-from reference.recipes import rates, two_steps_of_a_teacher
+from reference.recipes import FALLS, rates, two_steps_of_a_teacher
 from torch import Tensor
 
 import main
@@ -76,13 +77,15 @@ def published(folder: Path) -> TeacherPool:
     return TeacherPool(rows, torch.device("cpu"))
 
 
-def method_of(patch: Patch, *flags: str, pool: TeacherPool | None = None) -> PURER:
-    """PURER with the case's pixels, learner, rolls and episodes."""
+def method_of(patch: Patch, *flags: str, pool: TeacherPool | None = None, running: bool = False) -> PURER:
+    """PURER with the case's pixels, learner, rolls and episodes; `running`: and with the released code's running total."""
     args = main.parse_args([*SETTINGS.split(), *flags])
     method = PURER(args, teachers() if pool is None else pool, LearnerSpec("conv4", WAY, SIDE, *CIFAR))
     fill_learner(method.learner, 0)
     with torch.no_grad():
         method.pixels.values.copy_(latents(500, CLASSES * PER_CLASS, 3, SIDE, SIDE)[places()])
+    drawn = running_total(method.teachers) if running else list(method.teachers)
+    patch.setattr(method.teachers, "sample", lambda count: drawn)
     patch.setattr(torch, "randint", lambda *what: torch.tensor([1, -2]))
     patch.setattr(purer, "draw_slots", slots)
     return method
@@ -108,17 +111,18 @@ def objective(patch: Patch, tmp_path: Path, number: int, outputs: tuple[str, ...
     return {name: found[name] for name in outputs}
 
 
-def of_all_teachers(patch: Patch, tmp_path: Path) -> Found:
-    method = method_of(patch)
-    gradient, mean = method.pixels.gradient(list(method.teachers), method.loss)
-    return {"objective": mean * len(GROUPS), "gradient": in_their_order(gradient)}
+def of_all_teachers(patch: Patch, tmp_path: Path, running: bool = False) -> Found:
+    method = method_of(patch, running=running)
+    drawn = method.teachers.sample(3)
+    gradient, mean = method.pixels.gradient(drawn, method.loss)
+    return {"objective": mean * len(drawn), "gradient": in_their_order(gradient)}
 
 
-def pixel_steps(patch: Patch, tmp_path: Path, *flags: str) -> Found:
+def pixel_steps(patch: Patch, tmp_path: Path, *flags: str, running: bool = False) -> Found:
     """The pixels after one and after three steps of all teachers."""
-    method, found = method_of(patch, *flags), {}
+    method, found = method_of(patch, *flags, running=running), {}
     for step in (1, 2, 3):
-        gradient, _ = method.pixels.gradient(list(method.teachers), method.loss)
+        gradient, _ = method.pixels.gradient(method.teachers.sample(3), method.loss)
         method.pixels.step(gradient)
         found[f"after{step}"] = in_their_order(method.pixels.values.detach()).clone()
     return {name: found[name] for name in ("after1", "after3")}
@@ -132,9 +136,9 @@ def against_the_learner(patch: Patch, tmp_path: Path, *flags: str) -> Found:
     return {"outer_loss": loss, "gradient_of_minus_outer_loss": in_their_order(gradient)}
 
 
-def curriculum_step(patch: Patch, tmp_path: Path, *flags: str) -> Found:
+def curriculum_step(patch: Patch, tmp_path: Path, *flags: str, running: bool = False) -> Found:
     """An update of the method with the switch on."""
-    method = method_of(patch, "--adv", "--adv_scale", "1", "--no_clamp", "--episode_batch", "4", *flags)
+    method = method_of(patch, "--adv", "--adv_scale", "1", "--no_clamp", "--episode_batch", "4", *flags, running=running)
     method.switch.on = True
     taken, step = [], method.pixels.step
     patch.setattr(method.pixels, "step", lambda gradient: (taken.append(gradient.clone()), step(gradient)))
@@ -199,10 +203,6 @@ SPARE = (
     "methods/teachers/pool.py, `TeacherPool._load`: a papers' file with more outputs than classes must hand all of them to "
     "`Teacher(..., outputs=range(outputs))`, so that the spare one counts in the cross entropy."
 )
-FALLS = (
-    "models/__init__.py: ADAM has no milestones, and methods/teachers/pretraining.py, `make_optimizer`, then passes over those "
-    "of the recipe: `milestones = how.milestones if recipe.milestones is None else recipe.milestones`."
-)
 DISJOINT = ("--num_class_per_task", "5")
 CASES = {
     "1a pixel objective, teacher 0": Case("equal", partial(objective, number=0, outputs=FROM_CE + BESIDE_CE)),
@@ -214,8 +214,14 @@ CASES = {
         "equal", partial(objective, number=2, outputs=BESIDE_CE, files=True)
     ),
     "1d objective over all teachers as summed by the main loop": Case("differs", of_all_teachers, ONCE),
+    "1d objective over all teachers as summed by the main loop | with their total": Case(
+        "equal", partial(of_all_teachers, running=True)
+    ),
     "2a pixels after 1 and 3 Adam steps, as released": Case(
         "differs", lambda patch, path: pixel_steps(patch, path, "--no_clamp"), ONCE
+    ),
+    "2a pixels after 1 and 3 Adam steps, as released | with their total": Case(
+        "flag", lambda patch, path: pixel_steps(patch, path, "--no_clamp", running=True), "--no_clamp"
     ),
     "2b the same with every teacher counted once (variant) | the objective": Case("equal", of_all_teachers),
     "2b the same with every teacher counted once (variant)": Case(
@@ -225,9 +231,15 @@ CASES = {
         "differs", pixel_steps, "Pixels are clipped to the range of an image after each step"
     ),
     "3a curriculum step with the gradient switch on": Case("differs", curriculum_step, ONCE),
+    "3a curriculum step with the gradient switch on | with their total": Case(
+        "flag", partial(curriculum_step, running=True), "--no_clamp"
+    ),
     "3a curriculum step with the gradient switch on | the learner's part": Case("equal", against_the_learner),
     "3b first order curriculum step with the gradient switch on": Case(
         "differs", lambda patch, path: curriculum_step(patch, path, "--approx"), ONCE
+    ),
+    "3b first order curriculum step with the gradient switch on | with their total": Case(
+        "flag", lambda patch, path: curriculum_step(patch, path, "--approx", running=True), "--no_clamp"
     ),
     "3b first order curriculum step with the gradient switch on | the learner's part": Case(
         "equal", lambda patch, path: against_the_learner(patch, path, "--approx")

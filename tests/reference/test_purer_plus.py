@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference.comparison import SIDE, WAY, Case, case_of, conv4_teacher, fill_learner, judge, normalised_images
+from reference.comparison import SIDE, WAY, Case, case_of, conv4_teacher, fill_learner, judge, normalised_images, running_total
 from reference.formula import cases, latents
 from reference.recipes import rates
 from torch import Tensor
@@ -62,9 +62,15 @@ def each_teacher(patch: Patch, tmp_path: Path, classes: tuple[tuple[int, ...], .
     return {"teacher_losses": [method.pixels.gradient([teacher], method.loss)[1] for teacher in method.teachers.sample(3)]}
 
 
-def update(patch: Patch, tmp_path: Path, *flags: str, on: bool = False) -> Found:
-    """One update of the method: the gradient that its pixels follow, and where they go."""
+def update(patch: Patch, tmp_path: Path, *flags: str, on: bool = False, running: bool = False) -> Found:
+    """One update of the method: the gradient that its pixels follow, and where they go.
+
+    `running`: with the released code's running total.
+    """
     method = method_of(patch, ASCENDING, *flags)
+    if running:
+        drawn = running_total(method.teachers.sample(3))
+        patch.setattr(method.teachers, "sample", lambda count: drawn)
     method.switch.on = on
     taken, step = [], method.pixels.step
     patch.setattr(method.pixels, "step", lambda gradient: (taken.append(gradient.clone()), step(gradient)))
@@ -139,11 +145,15 @@ CASES = {
     "8 maml first order: loss and gradient of one episode": Case("equal", partial(one_episode, name="maml", first_order=True)),
     "9a classes of each teacher in ascending order": Case("equal", each_teacher),
     "9a classes of each teacher in ascending order | the update": Case("differs", update, ONCE),
+    "9a classes of each teacher in ascending order | with their total": Case("equal", partial(update, running=True)),
     "9b first teacher's classes in order 3,0,4,1,2": Case("differs", partial(each_teacher, classes=MIXED), ORDER),
     "9c ascending order, every teacher once (variant)": Case("equal", every_teacher_once),
     "9d with the gradient switch on, ProtoNet": Case("equal", against_the_learner),
     "9d with the gradient switch on, ProtoNet | the update": Case(
         "differs", lambda patch, path: update(patch, path, *PROTONET, on=True), ONCE
+    ),
+    "9d with the gradient switch on, ProtoNet | with their total": Case(
+        "equal", lambda patch, path: update(patch, path, *PROTONET, on=True, running=True)
     ),
     "4 gradient switch of Plus": Case("equal", switch),
     "10 candidate sampling (description)": Case("equal", partial(draws, output="draws_used")),
