@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,7 +101,18 @@ def watched(patch: Patch, owner: Any, name: str) -> list[tuple[tuple[Any, ...], 
 
 
 def estimated(patch: Patch, tmp_path: Path, outputs: Names, adv: int, form: tuple[Any, Any]) -> Found:
+    found = estimate(adv, form)
+    return {name: found[name] for name in outputs}
+
+
+@cache
+def estimate(adv: int, form: tuple[Any, Any]) -> Found:
     """What the loss of a service is at the generator's images, and the gradient that is estimated of it."""
+    with Patch.context() as patch:
+        return _estimate(patch, adv, form)
+
+
+def _estimate(patch: Patch, adv: int, form: tuple[Any, Any]) -> Found:
     method = method_of(*ZEROTH, "--adv", str(adv), learner=84, form=form)
     x = generator()(latents(600, COUNT, 256)).detach()
     fix_directions(patch)
@@ -120,8 +131,7 @@ def estimated(patch: Patch, tmp_path: Path, outputs: Names, adv: int, form: tupl
         (_, _, agree), adversarial = pushed[0]
         found |= {"agree": agree.sum(), "student_logits": method.learner.logits(x), "adv_per_image": adversarial}
         base = base - adversarial
-    found["ce_per_image"] = base
-    return {name: found[name] for name in outputs}
+    return found | {"ce_per_image": base}
 
 
 def released_adversary(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -132,7 +142,18 @@ def released_adversary(teacher_logits: Tensor, student_logits: Tensor) -> Tensor
 
 
 def inverted(patch: Patch, tmp_path: Path, outputs: Names, *flags: str, adv: int = 0, form: tuple[Any, Any] = CIFAR) -> Found:
+    found = inversion(flags, adv, form)
+    return {name: found[name] for name in outputs}
+
+
+@cache
+def inversion(flags: Names, adv: int, form: tuple[Any, Any]) -> Found:
     """An inversion of three steps, and one of a single step."""
+    with Patch.context() as patch:
+        return _inversion(patch, flags, adv, form)
+
+
+def _inversion(patch: Patch, flags: Names, adv: int = 0, form: tuple[Any, Any] = CIFAR) -> Found:
     found: dict[str, Any] = {}
     for steps in (3, 1):
         method = method_of(*flags, "--adv", str(adv), "--inversion_steps", str(steps), learner=84, form=form)
@@ -151,12 +172,12 @@ def inverted(patch: Patch, tmp_path: Path, outputs: Names, *flags: str, adv: int
             ((_, optimizer),) = moved
             (z,) = optimizer.param_groups[1]["params"]
             found |= {"latents_after1": z, "generator_after1": list(own.parameters())}
-    return {name: found[name] for name in outputs}
+    return found
 
 
 def inverted_by_their_adversary(patch: Patch, tmp_path: Path) -> Found:
     patch.setattr(bidf_mkd, "inversion_loss", partial(inversion_loss, adversary=released_adversary))
-    return inverted(patch, tmp_path, INVERSION, adv=1)
+    return _inversion(patch, (), adv=1)
 
 
 def released_distance(teacher_logits: Tensor, student_logits: Tensor, agree: Tensor) -> Tensor:
@@ -181,7 +202,7 @@ def estimated_by_their_adversary(patch: Patch, tmp_path: Path) -> Found:
 
 def released_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL as the released code has it: fed with probabilities, averaged over all entries."""
-    return F.kl_div(student_logits.softmax(1), teacher_logits.softmax(1))
+    return F.kl_div(student_logits.softmax(1), teacher_logits.softmax(1), reduction="none").mean()
 
 
 def give_sets(patch: Patch, method: BiDfMKD) -> list[Any]:
@@ -324,8 +345,8 @@ DIVERGENCE = (
 ADVERSARY = (
     "The adversarial term there is another one, so --adv 1 is another strength: of a white box, KL fed with the teacher's "
     "probabilities, with the learner, held constant, as the target; of a service, the L1 distance of raw logits to the "
-    "learner's constant ones, the mask of agreement taken anew at each x + mu u. Here KL(t || s), the mask held, with a gradient "
-    "through the learner too."
+    "learner's constant ones, the mask of agreement taken anew at each x + mu u. Here KL(t || s), the mask held, with a "
+    "gradient through the learner too."
 )
 BYTES = "Memory's bytes are cut there and rounded here, half a grey level apart."
 RING = (

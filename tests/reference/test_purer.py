@@ -268,7 +268,7 @@ CASES = {
     "7b learning rate over epochs, resnet10": Case("equal", partial(rates, arch="resnet10", flags=DISJOINT)),
     "8 evaluation of one episode, MAML": Case("equal", evaluation),
     "9b learner resnet10, batch statistics": Case(
-        "nothing", note="its images are those of a case 9 that the file does not have; free.json has a ResNet-10 of ours"
+        "nothing", note="its images are those of a case 9 that the file does not have"
     ),
 }
 FIGURES = cases("purer")
