@@ -17,11 +17,6 @@ from methods.teachers import pretraining
 from methods.teachers.pretraining import Recipe, make_optimizer, pretrain_pools, recipe_from, train_teacher
 from models import create_model
 
-FALLS = (
-    "models/__init__.py: `ADAM = TrainedBy(torch.optim.Adam, {}, (70,))` instead of no milestones; `make_optimizer` "
-    "(methods/teachers/pretraining.py) then takes those of the recipe for a conv4 too, where there are any."
-)
-
 
 def two_steps_of_a_teacher(patch: pytest.MonkeyPatch, tmp_path: Path) -> Mapping[str, Any]:
     """An epoch of two batches of ten images, in their order.

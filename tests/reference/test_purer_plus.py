@@ -158,15 +158,13 @@ CASES = {
     "4 gradient switch of Plus": Case("equal", switch),
     "10 candidate sampling (description)": Case("equal", partial(draws, output="draws_used")),
     "10 candidate sampling (description) | drawn": Case(
-        "unnamed",
+        "differs",
         partial(draws, output="draws_per_update"),
-        "PURER-Plus there draws a set of candidates for every episode of an update and uses the first; here one is drawn.",
+        "draws four sets of candidate teachers an update and uses the first",
     ),
     "11 evaluation of one episode, protonet": Case("equal", partial(one_episode, name="protonet", steps=10, gradient=False)),
     "11 evaluation of one episode, maml": Case("equal", partial(one_episode, name="maml", steps=10, gradient=False)),
-    "12 head bias at the start": Case(
-        "unnamed", head_at_the_start, "The bias of PURER-Plus's head starts at 0 there; here as PyTorch draws it, as in PURER."
-    ),
+    "12 head bias at the start": Case("differs", head_at_the_start, "its head's bias starts at 0"),
     "7b learning rate of pretraining over epochs, conv4": Case("equal", partial(rates, arch="conv4")),
     "7b learning rate of pretraining over epochs, resnet10": Case("equal", partial(rates, arch="resnet10")),
 }
