@@ -36,7 +36,9 @@ def build_parser(method: str) -> cli.Parser:
 
 
 def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
-    parser.add_argument("--method", help=f"{', '.join(METHODS)}, or FILE.py:CLASS of yours; with --help it shows the method's own flags too")
+    parser.add_argument(
+        "--method", help=f"{', '.join(METHODS)}, or FILE.py:CLASS of yours; with --help it shows the method's own flags too"
+    )
     cli.add_machine_flags(parser)
     experiment_of(method_class).add_flags(parser, method_class)  # type: ignore[arg-type]
     group = parser.add_argument_group("run")
@@ -49,7 +51,10 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     resume = group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     evaluate = group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
     group.add_argument(
-        "--settings", choices=("paper", "quick"), default="paper", help="whose defaults: the paper's own scripts', or a short run's"
+        "--settings",
+        choices=("paper", "quick"),
+        default="paper",
+        help="whose defaults: the paper's own scripts', or a short run's",
     )
     group.add_argument("--dry_run", action="store_true", help="show what would be done and how long it would take")
     cli.may_change("always", out, resume, evaluate)

@@ -108,7 +108,9 @@ def labelled_below(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser("python -m methods.runs.predict", description="Classify images by a learner and a few labelled examples.")
+    parser = cli.Parser(
+        "python -m methods.runs.predict", description="Classify images by a learner and a few labelled examples."
+    )
     parser.add_argument("--run", type=Path, required=True, help="run directory, or its best.pt")
     parser.add_argument("--support", type=Path, required=True, help="labelled images, DIR/<class>/<image>")
     parser.add_argument("--query", type=Path, required=True, help="folder of images to classify")

@@ -14,13 +14,13 @@ import urllib3
 import uvicorn
 
 from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient
-from methods.teachers import __main__ as command
+from methods.runs.serve import create_app
 from methods.services import client
 from methods.services.black_box import LocalService
 from methods.services.client import TOKEN, HttpServer
+from methods.teachers import __main__ as command
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
-from methods.runs.serve import create_app
 from utils.errors import UserError
 
 QUICK = urllib3.Retry(total=2, backoff_factor=0.01, status_forcelist=(500, 503), allowed_methods=None, raise_on_status=False)
