@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way on letters: draw the image set, train 8 teachers, forget the images, run FREE, judge it.
-# Four minutes on two CPU cores after the install; finished steps are kept, so it can be run again.
+# Six minutes on two CPU cores and two for the install; finished steps are kept, so it can be run again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt
@@ -13,4 +13,4 @@ echo "3/3  FREE: invert the teachers and meta-train a learner on what comes back
 python main.py --method free --dataset glyphs --pre_model_num 8 --metalearner protonet \
     --epochs 9 --warmup 0 --inversion_steps 30 --Glr 5e-3 --zlr 1e-2 --bn 0.03 --adv 0 --meta_grad sum \
     --num_qur_kd 10 --patience 20 --augment --val_interval 3 --episode_val 100 --judge "$@"
-echo "look at images/recovered_*.png in that folder; python main.py --evaluate scores its learner again"
+echo "look at images/recovered_*.png in that folder; python main.py --evaluate runs/free-glyphs-5w1s-conv4 scores its learner again"

@@ -14,6 +14,7 @@ import main
 import methods.inversion.terms
 import models
 import pretrain
+from methods.runs import options
 from utils.errors import UserError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -115,3 +116,12 @@ def test_links_and_pictures_are_there() -> None:
     for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\(([\w./:-]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_the_page_of_options_is_that_of_the_parsers() -> None:
+    assert (DOCS / "options.md").read_text(encoding="utf-8") == options.page()
+
+
+def test_a_switch_that_is_not_typed_is_off() -> None:
+    rows = options.rows_of("purer")
+    assert [rows[flag][2] for flag in ("--adv", "--no_adv", "--no_clamp")] == ["off", "off", "off"]
