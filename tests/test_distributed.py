@@ -37,7 +37,7 @@ def torchrun(argv: list[str]) -> subprocess.Popen:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", ["free", "real"])
+@pytest.mark.parametrize("method", [pytest.param("free", marks=pytest.mark.slow), "real"])
 def test_the_same_numbers_as_one_process(method: str, flags_for: Flags, tmp_path: Path) -> None:
     flags = [*flags_for(method, 3), "--episode_batch", "3"]
     main.main([*flags, "--run_name", "one"])
@@ -86,6 +86,7 @@ def test_a_pool_is_shared_out(data_root: Path, tmp_path: Path) -> None:
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job(flags_for: Flags, tmp_path: Path, wait_until: Callable[..., None]) -> None:
     run = tmp_path / "runs" / "mine"
     job = torchrun(["main.py", *flags_for("free"), "--epochs", "100000", "--run_name", "mine"])
