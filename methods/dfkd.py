@@ -35,7 +35,7 @@ from methods.inversion.bn_statistics import record_bn_distances, record_instance
 from methods.inversion.by_generator import BETAS, Descent, invert_one
 from methods.inversion.by_pixel import PixelForm, deep_inversion
 from methods.inversion.contrastive import Contrast
-from methods.inversion.terms import evidence_of, inversion_loss, jensen_shannon, weighted_sum
+from methods.inversion.terms import inversion_loss, jensen_shannon
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from models.generator import Generator
@@ -131,14 +131,13 @@ class DeepInversion(PooledDistillation):
 
     def pixel_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """oh * CE + bn * (BN of the teacher - .001 BN of the student) - adv * JS(student, teacher)."""
-        args = self.args
-        evidence = evidence_of(self.weights, self.teacher, images, labels)
-        loss = weighted_sum(self.weights, evidence)
         with record_bn_distances(self.network) as own:
             answers = self.student.logits(images)
-        if own:
-            loss = loss - args.bn * STUDENTS_SHARE * torch.stack(own).sum()
-        return loss - args.adv * jensen_shannon(answers, evidence.logits)
+        loss = inversion_loss(self.weights, self.teacher, images, labels, lambda _: answers, self.contest)
+        return loss - self.args.bn * STUDENTS_SHARE * torch.stack(own).sum() if own else loss
+
+    def contest(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        return -jensen_shannon(student_logits, teacher_logits)
 
 
 class CMI(PooledDistillation):

@@ -125,29 +125,6 @@ TERMS: dict[str, Term] = {
 }
 
 
-def evidence_of(
-    weights: Weights,
-    teacher: Invertible,
-    images: Tensor,
-    labels: Tensor | None = None,
-    student: Logits | None = None,
-    adversary: Callable[[Tensor, Tensor], Tensor] = adversarial_loss,
-    record: Recorder = record_bn_distances,
-    pixels: Tensor | None = None,
-) -> Evidence:
-    """What the teacher makes of images (B, C, h, w) in [0, 1], recording what terms with a weight need.
-
-    Without `labels` the teacher's own answers count as right. `record` says how far the statistics of each layer lie from
-    what it remembers.
-    """
-    recording = record(teacher.network) if weights.get("bn") else nullcontext([])
-    with recording as distances:
-        features, logits = teacher.features_and_logits(images) if weights.get("act") else (None, teacher(images))
-    labels = logits.argmax(1) if labels is None else labels
-    student = contender(student, weights) if student is not None else None
-    return Evidence(images, images if pixels is None else pixels, labels, logits, features, distances, student, adversary)
-
-
 def weighted_sum(weights: Weights, evidence: Evidence) -> Tensor:
     """sum_k weight_k * term_k. The adversarial term counts only where there is a student."""
     parts = [
@@ -171,8 +148,19 @@ def inversion_loss(
     record: Recorder = record_bn_distances,
     pixels: Tensor | None = None,
 ) -> Tensor:
-    """What an inversion descends on: the `weighted_sum` of what `evidence_of` the same arguments gives."""
-    return weighted_sum(weights, evidence_of(weights, teacher, images, labels, student, adversary, record, pixels))
+    """What an inversion descends on: the `weighted_sum` for images (B, C, h, w) in [0, 1], as the teacher is to see them.
+
+    Only what terms with a weight need is recorded. Without `labels` the teacher's own answers count as right. `adversary` is
+    the adversarial term of the teacher's and the student's logits; `record` says how far the statistics of each layer lie from
+    what it remembers; `pixels` are the images in the scale in which an inverter moves them.
+    """
+    recording = record(teacher.network) if weights.get("bn") else nullcontext([])
+    with recording as distances:
+        features, logits = teacher.features_and_logits(images) if weights.get("act") else (None, teacher(images))
+    labels = logits.argmax(1) if labels is None else labels
+    student = contender(student, weights) if student is not None else None
+    pixels = images if pixels is None else pixels
+    return weighted_sum(weights, Evidence(images, pixels, labels, logits, features, distances, student, adversary))
 
 
 def add_term_flags(group: argparse._ArgumentGroup, without: Collection[str] = (), **defaults: float) -> None:

@@ -151,7 +151,6 @@ class Bench:
         self.optimizers: list[torch.optim.Adam] = []
         self.updates: list[Tensor] = []  # the losses of the student's steps
         monkeypatch.setattr(terms, "weighted_sum", self._watched)
-        monkeypatch.setattr(methods.dfkd, "weighted_sum", self._watched)
         for module in (methods.fast, methods.dfkd):
             monkeypatch.setattr(module, "Generator", small_generator)
 

@@ -166,8 +166,8 @@ def cmi_resnet34(bench: Bench) -> Outputs:
 def deep_inversion(flags: str, left_out: tuple[str, ...], bench: Bench) -> Outputs:
     """A call on four images that are not jittered."""
     method = bench.method("deepinv", f"--bn 10 --oh 1 --act 0 --balance 0 {flags} --synthesis_batch_size 4")
-    gradients, losses, divergences, students, kept = [], [], [], [], []
-    pixel_loss, divergence, distances = method.pixel_loss, methods.dfkd.jensen_shannon, methods.dfkd.record_bn_distances
+    gradients, losses, students, kept = [], [], [], []
+    pixel_loss, distances = method.pixel_loss, methods.dfkd.record_bn_distances
 
     @contextmanager
     def recorded(network: nn.Module) -> Iterator[list[Tensor]]:
@@ -181,7 +181,6 @@ def deep_inversion(flags: str, left_out: tuple[str, ...], bench: Bench) -> Outpu
     bench.draw(9600)
     bench.monkeypatch.setattr(by_pixel, "jitter_and_flip", lambda images: images)
     bench.monkeypatch.setattr(methods.dfkd, "record_bn_distances", recorded)
-    bench.monkeypatch.setattr(methods.dfkd, "jensen_shannon", kept_in(divergences, divergence))
     method.pixel_loss = kept_in(losses, pixel_loss)
     method.images.add = kept.append
     handle = register_optimizer_step_pre_hook(first)
@@ -194,7 +193,7 @@ def deep_inversion(flags: str, left_out: tuple[str, ...], bench: Bench) -> Outpu
         "loss": numbers(losses),
         "loss_bn": [step["loss_bn"] - methods.dfkd.STUDENTS_SHARE * other for step, other in zip(steps, own, strict=True)],
         "loss_oh": [step["loss_oh"] for step in steps],
-        "loss_adv": [-one for one in numbers(divergences)],
+        "loss_adv": [step["loss_adv"] for step in steps],
         "loss_tv": [step.get("loss_tv") for step in steps],
         "loss_l2": [step.get("loss_l2") for step in steps],
         "bn_teacher": steps[-1]["loss_bn"],

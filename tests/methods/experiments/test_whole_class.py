@@ -114,6 +114,18 @@ def test_the_generator_works_against_the_student(build: Build) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+def test_deep_inversion_counts_the_student_as_a_constant_where_it_is_told_to(build: Build) -> None:
+    """--adv_detach leaves the value; the gradient loses the way through the student."""
+    found = []
+    for flags in ([], ["--adv_detach"]):
+        method = build("deepinv", "--adv", "1", *flags).method
+        x = torch.linspace(0, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16).requires_grad_()
+        loss = method.pixel_loss(x, torch.tensor([0, 1]))
+        found.append((float(loss.detach()), torch.autograd.grad(loss, x)[0]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    assert float((found[0][1] - found[1][1]).norm()) > 1e-6 * float(found[0][1].norm())
+
+
 def test_dafl_adds_its_terms(build: Build) -> None:
     run: Generative = build("dafl", "--oh", "2", "--act", "3", "--balance", "5", "--bn", "0", "--adv", "0").method
     images = torch.rand(6, 3, 16, 16)
