@@ -41,9 +41,9 @@ from torch import Tensor
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_replay_flags
-from methods.inversion.by_generator import Descent, add_precision_flag, fresh, invert_each, mean_loss
+from methods.inversion.by_generator import add_descent_flags, descent_of, fresh, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch
-from methods.inversion.terms import Logits, add_term_flags, inversion_loss, weights_of
+from methods.inversion.terms import TERMS, Logits, add_term_flags, inversion_loss, weights_of
 from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, radius_of
 from methods.memory.bank import BATCHES_KEPT, MemoryBank
 from methods.memory.replay import Replay
@@ -66,6 +66,8 @@ class BiDfMKD(FewShotMethod):
         "episode_batch": 4,
         "val_interval": 2_000,
         "patience": 200,
+        "inversion_steps": 200,
+        "zlr": None,  # the latents share the generator's Adam
     }
     QUICK: ClassVar[dict[str, Any]] = {
         "episode_train": 1_200, "val_interval": 200, "patience": 20, "q": 20, "inversion_steps": 60, "num_sup_kd": 10,
@@ -176,8 +178,7 @@ class BiDfMKD(FewShotMethod):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
         teachers.check_fit(args.way_train)
-        self.weights = weights_of(args)
-        self.descent = Descent(args.inversion_steps, args.Glr, args.zlr, precision=args.precision)
+        self.weights, self.descent = weights_of(args), descent_of(args)
         capacity = BATCHES_KEPT * max(args.num_sup_kd, args.num_qur_kd)  # one ring for support and query sets
         self.memory = MemoryBank(len(teachers.class_names), capacity, spec.image_size, self.device)
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
@@ -194,18 +195,12 @@ class BiDfMKD(FewShotMethod):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
-        add_precision_flag(group)
+        add_descent_flags(group)
         group.add_argument("--ZO", action="store_true", help="the teachers are black boxes: gradients are estimated")
         group.add_argument("--mu", type=cli.rate, default=0.005, help="length of a step, in normalised pixels")
         group.add_argument("--q", type=cli.count, default=100, help="queries of an image for one gradient")
         group.add_argument("--numsplit", type=cli.count, help="parts in which they are sent (default: as memory allows)")
         group.add_argument("--zo_estimator", choices=("forward", "antithetic"), default="forward", help="how they are used")
-        group.add_argument(
-            "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=200,
-            help="steps of inverting one service",
-        )  # fmt: skip
-        group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
-        group.add_argument("--zlr", type=cli.rate, help="learning rate of the latents (default: --Glr, whose Adam they share)")
         add_term_flags(group, ce=1.0, adv=1.0)
         group.add_argument("--advstartit", type=int, default=4_000, help="outer update after which the adversarial term counts")
         group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
@@ -216,9 +211,7 @@ class BiDfMKD(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
-        if args.zlr is None:
-            args.zlr = args.Glr
-        inside = [name for name, weight in weights_of(args).items() if weight and name not in ("ce", "adv", "adv_detach")]
+        inside = [term.flag for name, term in TERMS.items() if name not in ("ce", "adv") and getattr(args, term.flag)]
         if args.ZO and inside:
             raise UserError(
                 f"--ZO --{inside[0]}: a service gives answers alone, to which this term would have to look inside; leave it out"

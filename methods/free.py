@@ -41,7 +41,16 @@ from torch import Tensor
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_replay_flags, add_teacher_batch_flag
-from methods.inversion.by_generator import BETAS, add_descent_flags, copy_of, descent_of, follow, invert_each, mean_loss
+from methods.inversion.by_generator import (
+    BETAS,
+    add_descent_flags,
+    add_together_flag,
+    copy_of,
+    descent_of,
+    follow,
+    invert_each,
+    mean_loss,
+)
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import Logits, add_term_flags, inversion_loss, weights_of
 from methods.memory.bank import BATCHES_KEPT, MemoryBank
@@ -100,7 +109,7 @@ class FREE(FewShotMethod):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
         teachers.check_fit(args.way_train)
-        self.weights, self.descent = weights_of(args), descent_of(args, args.meta_grad)
+        self.weights, self.descent = weights_of(args), descent_of(args, args.meta_grad, args.together)
         self.generator = Generator(spec.image_size).to(self.device)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), args.Glr, betas=BETAS)
         self.memory = MemoryBank(len(teachers.class_names), BATCHES_KEPT * args.num_qur_kd, spec.image_size, self.device)
@@ -109,6 +118,7 @@ class FREE(FewShotMethod):
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
         add_descent_flags(group)
+        add_together_flag(group)
         add_term_flags(group, ce=1.0, adv=1.0)
         group.add_argument(
             "--meta_grad", choices=("last", "sum"), default="last", help="which steps' gradients move the generator"

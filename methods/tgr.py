@@ -43,7 +43,7 @@ from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_replay_flags, add_teacher_batch_flag
 from methods.experiments.settings import Setting
-from methods.inversion.by_generator import add_descent_flags, descent_of, fresh, invert_each, mean_loss
+from methods.inversion.by_generator import add_descent_flags, add_together_flag, descent_of, fresh, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
 from methods.memory.bank import BATCHES_KEPT, MemoryBank
@@ -68,7 +68,7 @@ class TGR(FewShotMethod):
         "patience": 4,
         "inversion_steps": 200,
         "bn": 1.0,
-        "zlr": None,
+        "zlr": None,  # the latents share the generator's Adam
     }
     SETTINGS = (
         Setting({"dataset": "mix"}, {"epochs": 1000}),
@@ -128,7 +128,7 @@ class TGR(FewShotMethod):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
         teachers.check_fit(args.way_train)
-        self.weights, self.descent = weights_of(args), descent_of(args)
+        self.weights, self.descent = weights_of(args), descent_of(args, together=args.together)
         self.memory = MemoryBank(len(teachers.class_names), BATCHES_KEPT * args.num_recover, spec.image_size, self.device)
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
         self.probes = [] if args.evaluate else PROBES[args.probe](teachers, spec.image_size)  # groups are for training
@@ -149,13 +149,9 @@ class TGR(FewShotMethod):
         group.add_argument("--kd_loss_weight", type=float, default=1.0, help="weight of the divergence from the teacher")
         group.add_argument("--displace_lr", type=float, default=1e-3, help="strength of the regularisation")
         add_descent_flags(group)
+        add_together_flag(group)
         add_term_flags(group, ce=1.0)
         add_replay_flags(group)
-
-    @classmethod
-    def finish_args(cls, args: argparse.Namespace) -> None:
-        if args.zlr is None:  # the latents share the generator's Adam
-            args.zlr = args.Glr
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]

@@ -213,20 +213,20 @@ def _descend(
     return kept.to(z.dtype), best, total
 
 
-def add_descent_flags(group: argparse._ArgumentGroup, inversion_steps: int = 5) -> None:
+def add_descent_flags(group: argparse._ArgumentGroup) -> None:
     """Steps and rates of an inversion by generator, which `descent_of` reads."""
     group.add_argument(
-        "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=inversion_steps,
+        "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=5,
         help="steps on one teacher",
     )  # fmt: skip
     group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
-    group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents (TGR, BiDf-MKD: --Glr)")
+    group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents (without default: --Glr)")
     add_precision_flag(group)
-    add_together_flag(group)
 
 
-def descent_of(args: argparse.Namespace, gradient_of: str = "last") -> Descent:
-    return Descent(args.inversion_steps, args.Glr, args.zlr, gradient_of, args.precision, args.together)
+def descent_of(args: argparse.Namespace, gradient_of: str = "last", together: int = 1) -> Descent:
+    lr_latent = args.Glr if args.zlr is None else args.zlr
+    return Descent(args.inversion_steps, args.Glr, lr_latent, gradient_of, args.precision, together)
 
 
 def add_together_flag(group: argparse._ArgumentGroup) -> None:
