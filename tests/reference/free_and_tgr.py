@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from reference.comparison import FORM, SIDE, WAY, Case, fill_learner, hold
 from reference.formula import error, fill, images, latents
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,32 +26,11 @@ from methods.metalearners.gradients import meta_gradient
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.maml import MAML
 from methods.teachers.pool import TeacherPool
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 
-WAY, SIZE, OFFSETS = 5, 32, (2000, 4000, 6000, 8000)
-FORM = ImageForm(SIZE, *CIFAR)
+OFFSETS = (2000, 4000, 6000, 8000)
 Found = dict[str, Any]  # output -> what this project computes
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row: a case of the file, or a part of one, and what is said of it; `run` gives what this project computes.
-
-    equal: within `tolerance`. flag: equal with a flag of the paper. differs: on purpose, and `note` stands in the docstring
-    `told`.
-    """
-
-    verdict: str
-    run: Callable[[pytest.MonkeyPatch], Found]
-    note: str = ""
-    told: str | None = ""
-    tolerance: float = 1e-9
-
-
-def case_of(name: str) -> str:
-    """The case of the file that a row belongs to: "bell" of "bell | the learner's step"."""
-    return name.split(" | ")[0]
 
 
 def wanted_of(outputs: dict[str, Any], name: str) -> Any:
@@ -61,31 +42,17 @@ def wanted_of(outputs: dict[str, Any], name: str) -> Any:
     return wanted[: int(cut)] if cut else wanted
 
 
-def judge(case: Case, entry: dict[str, Any], patch: pytest.MonkeyPatch, record: Callable[[str, object], None]) -> None:
-    """Compute what a row compares, and hold it against the verdict."""
-    found = case.run(patch)
-    assert found
-    errors = {name: error(value, wanted_of(entry["outputs"], name)) for name, value in found.items()}
-    record("error", max(errors.values()))
-    if case.verdict in ("equal", "flag"):
-        assert max(errors.values()) <= case.tolerance, errors
-    else:
-        assert case.verdict == "differs"
-        assert min(errors.values()) > case.tolerance, errors
-        assert case.note
-        assert case.note in " ".join((case.told or "").split())
+def judge(case: Case, entry: dict[str, Any], module: ModuleType, patch: pytest.MonkeyPatch, record: Any) -> None:
+    """Compute what a row compares, and hold it against the verdict. `module` is the method's."""
+    assert case.run is not None
+    errors = {name: error(value, wanted_of(entry["outputs"], name)) for name, value in case.run(patch).items()}
+    hold(case, errors, dict.fromkeys(errors, case.tolerance), module, record)
 
 
 def teacher(offset: int, number: int = 0) -> Teacher:
     """A conv4 of five classes, those after `5 * number`."""
     names = [f"class {WAY * number + label:02d}" for label in range(WAY)]
-    return Teacher(fill(create_model("conv4", WAY, SIZE), offset), names, FORM, arch="conv4")
-
-
-@torch.no_grad()
-def set_learner(learner: Learner, offset: int = 0) -> None:
-    for name, value in fill(learner.network, offset).named_parameters():
-        learner.params[name].copy_(value)
+    return Teacher(fill(create_model("conv4", WAY, SIDE), offset), names, FORM, arch="conv4")
 
 
 def method_of(name: str, patch: pytest.MonkeyPatch, *flags: str) -> Any:
@@ -93,8 +60,8 @@ def method_of(name: str, patch: pytest.MonkeyPatch, *flags: str) -> Any:
     pool = TeacherPool.of([teacher(offset, number) for number, offset in enumerate(OFFSETS)])
     patch.setattr(pool, "augmentation", lambda x: x)
     args = main.parse_args(["--method", name, "--teacher_batch", "4", *flags])
-    method = get_method(name)(args, pool, LearnerSpec("conv4", WAY, SIZE, *CIFAR))
-    set_learner(method.learner)
+    method = get_method(name)(args, pool, LearnerSpec("conv4", WAY, SIDE, *CIFAR))
+    fill_learner(method.learner, 0)
     patch.setattr(torch, "randperm", lambda count, **more: torch.arange(count))
     patch.setattr(
         by_generator, "labels_of", lambda one, per_class, device=None: torch.arange(one.way, device=device).repeat(per_class)
@@ -104,18 +71,18 @@ def method_of(name: str, patch: pytest.MonkeyPatch, *flags: str) -> Any:
 
 def maml(execution: Execution = "loop") -> tuple[MAML, dict[str, Tensor]]:
     """The metalearner of a conv4 of offset 0, and its parameters."""
-    network = fill(create_model("conv4", WAY, SIZE, norm="batch"), 0).requires_grad_(False)
+    network = fill(create_model("conv4", WAY, SIDE, norm="batch"), 0).requires_grad_(False)
     params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
     return MAML(network, inner_lr=0.01, execution=execution), params
 
 
 def learner_logits(patch: pytest.MonkeyPatch) -> Found:
     metalearner, params = maml()
-    return {"logits": metalearner.call(params, images(30001, 6, 3, SIZE, SIZE))}
+    return {"logits": metalearner.call(params, images(30001, 6, 3, SIDE, SIDE))}
 
 
 def teacher_logits(patch: pytest.MonkeyPatch) -> Found:
-    return {"logits": teacher(2000).network(images(30000, 3, 3, SIZE, SIZE))}
+    return {"logits": teacher(2000).network(images(30000, 3, 3, SIDE, SIDE))}
 
 
 def values_of(params: Any) -> list[Tensor]:
@@ -130,7 +97,7 @@ def gradients_of(parameters: Any) -> list[Tensor]:
 
 def given_images() -> list[Tensor]:
     """Ten images of each teacher."""
-    return list(images(32000, 4, 10, 3, SIZE, SIZE))
+    return list(images(32000, 4, 10, 3, SIDE, SIDE))
 
 
 def labels() -> Tensor:
@@ -210,7 +177,7 @@ def watch_iteration(module: Any, patch: pytest.MonkeyPatch, first_latents: int, 
 def episodes(learner: Learner) -> Iterator[Episodes]:
     """Single episodes of the formula, one after another."""
     for number in range(1000):
-        support, query = images(33000 + 2 * number, 1, 5, 3, SIZE, SIZE), images(33001 + 2 * number, 1, 25, 3, SIZE, SIZE)
+        support, query = images(33000 + 2 * number, 1, 5, 3, SIDE, SIDE), images(33001 + 2 * number, 1, 25, 3, SIDE, SIDE)
         yield make_episodes(learner.prepare(support), learner.prepare(query), WAY)
 
 

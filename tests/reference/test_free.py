@@ -6,15 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from reference.comparison import SIDE, WAY, Case, case_of
 from reference.formula import cases, fill, images, latents, value
 from reference.free_and_tgr import (
     OFFSETS,
-    SIZE,
-    WAY,
-    Case,
     Descent,
     Found,
-    case_of,
     given_images,
     gradients_of,
     judge,
@@ -48,7 +45,6 @@ from utils.metrics import Score
 
 pytestmark = pytest.mark.usefixtures("float64")
 ENTRIES = cases("free")
-TOLD = methods.free.__doc__
 Patch = pytest.MonkeyPatch
 
 
@@ -66,7 +62,7 @@ def learner_fast(patch: Patch) -> Found:
         name: weight - 0.05 * value(700 + i, weight.numel(), 1).view_as(weight)
         for i, (name, weight) in enumerate(params.items())
     }
-    return {"logits": metalearner.call(fast, images(30001, 6, 3, SIZE, SIZE))}
+    return {"logits": metalearner.call(fast, images(30001, 6, 3, SIDE, SIDE))}
 
 
 def learner_global(patch: Patch) -> Found:
@@ -81,7 +77,7 @@ def episode_of(support: Tensor, query: Tensor) -> Episodes:
 
 
 def first_episode() -> Episodes:
-    return episode_of(images(31001, 5, 3, SIZE, SIZE), images(31101, 25, 3, SIZE, SIZE))
+    return episode_of(images(31001, 5, 3, SIDE, SIDE), images(31101, 25, 3, SIDE, SIDE))
 
 
 def maml_gradient(first_order: bool) -> Any:
@@ -116,7 +112,7 @@ def mapped_gradient(first_order: bool) -> Any:
 
 def evaluation(patch: Patch) -> Found:
     metalearner, params = maml()
-    drawn = images(31201, 80, 3, SIZE, SIZE)
+    drawn = images(31201, 80, 3, SIDE, SIDE)
     episode = episode_of(drawn[:5], drawn[5:])
     loss, accuracy = metalearner.outer_loss(params, episode, 10, create_graph=False)
     fast = metalearner.adapt(params, drawn[:5], episode.support_labels[0], 10, create_graph=False)
@@ -133,7 +129,7 @@ def half_width(patch: Patch) -> Found:
 
 
 def generator(patch: Patch) -> Found:
-    return {"images": fill(Generator(SIZE), 20000)(latents(40000, 4, 256))}
+    return {"images": fill(Generator(SIDE), 20000)(latents(40000, 4, 256))}
 
 
 def released_loss(method: Any) -> Any:
@@ -218,7 +214,7 @@ def bytes_kept(cut: bool) -> Any:
     def run(patch: Patch) -> Found:
         method, descent = released_call()
         last = descent.images[-1]
-        memory = MemoryBank(len(method.teachers.class_names), 2, SIZE, method.device)
+        memory = MemoryBank(len(method.teachers.class_names), 2, SIDE, method.device)
         memory.add(PseudoBatch((255 * last).floor() / 255 if cut else last, labels(), method.teachers[3].class_ids))
         newest_first = memory.examples(2)[:2]
         return {"class_first_two_images_normalised": method.learner.prepare(to_float(newest_first.flip(0)))}
@@ -229,7 +225,7 @@ def bytes_kept(cut: bool) -> Any:
 def after_an_episode(patch: Patch) -> Found:
     metalearner, params = maml()
     metalearner.outer_loss(params, first_episode(), 5, create_graph=True)
-    return {"logits": metalearner.call(params, images(30001, 6, 3, SIZE, SIZE))}
+    return {"logits": metalearner.call(params, images(30001, 6, 3, SIDE, SIDE))}
 
 
 def released_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -346,8 +342,8 @@ def replay_with_its_own_adam(patch: Patch) -> Found:
 
 def pretrained(arch: str, count: int, epochs: int, patch: Patch, accuracies: tuple[float, ...]) -> tuple[Any, Any, Found]:
     """A teacher's training, the state it returns, and what was seen of each step."""
-    network = fill(create_model(arch, WAY, SIZE), 2000)
-    data = to_uint8(images(34000, count, 3, SIZE, SIZE)), torch.arange(count) % WAY
+    network = fill(create_model(arch, WAY, SIDE), 2000)
+    data = to_uint8(images(34000, count, 3, SIDE, SIDE)), torch.arange(count) % WAY
     norms: list[float] = []
     losses: list[float] = []
     clip, cross_entropy, found = nn.utils.clip_grad_norm_, F.cross_entropy, iter(accuracies)
@@ -386,8 +382,8 @@ def pretrain(arch: str, count: int, epochs: int = 1) -> Any:
 
 def pretrained_together(patch: Patch) -> Found:
     """The same teacher trained beside another."""
-    networks: Any = [fill(create_model("conv4", WAY, SIZE), offset) for offset in OFFSETS[:2]]
-    data = to_uint8(images(34000, 12, 3, SIZE, SIZE)), torch.arange(12) % WAY
+    networks: Any = [fill(create_model("conv4", WAY, SIDE), offset) for offset in OFFSETS[:2]]
+    data = to_uint8(images(34000, 12, 3, SIDE, SIDE)), torch.arange(12) % WAY
     patch.setattr(torch, "randperm", lambda size, **more: torch.arange(size))
     spec, recipe, streams = SPECS["cifar100"], pretraining.Recipe(1), [torch.Generator(), torch.Generator()]
     trained = pretraining.train_together(networks, "conv4", [data] * 2, [data] * 2, spec, recipe, streams, tqdm(disable=True))
@@ -435,21 +431,21 @@ CASES: dict[str, Case] = {
     "confidence | half-width": Case("differs", half_width, "s with n - 1", Score.__doc__),
     "generator_32": Case("equal", generator),
     "synthesize_warmup": Case("equal", warm_up),
-    "synthesize_adv": Case("differs", adversarial, "the code feeds probabilities to `F.kl_div`", TOLD),
+    "synthesize_adv": Case("differs", adversarial, "the code feeds probabilities to `F.kl_div`"),
     "synthesize_adv | with the released term": Case("equal", adversarial_released),
-    "synthesize_adv | images": Case("differs", kept_images, "images kept are those of the step with the lowest loss", TOLD),
-    "memory": Case("differs", classes_kept, "All teachers' images enter the memory bank", TOLD),
-    "memory | bytes": Case("differs", bytes_kept(cut=False), "Bytes in memory are rounded; the code cuts them", TOLD),
+    "synthesize_adv | images": Case("differs", kept_images, "images kept are those of the step with the lowest loss"),
+    "memory": Case("differs", classes_kept, "All teachers' images enter the memory bank"),
+    "memory | bytes": Case("differs", bytes_kept(cut=False), "Bytes in memory are rounded; the code cuts them"),
     "memory | of images that were cut": Case("equal", bytes_kept(cut=True)),
-    "stale_fast_weights": Case("differs", after_an_episode, "whatever fast weights the last episode left behind", TOLD),
-    "bell": Case("differs", bell_divergence, "The Kullback-Leibler divergence takes log-probabilities and is averaged", TOLD),
-    "bell | the learner's step": Case("differs", bell_step, "here the learner moves by that difference itself", TOLD),
+    "stale_fast_weights": Case("differs", after_an_episode, "whatever fast weights the last episode left behind"),
+    "bell": Case("differs", bell_divergence, "The Kullback-Leibler divergence takes log-probabilities and is averaged"),
+    "bell | the learner's step": Case("differs", bell_step, "here the learner moves by that difference itself"),
     "bell | with the released divergence": Case("equal", bell_released),
     "replay_alone": Case("equal", replay),
-    "replay_alone | scale": Case("differs", replay_scale, "Replay's gradient is the mean over episodes", TOLD),
+    "replay_alone | scale": Case("differs", replay_scale, "Replay's gradient is the mean over episodes"),
     "replay_after_bell": Case("equal", replay_after_bell),
     "replay_after_bell | Adam": Case(
-        "differs", replay_with_its_own_adam, "The replay's Adam sees only the replay's gradients", TOLD
+        "differs", replay_with_its_own_adam, "The replay's Adam sees only the replay's gradients"
     ),
     "pretrain_conv4_1": Case("equal", pretrain("conv4", 12)),
     "pretrain_conv4_1 | together with another": Case("equal", pretrained_together),
@@ -469,4 +465,4 @@ def test_every_case_has_a_row() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_free(name: str, monkeypatch: Patch, record_property: Any) -> None:
-    judge(CASES[name], ENTRIES[case_of(name)], monkeypatch, record_property)
+    judge(CASES[name], ENTRIES[case_of(name)], methods.free, monkeypatch, record_property)

@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from reference.comparison import FORM, SIDE, WAY, Case, case_of
 from reference.formula import cases, fill, images, value
 from reference.free_and_tgr import (
-    FORM,
-    SIZE,
-    WAY,
-    Case,
     Found,
-    case_of,
     given_images,
     gradients_of,
     judge,
@@ -43,7 +39,6 @@ from models.generator import Generator
 
 pytestmark = pytest.mark.usefixtures("float64")
 ENTRIES = cases("tgr")
-TOLD = methods.tgr.__doc__
 DISSIMILARITY = 1e-4  # the released matrix is rounded
 Patch = pytest.MonkeyPatch
 
@@ -73,7 +68,7 @@ def synthesize(patch: Patch) -> Found:
 def one_generator_for_two_batches(patch: Patch) -> Found:
     """A generator that is trained on from batch to batch, by the inversion of one teacher."""
     method = method_of("tgr", patch, "--inversion_steps", "3")
-    generator = fill(Generator(SIZE), 20000)
+    generator = fill(Generator(SIDE), 20000)
     noting, descent = watch(patch, 40200)
     loss = noting(method.loss)
     found = [by_generator.invert_one(method.teachers[0], labels(), generator, loss, method.descent) for _ in range(2)]
@@ -92,12 +87,12 @@ def images_for_the_probe(patch: Patch) -> Found:
     shown: list[Tensor] = []
     patch.setattr(probes, "embed", lambda some, x, *more: shown.append(x) or [])
     with tempfile.TemporaryDirectory() as folder:
-        embed_all(method.teachers, [], LearnerSpec("conv4", WAY, SIZE, FORM.mean, FORM.std), 10, 3, 0, Path(folder))
+        embed_all(method.teachers, [], LearnerSpec("conv4", WAY, SIDE, FORM.mean, FORM.std), 10, 3, 0, Path(folder))
     return {"images_0": shown[0]}
 
 
 def probe() -> Probe:
-    network = fill(create_model("conv4", WAY, SIZE), 9000)
+    network = fill(create_model("conv4", WAY, SIDE), 9000)
     return Probe(network.eval(), FORM.prepare)
 
 
@@ -108,7 +103,7 @@ def fisher_of(x: Tensor) -> list[Tensor]:
 
 def fisher_of_batches() -> list[Tensor]:
     """Of two batches together; a filter's mean stands for each of its weights."""
-    found = fisher_of(torch.cat([images(35000 + batch, 6, 3, SIZE, SIZE) for batch in range(2)]))
+    found = fisher_of(torch.cat([images(35000 + batch, 6, 3, SIDE, SIDE) for batch in range(2)]))
     return [filters.view(-1, 1, 1, 1).expand(32, inputs, 3, 3) for filters, inputs in zip(found, (3, 32, 32, 32), strict=True)]
 
 
@@ -122,7 +117,7 @@ def fisher_all(patch: Patch) -> Found:
 
 
 def fisher_single_images(patch: Patch) -> Found:
-    x = images(35000, 6, 3, SIZE, SIZE)[:2]
+    x = images(35000, 6, 3, SIDE, SIDE)[:2]
     return {
         "probabilities": F.softmax(probe().network(FORM.prepare(x)), 1),
         "expected_filters": fisher_of(x),
@@ -300,29 +295,29 @@ CASES: dict[str, Case] = {
     "learner_conv4": Case("equal", learner_logits),
     "teacher_conv4_32": Case("equal", teacher_logits),
     "synthesize": Case("equal", synthesize),
-    "synthesize_pre": Case("differs", images_for_the_probe, "images inverted pixel by pixel", TOLD),
+    "synthesize_pre": Case("differs", images_for_the_probe, "images inverted pixel by pixel"),
     "synthesize_pre | by generator": Case("equal", one_generator_for_two_batches),
-    "fisher_train_mode": Case("differs", fisher_first_and_last, "squares each image's own gradient", TOLD),
+    "fisher_train_mode": Case("differs", fisher_first_and_last, "squares each image's own gradient"),
     "fisher_train_mode | parameters": Case(
-        "differs", fisher_all, "every parameter, the teacher's labels and train-mode normalisation", TOLD
+        "differs", fisher_all, "every parameter, the teacher's labels and train-mode normalisation"
     ),
     "fisher_single_images": Case("equal", fisher_single_images),
     "dissimilarity": Case(
-        "differs", dissimilarities, "eps of the dissimilarity is 1e-3 of a layer's mean", TOLD, DISSIMILARITY
+        "differs", dissimilarities, "eps of the dissimilarity is 1e-3 of a layer's mean", tolerance=DISSIMILARITY
     ),
     "groups_kinds_12_2": Case("equal", groups(12, True, 2)),
-    "groups_kinds_12_3": Case("differs", groups(12, True, 3), CLUSTERS, TOLD),
-    "groups_none_20_5": Case("differs", groups(20, False, 5), CLUSTERS, TOLD),
-    "step": Case("differs", own_divergence, KL, TOLD),
+    "groups_kinds_12_3": Case("differs", groups(12, True, 3), CLUSTERS),
+    "groups_none_20_5": Case("differs", groups(20, False, 5), CLUSTERS),
+    "step": Case("differs", own_divergence, KL),
     "step | with the released divergence": Case("equal", up_to_displacement("1e-3")),
-    "step | what is handed over": Case("differs", handed("1e-3"), DISPLACEMENT, TOLD),
+    "step | what is handed over": Case("differs", handed("1e-3"), DISPLACEMENT),
     "step | differentiated through the displacement": Case("equal", through_the_displacement),
-    "step_strong": Case("differs", handed("0.1"), DISPLACEMENT, TOLD),
+    "step_strong": Case("differs", handed("0.1"), DISPLACEMENT),
     "step_strong | with the released divergence": Case("equal", up_to_displacement("0.1")),
-    "step_kd_half": Case("differs", half_weight, "`--kd_loss_weight` is read", TOLD),
+    "step_kd_half": Case("differs", half_weight, "`--kd_loss_weight` is read"),
     "step_none": Case("equal", handed("0")),
     "step_none | with the released divergence": Case("equal", up_to_displacement("0")),
-    "step_weak": Case("differs", handed("1e-7"), DISPLACEMENT, TOLD),
+    "step_weak": Case("differs", handed("1e-7"), DISPLACEMENT),
     "step_weak | with the released divergence": Case("equal", up_to_displacement("1e-7")),
     "replay_after_step_16": Case("equal", replay(16)),
     "replay_after_step_2": Case("equal", replay(2)),
@@ -335,4 +330,4 @@ def test_every_case_has_a_row() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_tgr(name: str, monkeypatch: Patch, record_property: Any) -> None:
-    judge(CASES[name], ENTRIES[case_of(name)], monkeypatch, record_property)
+    judge(CASES[name], ENTRIES[case_of(name)], methods.tgr, monkeypatch, record_property)
