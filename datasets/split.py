@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+from datasets.image_files import RULE, decode
 from datasets.registry import DatasetSpec
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import path_below, read_csv
 from utils.images import channels_last
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+from utils.names import tidy
 
 
 @dataclass(frozen=True)
@@ -37,39 +35,12 @@ class ImageSplit:
         return ImageSplit(self.images.to(device), self.labels.to(device), self.class_names)
 
 
-def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
-    """Read an image file of any size as uint8 (channels, size, size). Raises `UserError` naming a file it cannot read."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB" if channels == 3 else "L")
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
-    except FileNotFoundError as error:
-        raise UserError(f"image {path} is listed but does not exist: write the list again with write_file/") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways of saying that a file is damaged
-        raise UserError(f"image {path} cannot be read ({error}): replace or remove it and write the list again") from error
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted. Raises `UserError` where there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not found:
-        raise UserError(f"{folder} holds no images: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
-
-
-def read_images(paths: Sequence[Path], size: int) -> torch.Tensor:
-    """Image files of any size as uint8 (M, 3, size, size). Raises `UserError` naming a file that cannot be read."""
-    return torch.stack([torch.from_numpy(decode(path, size).copy()) for path in paths])
-
-
 def csv_path(spec: DatasetSpec, split: str, data_root: Path) -> Path:
     return data_root / spec.folder / "split" / f"{split}.csv"
 
 
 def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
-    """The split's list with columns `filename` (below the data root) and `label` (class name), sorted by both."""
+    """The split's list with columns `filename` (below the data root) and `label` (tidy class name), sorted by both."""
     path = csv_path(spec, split, data_root)
     if not path.is_file():
         raise UserError(
@@ -82,14 +53,18 @@ def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
         )
     if table.empty:
         raise UserError(f"{path} lists no image: run write_file/{spec.script} again")
+    for line, name, label in zip(table.index, table.filename, table.label, strict=True):
+        if not name or not label:
+            raise UserError(f"{path}, line {line}: {'label' if name else 'filename'} is empty (run write_file/{spec.script})")
+    table["label"] = table.label.map(tidy)
     return table.sort_values(["label", "filename"], ignore_index=True)
 
 
 def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int | None = None) -> ImageSplit:
     """Load meta_train, meta_val or meta_test of a set as one tensor.
 
-    The decoded tensor is cached beside the list; the cache is made anew when the list or any file's size or time
-    changes. `image_size` overrides the set's own. Raises `UserError` for a missing list, a wrong column, a path that
+    The decoded tensor is cached beside the list; the cache is made anew when a file is another one than before, or was
+    changed. `image_size` overrides the set's own. Raises `UserError` for a missing list, a wrong column, a path that
     leaves the data root, or an image that is missing or damaged.
     """
     size = image_size or spec.image_size
@@ -97,20 +72,19 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     source = str(csv_path(spec, split, data_root))
     paths = [path_below(data_root, name, source) for name in table.filename]
     class_names, labels = np.unique(table.label, return_inverse=True)
-    images = channels_last(_decode_cached(paths, size, spec.channels, csv_path(spec, split, data_root)))
+    fingerprint = _fingerprint(data_root, paths)
+    images = channels_last(_decode_cached(paths, fingerprint, size, spec.channels, csv_path(spec, split, data_root)))
     return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
 
 
-def _decode_cached(paths: list[Path], size: int, channels: int, csv: Path) -> torch.Tensor:
+def _decode_cached(paths: list[Path], fingerprint: str, size: int, channels: int, csv: Path) -> torch.Tensor:
     cache = csv.with_name(f".{csv.stem}.{size}px.pt")
-    fingerprint = _fingerprint(paths)
     if cache.is_file():
-        try:
+        with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged cache is only a cache
             content = checkpoint.load(cache)
-            if content["fingerprint"] == fingerprint:
-                return content["images"]
-        except (UserError, KeyError, TypeError):
-            pass  # a damaged cache is only a cache
+            images, shape = content["images"], (len(paths), channels, size, size)
+            if content["fingerprint"] == fingerprint and images.dtype == torch.uint8 and images.shape == shape:
+                return images
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(lambda path: decode(path, size, channels), paths)
         progress = tqdm(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
@@ -120,12 +94,14 @@ def _decode_cached(paths: list[Path], size: int, channels: int, csv: Path) -> to
     return images
 
 
-def _fingerprint(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(root: Path, paths: list[Path]) -> str:
+    """What changes when any image does: its place below the root, and which file of which size and time lies there."""
+    digest = hashlib.sha256(f"rule {RULE}\n".encode())
     for path in paths:
         try:
             stat = path.stat()
         except FileNotFoundError as error:
             raise UserError(f"image {path} is listed but does not exist: write the list again with write_file/") from error
-        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        known = (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        digest.update(f"{known}\n".encode())
     return digest.hexdigest()

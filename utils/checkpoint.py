@@ -3,7 +3,9 @@
 import hashlib
 import json
 import pickle
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,15 @@ from utils.files import atomic_path
 
 
 def save(value: Any, path: str | Path) -> None:
-    """Save `value` (tensors, numbers, strings, lists, dicts) to `path`; equal values give equal files."""
+    """Save `value` (tensors, numbers, strings, lists, dicts) to `path`; equal values give equal files.
+
+    Raises `OSError` where the disk refuses.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(value, file)  # given a path, torch would write the temporary name into the file
+        try:
+            torch.save(value, file)  # given a path, torch would write the temporary name into the file
+        except RuntimeError as error:  # torch's way of saying that the disk is full
+            raise OSError(f"{path} could not be written ({' '.join(str(error).split())[:80]}): is the disk full?") from error
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
@@ -38,7 +46,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
             f"checkpoint {path} is damaged or holds more than tensors and plain values, and was not opened: "
             "save its state_dict again with torch.save"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file makes torch's reader raise whatever comes
         raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
 
 
@@ -50,13 +58,20 @@ def _load_safetensors(path: Path, device: str | torch.device) -> dict[str, torch
 
 
 def cached(folder: Path, key: object, compute: Callable[[], Any]) -> Any:
-    """`compute()`, or what it gave the last time for this `key` (anything that JSON can write), kept in `folder`."""
+    """`compute()`, or what it gave the last time for this `key` (anything that JSON can write), kept in `folder`.
+
+    A file that is damaged is made anew, and a disk that keeps nothing costs time alone.
+    """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = folder / f"{digest}.pt"
     if path.is_file():
-        return load(path)
+        with suppress(UserError):
+            return load(path)
     value = compute()
-    save(value, path)
+    try:
+        save(value, path)
+    except OSError as error:
+        print(f"note: {path} is not kept, and will be computed again ({error})", file=sys.stderr)
     return value
 
 

@@ -1,22 +1,42 @@
 """Writing files so that nothing is ever half written, and reading paths that others wrote."""
 
+import codecs
+import csv
+import glob
+import hashlib
+import io
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from utils.errors import UserError
 
+ABANDONED = 3600  # seconds after which a temporary file belongs to nobody any more
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; rename it to `path` on success, remove it on failure."""
+    """Yield a temporary path in the folder of `path`; rename it to `path` on success, remove it on failure.
+
+    What processes left behind that were killed over the same path is removed. Raises `UserError` where `path` is there and
+    no ordinary file: a link, a device or a pipe is never replaced.
+    """
     path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path} is no ordinary file and is not replaced: name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    prefix = f".{path.name}.part-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,12 +53,56 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def digest(path: Path) -> str:
+    """What a file's content comes to (SHA-256)."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file with a header, all of it as text. Raises `UserError` naming a file that is none."""
+    """A CSV file with a header, all of it as text without blanks at the ends; the index counts the file's lines.
+
+    Lines without a word are skipped, empty cells beyond the header are no cells. Raises `UserError` naming file and line.
+    """
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        lines = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True)
+        read = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
+    rows = {line: _without_empty_end(row) for line, row in read if any(row)}
+    if not rows:
+        raise UserError(f"{path} is empty: expected a line with the names of its columns")
+    first, header = next(iter(rows.items()))
+    del rows[first]
+    if len(header) == 1 and re.search(r"[;\t]", header[0]):
+        raise UserError(f"{path}, line {first}: its cells are not separated by commas; save it as CSV with commas")
+    if "" in header or len(set(header)) < len(header):
+        raise UserError(f"{path}, line {first}: columns {', '.join(header)}; expected a different name for each")
+    for line, row in rows.items():
+        if len(row) > len(header):
+            raise UserError(
+                f"{path}, line {line} has {len(row)} cells and the header {len(header)}, from {row[len(header)]!r} on: "
+                "several values of one cell are separated by semicolons, and a comma inside one needs quotes"
+            )
+    filled = [row + [""] * (len(header) - len(row)) for row in rows.values()]
+    return pd.DataFrame(filled, columns=header, index=list(rows), dtype=str)
+
+
+def _text_of(path: Path) -> str:
+    """A text file's content: UTF-8, or what its first bytes (the byte order mark) say. Raises `UserError`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return content.decode(encoding)
+
+
+def _without_empty_end(row: list[str]) -> list[str]:
+    return row[: max((place for place, cell in enumerate(row, start=1) if cell), default=0)]
 
 
 def path_below(root: Path, name: str, source: str) -> Path:

@@ -1,6 +1,7 @@
 """What the scripts of this folder share: finding images, checking them, writing lists, comparing the counts."""
 
 import argparse
+import itertools
 import shutil
 import tarfile
 import tempfile
@@ -13,11 +14,13 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.image_files import class_folders, decode
 from datasets.registry import SPLITS, DatasetSpec, get_spec
-from datasets.split import IMAGE_SUFFIXES, csv_path, decode
+from datasets.split import csv_path
 from utils.cli import exit_with_message
 from utils.errors import UserError
 from utils.files import write_text
+from utils.names import check_same_classes, shown
 from utils.vision import import_torchvision
 
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
@@ -82,6 +85,7 @@ def run_script(
     def work() -> None:
         spec = get_spec(name, task)
         splits = collect(spec, data_root)
+        check_classes(spec, splits)
         for split, classes in splits.items():
             check(classes, f"{spec.folder}/{split}")
         for split, classes in splits.items():
@@ -91,21 +95,6 @@ def run_script(
     exit_with_message(work)
 
 
-def class_folders(folder: Path) -> ClassFiles:
-    """The sub-folders of `folder` as classes. Raises `UserError` for a missing folder or a class without images."""
-    if not folder.is_dir():
-        raise UserError(f"folder {folder} is missing: unpack the image set there (DFL2Ldata/README.md shows the layouts)")
-    classes = {entry.name: image_files(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}
-    if not classes:
-        raise UserError(f"folder {folder} has no class folders: expected {folder}/<class>/<image>")
-    return classes
-
-
-def image_files(folder: Path) -> list[Path]:
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
-    return sorted(files)
-
-
 def split_folders(folder: Path) -> dict[str, ClassFiles]:
     """`folder/{meta_train,meta_val,meta_test}/<class>/<image>`; the papers' spelling `mete_` is accepted."""
     return {
@@ -113,8 +102,22 @@ def split_folders(folder: Path) -> dict[str, ClassFiles]:
     }
 
 
+def check_classes(spec: DatasetSpec, splits: Mapping[str, ClassFiles]) -> None:
+    """Raise `UserError` unless the splits of a whole set have the same classes, and those of a few-shot set different ones."""
+    for first, second in itertools.combinations(splits, 2):
+        if spec.task == "classification":
+            check_same_classes(list(splits[first]), list(splits[second]), f"{spec.folder}/{first}", f"{spec.folder}/{second}")
+        elif both := sorted(splits[first].keys() & splits[second].keys()):
+            raise UserError(
+                f"{spec.folder}: {first} and {second} both have {shown(both)}: new classes must be new, so that a learner is "
+                "never scored on what it was trained on"
+            )
+
+
 def check(classes: ClassFiles, name: str) -> None:
-    """Raise `UserError` naming the first class without images or image that cannot be decoded."""
+    """Raise `UserError` for a split without classes, naming the first class without images or image that cannot be decoded."""
+    if not classes:
+        raise UserError(f"{name} has no classes: expected images of some")
     for label, files in classes.items():
         if not files:
             raise UserError(f"class {label!r} of {name} has no images: add some or remove its folder")

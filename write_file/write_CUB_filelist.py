@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
+from datasets.image_files import class_folders
 from datasets.registry import DatasetSpec
-from write_file.filelist import ClassFiles, class_folders, make_parser, run_script, unpack
+from write_file.filelist import ClassFiles, make_parser, run_script, unpack
 
 ARCHIVE = "CUB_200_2011.tgz"
 REMAINDERS = {"meta_train": (0, 2), "meta_val": (1,), "meta_test": (3,)}  # of the class index modulo 4

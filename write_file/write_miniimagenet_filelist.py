@@ -9,11 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
-import pandas as pd
-
 from datasets.registry import DatasetSpec
 from utils.errors import UserError
-from utils.files import path_below
+from utils.files import path_below, read_csv
+from utils.names import tidy_class
 from write_file.filelist import ClassFiles, make_parser, run_script, split_folders
 
 LISTS = {"meta_train": "train.csv", "meta_val": "val.csv", "meta_test": "test.csv"}
@@ -24,9 +23,10 @@ def listed_images(folder: Path, name: str) -> ClassFiles:
     path = folder / name
     if not path.is_file():
         raise UserError(f"{path} is missing: {folder}/images needs train.csv, val.csv and test.csv beside it")
-    table = pd.read_csv(path, dtype=str)
+    table = read_csv(path)
     if not {"filename", "label"} <= set(table.columns):
         raise UserError(f"{path} has the columns {', '.join(table.columns)}; expected filename,label")
+    table["label"] = [tidy_class(label, str(path)) for label in table.label]
     return {
         str(label): sorted(path_below(folder / "images", file, str(path)) for file in group.filename)
         for label, group in table.groupby("label")

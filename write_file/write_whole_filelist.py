@@ -13,9 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
+from datasets.image_files import class_folders
 from datasets.registry import WHOLE_SPECS, DatasetSpec, get_spec
 from utils.errors import UserError
-from write_file.filelist import ClassFiles, class_folders, fetch_cifar, make_parser, run_script, split_folders
+from write_file.filelist import ClassFiles, fetch_cifar, make_parser, run_script, split_folders
 
 READERS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # torchvision's
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from datasets.split import images_below, read_images
+from datasets.image_files import images_of, read_images
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.whole_class import StudentSpec, WholeClassMethod
 from methods.inversion.terms import add_term_flags, weights_of
@@ -117,7 +117,7 @@ class PooledDistillation(DataFreeDistillation):
         size = spec.image_size
         self.images = ImagePool(size, self.device, args.pool_on_device, spec.dataset.channels)
         if args.cmi_init:
-            self.images.add(to_float(read_images(images_below(args.cmi_init), size).to(self.device)))
+            self.images.add(to_float(read_images(images_of(args.cmi_init), size).to(self.device)))
 
     def draw_labels(self) -> Tensor:
         """Random classes for a batch, sorted, so that a grid of its images is easy on the eye."""

@@ -13,13 +13,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.split import images_below, read_images
+from datasets.given import as_images, as_labels
+from datasets.image_files import class_folders, images_of, read_images
 from methods.metalearners import get_metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from utils import checkpoint, cli
@@ -40,7 +42,7 @@ class FewShotClassifier:
         self.learner, self.steps = learner, steps
         self.metalearner = get_metalearner(metalearner)(learner.network, inner_lr, inductive=not transductive)
         self.device = next(iter(learner.params.values())).device
-        self.classes: list[str] = []
+        self.classes: list[Any] = []  # sorted
 
     @classmethod
     def load(
@@ -65,10 +67,16 @@ class FewShotClassifier:
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} holds no learner ({error}): expected the best.pt of a run of main.py") from error
 
-    def fit(self, images: Tensor, labels: Sequence[str]) -> "FewShotClassifier":
-        """Adapt to the support set: uint8, or float in [0, 1], images (M, 3, H, W) of any size and M class names."""
-        if len(images) != len(labels) or not len(labels):
+    def fit(self, images: Any, labels: Any) -> "FewShotClassifier":
+        """Adapt to a support set of M images (whatever `datasets.given.as_images` takes) and M classes, names or numbers.
+
+        Raises `UserError` for numbers of another range, and for fewer than two classes.
+        """
+        images, labels = as_images(images, self.learner.spec.image_size), as_labels(labels)
+        if len(images) != len(labels):
             raise UserError(f"the support set has {len(images)} images and {len(labels)} labels; expected as many of both")
+        if len({isinstance(label, str) for label in labels}) > 1:
+            raise UserError("the support set has names and numbers as classes; expected one kind")
         self.classes = sorted(set(labels))
         if len(self.classes) < 2:
             raise UserError(f"the support set has the class {self.classes[0]!r} alone; expected two or more")
@@ -82,29 +90,34 @@ class FewShotClassifier:
         return self
 
     @torch.no_grad()
-    def predict_proba(self, images: Tensor) -> Tensor:
-        """Probabilities (B, N) of images (B, 3, H, W), in the order of `classes`. Raises `UserError` before `fit`."""
+    def predict_proba(self, images: Any) -> Tensor:
+        """Probabilities (B, N) of images as `fit` takes them, in the order of `classes`.
+
+        Raises `UserError` before `fit`, for numbers of another range, and where an answer is not finite.
+        """
         if not self.classes:
             raise UserError("the classifier has seen no support set: call fit first")
+        images = as_images(images, self.learner.spec.image_size)
         parts = [
             self.metalearner.classify(
                 self.adapted, self.support, self.labels, self.learner.prepare(some.to(self.device)), len(self.classes)
             )
             for some in images.split(len(images) if not self.metalearner.inductive else QUERIES_AT_ONCE)
         ]
-        return F.softmax(torch.cat(parts), 1)
+        probabilities = F.softmax(torch.cat(parts), 1)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise UserError("the learner's answers are not finite: it was damaged, or its training failed")
+        return probabilities
 
-    def predict(self, images: Tensor) -> list[str]:
+    def predict(self, images: Any) -> list[Any]:
         """The most probable class of each image."""
         return [self.classes[index] for index in self.predict_proba(images).argmax(1).tolist()]
 
 
 def labelled_below(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files below DIR/<class>/ and their classes."""
-    paths = [path for path in images_below(folder) if path.parent != folder]
-    if not paths:
-        raise UserError(f"--support {folder}: expected a folder for each class, {folder}/<class>/<image>")
-    return paths, [path.relative_to(folder).parts[0] for path in paths]
+    """The image files of the classes DIR/<class>/, and their classes. Raises `UserError` as `class_folders` does."""
+    classes = class_folders(folder)
+    return [path for paths in classes.values() for path in paths], [name for name, paths in classes.items() for _ in paths]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classifier = FewShotClassifier.load(args.run, cli.prepare_machine(args), args.transductive, args.metalearner)
     size = classifier.learner.spec.image_size
     paths, labels = labelled_below(args.support)
-    queries = images_below(args.query)
+    queries = images_of(args.query)
     probabilities = classifier.fit(read_images(paths, size), labels).predict_proba(read_images(queries, size))
     best = probabilities.argmax(1)
     answers = pd.DataFrame(

@@ -19,6 +19,7 @@ from models import create_model
 from models.published import Published, read_published
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
+from utils.files import digest
 from utils.images import Augmentation
 
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
@@ -123,16 +124,21 @@ class TeacherPool:
                 "lower --way_train to that"
             )
 
-    def fingerprint(self) -> list[tuple[str, int | str, int]]:
-        """What identifies the pool's teachers: name, size and time of each file."""
+    def fingerprint(self) -> list[tuple]:
+        """What identifies the pool's teachers, each by itself."""
         return [self.fingerprint_of(teacher_id) for teacher_id in range(len(self))]
 
-    def fingerprint_of(self, teacher_id: int) -> tuple[str, int | str, int]:
-        """The same of one teacher; for a service what it says, and nothing lasting where it says nothing."""
+    def fingerprint_of(self, teacher_id: int) -> tuple:
+        """What changes when a teacher does: its file's content and what the list says of it.
+
+        For a service what it says itself, and nothing lasting where it says nothing.
+        """
         row = self.rows[teacher_id]
         if row.listed is not None or teacher_id in self._given:
-            return row.path.name, (row.listed.fingerprint if row.listed else "") or uuid4().hex, 0
-        return row.path.name, row.path.stat().st_size, row.path.stat().st_mtime_ns
+            content = (row.listed.fingerprint if row.listed else "") or uuid4().hex
+        else:
+            content = digest(row.path)
+        return row.path.name, content, row.arch, row.class_keys, row.image_size, row.mean, row.std
 
     def _load(self, row: TeacherRow) -> Teacher:
         published = self._published.get(row.path) or read_published(checkpoint.load(row.path), str(row.path))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.image_files import decode
 from datasets.registry import SPECS, get_domains, get_spec
-from datasets.split import csv_path, decode, load_split, read_list
+from datasets.split import csv_path, load_split, read_list
 from utils.errors import UserError
 
 CIFAR = SPECS["cifar100"]
@@ -50,6 +51,21 @@ def test_a_damaged_cache_is_made_anew(root: Path) -> None:
     assert len(caches) == 1
     caches[0].write_bytes(b"damaged")
     assert torch.equal(load_split(CIFAR, "meta_test", root).images, before.images)
+
+
+def test_folders_that_change_their_names_change_the_labels(root: Path) -> None:
+    """Nothing about the files themselves changes, neither name nor size nor time."""
+    split = root / "cifar100" / "meta_test"
+    names = sorted(folder.name for folder in split.iterdir())[:2]
+    for folder, colour in zip(names, (0, 200), strict=True):
+        for file in (split / folder).iterdir():
+            Image.new("RGB", (32, 32), (colour, 0, 0)).save(file, "bmp")
+            os.utime(file, (10**9, 10**9))
+    assert load_split(CIFAR, "meta_test", root).images[[0, 8], 0, 0, 0].tolist() == [0, 200]
+    for before, after in ((names[0], "x"), (names[1], names[0]), ("x", names[1])):
+        (split / before).rename(split / after)
+    found = load_split(CIFAR, "meta_test", root)
+    assert found.images[[0, 8], 0, 0, 0].tolist() == [200, 0]
 
 
 def test_a_moved_tree_still_works(root: Path, tmp_path: Path) -> None:

@@ -232,3 +232,54 @@ def test_a_whole_set_of_few_shot_images(data_root: Path, tmp_path: Path) -> None
     assert (train.groupby("label").size() == 6).all()  # five sixths of eight images
     names = train.merge(test, on="label")
     assert (names.filename_x.str.rsplit("/", n=1).str[1] < names.filename_y.str.rsplit("/", n=1).str[1]).all()
+
+
+def coloured(folder: Path, number: int = 2) -> None:
+    folder.mkdir(parents=True)
+    for image in range(number):
+        Image.new("RGB", (16, 16), (image, 0, 0)).save(folder / f"{image}.png")
+
+
+def test_train_and_test_of_a_whole_set_have_the_same_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, names in (("train", ("Airplane", "bird")), ("test", ("airplane", "bird"))):
+        for name in names:
+            coloured(tmp_path / "cifar10" / split / name)
+    message = fails(write_whole_filelist, tmp_path, capsys, "--dataset", "cifar10")
+    assert "cifar10/train alone has Airplane; cifar10/test alone has airplane" in message
+    assert not (tmp_path / "cifar10" / "split").exists()
+
+
+def test_no_class_stands_in_two_splits_of_a_few_shot_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, names in (("meta_train", "ab"), ("meta_val", "cd"), ("meta_test", "eb")):
+        for name in names:
+            coloured(tmp_path / "cifar100" / split / name)
+    assert "meta_train and meta_test both have b" in fails(write_cifar100_filelist, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (b"filename,label,\na.png,NA,\nb.png,nan,\n", ["NA", "nan"]),
+        ("filename,label\na.png,owl\nb.png,owl \n".encode("utf-16"), ["owl", "owl"]),
+        (b"", None),
+        (b"filename,label\n", None),
+        (b"filename,label\na.png,owl,7\n", None),
+    ],
+)
+def test_no_list_is_written_empty_or_with_labels_lost(
+    content: bytes, labels: list[str] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "Miniimagenet"
+    coloured(folder / "images")
+    for number in range(2):
+        (folder / "images" / f"{number}.png").rename(folder / "images" / f"{'ab'[number]}.png")
+    for split in ("train", "val"):
+        (folder / f"{split}.csv").write_text(f"filename,label\na.png,{split}\n")
+    (folder / "test.csv").write_bytes(content)
+    if labels is None:
+        assert "test" in fails(write_miniimagenet_filelist, tmp_path, capsys)
+        assert not (folder / "split").exists()
+        return
+    write_miniimagenet_filelist.main(["--data_root", str(tmp_path)])
+    table = pd.read_csv(folder / "split" / "meta_test.csv", dtype=str, keep_default_na=False)
+    assert list(table.label) == labels

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import main
+from datasets.image_files import images_of
 from methods.runs import predict
 from methods.runs.predict import FewShotClassifier, read_images
 from utils import checkpoint
@@ -46,7 +47,7 @@ def test_the_command_classifies_a_folder(metalearner: str, run: Path, folders: t
 
 def test_a_prediction_does_not_depend_on_the_other_queries(run: Path, folders: tuple[Path, Path]) -> None:
     paths, labels = predict.labelled_below(folders[0])
-    queries = read_images(predict.images_below(folders[1]), 16)
+    queries = read_images(images_of(folders[1]), 16)
     classifier = FewShotClassifier.load(run).fit(read_images(paths, 16), labels)
     together = classifier.predict_proba(queries)
     alone = torch.cat([classifier.predict_proba(image[None]) for image in queries])
@@ -84,7 +85,58 @@ def test_what_is_wrong_is_said(run: Path, folders: tuple[Path, Path], tmp_path: 
     checkpoint.save({"learner": 3}, tmp_path / "best.pt")
     with pytest.raises(UserError, match="holds no learner"):
         FewShotClassifier.load(tmp_path)
-    with pytest.raises(UserError, match="expected a folder for each class"):
+    with pytest.raises(UserError, match=r"has no class folders: expected .*<class>/<image>"):
         predict.labelled_below(folders[0] / "red")
-    with pytest.raises(UserError, match="holds no images"):
-        predict.images_below(run / "images" / "nothing")
+    with pytest.raises(UserError, match="nothing is missing"):
+        images_of(run / "images" / "nothing")
+
+
+def test_images_and_labels_come_as_data_loaders_give_them(run: Path, folders: tuple[Path, Path]) -> None:
+    classifier = FewShotClassifier.load(run)
+    paths, names = predict.labelled_below(folders[0])
+    wanted = classifier.fit(paths, names).predict_proba(paths)
+    images = read_images(paths, 16)
+    for labels in (
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        torch.tensor([0, 0, 0, 1, 1, 1]).numpy(),
+        list(torch.tensor([4, 4, 4, 7, 7, 7])),
+    ):
+        found = classifier.fit(images.permute(0, 2, 3, 1).numpy(), labels)
+        assert len(found.classes) == 2
+        assert all(isinstance(label, int) for label in found.classes)
+        assert torch.equal(found.predict_proba(images), wanted)
+    with pytest.raises(UserError, match="divide by 255"):
+        classifier.fit(images.float(), names)
+    with pytest.raises(UserError, match="one class for each image"):
+        classifier.fit(images, torch.eye(6))
+    with pytest.raises(UserError, match="names and numbers"):
+        classifier.fit(images, [*names[:5], 3])
+
+
+def test_answers_that_are_not_finite_are_an_error(run: Path, folders: tuple[Path, Path]) -> None:
+    classifier = FewShotClassifier.load(run)
+    paths, names = predict.labelled_below(folders[0])
+    classifier.fit(paths, names)
+    classifier.adapted = {name: value * torch.nan for name, value in classifier.adapted.items()}
+    with pytest.raises(UserError, match="not finite"):
+        classifier.predict_proba(paths)
+
+
+def test_every_visible_folder_is_a_class_or_the_command_refuses(
+    run: Path, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--run", str(run), "--support", str(folders[0]), "--query", str(folders[1]), "--out", str(tmp_path / "o.csv")]
+    hidden = folders[0] / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (hidden / "000.png").write_bytes(b"damaged")
+    (folders[1] / "._photo.jpg").write_bytes(b"what a Mac leaves")
+    predict.main(where)
+    assert list(pd.read_csv(tmp_path / "o.csv").columns) == ["file", "class", "p(red)", "p(teal)"]
+    (folders[1] / "scan.heic").write_bytes(b"")
+    capsys.readouterr()
+    predict.main(where)
+    assert "1 file .heic left out, 8 files .jpg read" in capsys.readouterr().err
+    (folders[0] / "green").mkdir()
+    (folders[0] / "green" / "a.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"class 'green' has no images: .*only 1 file \.heic"):
+        predict.main(where)

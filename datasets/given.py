@@ -1,0 +1,84 @@
+"""Images and labels as Python code has them: tensors, arrays, Pillow's pictures and paths, to what a learner takes."""
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.image_files import decode, shrink
+from utils.errors import UserError
+from utils.images import resize, to_float
+
+ROUNDING = 1e-3  # by which floats may leave [0, 1], as resized ones do
+
+
+def as_images(given: Any, size: int) -> Tensor:
+    """A batch of images, uint8 or float in [0, 1], (M, 3, H, W).
+
+    given: a tensor or array (M, 3, H, W), (M, H, W, 3), or grey (M, 1, H, W), (M, H, W, 1), (M, H, W), of bytes or of floats
+    in [0, 1]; or a sequence of paths, Pillow pictures and single images of those kinds, which are brought to `size` pixels
+    where they differ. Raises `UserError` for numbers of another range, and for anything else.
+    """
+    if isinstance(given, (Tensor, np.ndarray)):
+        return _batch(torch.as_tensor(given))
+    if isinstance(given, (str, Path, Image.Image)) or not isinstance(given, Sequence) or not len(given):
+        raise UserError(f"images are {type(given).__name__}; expected a tensor, an array, or a list of pictures or paths")
+    images = [_one(image, size) for image in given]
+    if len({image.shape for image in images}) > 1 or len({image.dtype for image in images}) > 1:
+        images = [resize(image if image.is_floating_point() else to_float(image), size) for image in images]
+    return torch.cat(images)
+
+
+def _one(image: Any, size: int) -> Tensor:
+    if isinstance(image, (str, Path)):
+        return torch.from_numpy(decode(Path(image), size).copy())[None]
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(shrink(image, size, "a picture").copy())[None]
+    if isinstance(image, (Tensor, np.ndarray)):
+        return _batch(torch.as_tensor(image)[None])
+    raise UserError(f"an image is {type(image).__name__}; expected a path, a Pillow picture, a tensor or an array")
+
+
+def _batch(images: Tensor) -> Tensor:
+    if images.ndim == 3 and 3 in (images.shape[0], images.shape[2]):
+        raise UserError(
+            f"images have the shape {tuple(images.shape)}, which may be one in colour: expected (1, 3, H, W) for one"
+        )
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise UserError(f"images have the shape {tuple(images.shape)}; expected (M, 3, H, W) or (M, H, W, 3)")
+    low, high = images.min().item(), images.max().item()
+    if images.is_floating_point():
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also where one is not a number
+            how = "divide by 255" if low >= 0 and high <= 255 else "take the normalisation away: it is the learner's own"
+            raise UserError(f"images lie between {low:.4g} and {high:.4g}; expected floats in [0, 1] or bytes: {how}")
+        images = images.to(torch.get_default_dtype()).clamp(0, 1)
+    elif images.dtype == torch.bool or low < 0 or high > 255:
+        raise UserError(f"images are {images.dtype} between {low} and {high}; expected bytes from 0 to 255 or floats in [0, 1]")
+    else:
+        images = images.to(torch.uint8)
+    return images.expand(-1, 3, -1, -1)
+
+
+def as_labels(given: Any) -> list[Hashable]:
+    """A plain value for each image, of a sequence, tensor or array of one dimension. Raises `UserError` for others."""
+    if isinstance(given, (Tensor, np.ndarray)):
+        if given.ndim != 1:
+            raise UserError(f"labels have the shape {tuple(given.shape)}; expected one class for each image")
+        given = given.tolist()
+    if isinstance(given, str):
+        raise UserError(f"labels are the text {given!r}; expected a list with a class for each image")
+    labels = [
+        label.item() if isinstance(label, (Tensor, np.generic, np.ndarray)) and label.ndim == 0 else label for label in given
+    ]
+    for label in labels:
+        if not isinstance(label, (str, int, float, tuple)) or label != label:  # a number that is none differs from itself
+            raise UserError(f"the label {label!r} is no class: expected a name or a number")
+    return labels

@@ -1,0 +1,164 @@
+"""Which files are images, which folders are classes, and one way to read an image file."""
+
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from utils.errors import UserError
+from utils.names import tidy_class
+
+RULE = 2  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
+PHOTOS = (".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .jp2 .ppm .pgm .pbm .pnm .tga").split()
+IMAGE_SUFFIXES = {suffix for suffix in PHOTOS if Image.registered_extensions().get(suffix) in Image.OPEN}  # by this Pillow
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+WHITE = (255, 255, 255)  # the ground under what is transparent
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no data: what systems and editors leave behind (`.ipynb_checkpoints`, `__MACOSX`, `._x`)."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, sorted; folders behind links are looked into once.
+
+    Raises `UserError` for a name that is not UTF-8, and for a folder that is not there.
+    """
+    if not folder.is_dir():
+        raise UserError(f"folder {folder} is missing")
+    return sorted(_walk(folder, set()))
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    place = folder.stat()
+    if (place.st_dev, place.st_ino) in seen:
+        return
+    seen.add((place.st_dev, place.st_ino))
+    for entry in folder.iterdir():
+        if is_hidden(entry.name):
+            continue
+        check_name(entry)
+        if entry.is_dir():
+            yield from _walk(entry, seen)
+        else:
+            yield entry
+
+
+def check_name(path: Path) -> None:
+    """Raise `UserError` for a file name that no list can hold."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8: rename it") from error
+
+
+def images_of(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted, and a note on stderr about the files that are none.
+
+    Raises `UserError` where there is none, naming the files that this program does not read.
+    """
+    files = visible_files(folder)
+    found = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    others = [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
+    if not found:
+        there = f", only {kinds(others)}" if others else ""
+        raise UserError(f"{folder} holds no images{there}: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if others:
+        print(f"note: {folder}: {kinds(others)} left out, {kinds(found)} read", file=sys.stderr)
+    return found
+
+
+def kinds(files: Sequence[Path]) -> str:
+    """Files by their endings, in words: `3 files .heic`."""
+    counts = Counter(file.suffix.lower() or "without an ending" for file in files)
+    return ", ".join(f"{number} file{'s' * (number > 1)} {ending}" for ending, number in counts.most_common())
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """The visible folders of `folder` as classes: name -> the images below it, both sorted.
+
+    Raises `UserError` for a missing folder, for one without folders, for a class without images, and for two folders of
+    one name; images that lie beside the folders belong to no class, which a note on stderr says.
+    """
+    if not folder.is_dir():
+        raise UserError(f"folder {folder} is missing: expected {folder}/<class>/<image> (DFL2Ldata/README.md shows each set's)")
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    for entry in entries:
+        check_name(entry)
+    classes: dict[str, list[Path]] = {}
+    for entry in (entry for entry in entries if entry.is_dir()):
+        name = tidy_class(entry.name, str(folder))
+        if name in classes:
+            raise UserError(f"{folder} has two folders called {name!r}: put their images into one")
+        try:
+            classes[name] = images_of(entry)
+        except UserError as error:
+            raise UserError(f"class {name!r} has no images: {error}; add some or remove its folder") from error
+    if not classes:
+        raise UserError(f"folder {folder} has no class folders: expected {folder}/<class>/<image>")
+    astray = [entry for entry in entries if not entry.is_dir() and entry.suffix.lower() in IMAGE_SUFFIXES]
+    if astray:
+        print(f"note: {folder}: {kinds(astray)} beside the class folders left out", file=sys.stderr)
+    return dict(sorted(classes.items()))
+
+
+def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
+    """Read an image file of any size as uint8 (channels, size, size), the way a viewer shows it.
+
+    Turned as its EXIF data say; what is transparent on white; 16 bits scaled to 8; of an animation the first picture.
+    Raises `UserError` naming a file that cannot be read, or whose numbers have no known white.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"image {path} is no file: replace or remove it")
+        with Image.open(path) as file:
+            return shrink(file, size, f"image {path}", channels)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(
+            f"image {path} does not exist: if it stands in a list, write the list again with write_file/"
+        ) from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise UserError(f"image {path} has more than {limit} million pixels: make it smaller") from error
+    except Exception as error:  # a damaged file makes Pillow's readers raise whatever comes
+        raise UserError(f"image {path} cannot be read ({error}): replace or remove it") from error
+
+
+def shrink(picture: Image.Image, size: int, source: str, channels: int = 3) -> np.ndarray:
+    """An opened picture as `decode` gives it, uint8 (channels, size, size). Raises `UserError` naming `source`."""
+    opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, source)
+    image = opaque.convert("RGB" if channels == 3 else "L")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _as_bytes(image: Image.Image, kind: str | None, source: str) -> Image.Image:
+    """The same picture with 8 opaque bits a channel."""
+    wide = image.mode == "I" and kind in ("PNG", "PPM")  # 16 bits, as Pillow reads them there
+    if image.mode in SIXTEEN_BITS or wide:
+        values = np.asarray(image).astype(np.float64)
+        if "transparency" in image.info:
+            values[values == image.info["transparency"]] = 65535.0
+        return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"{source} has numbers of Pillow's mode {image.mode}, whose white nobody knows: save it with 8 bits")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        picture = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        ground = Image.new("RGBA", picture.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    return image
+
+
+def read_images(paths: Sequence[Path], size: int) -> torch.Tensor:
+    """Image files of any size as uint8 (M, 3, size, size). Raises `UserError` naming a file that cannot be read."""
+    return torch.stack([torch.from_numpy(decode(path, size).copy()) for path in paths])

@@ -1,0 +1,60 @@
+"""Names of classes: when two are one, when two lists are the same, and which pairs a reader would take for one."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from utils.errors import UserError
+
+SHOWN = 5  # names of a list that an error shows
+
+
+def tidy(name: str) -> str:
+    """A name as it is compared: letters composed (NFC), no blanks at its ends, single ones inside."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def tidy_class(name: str, source: str) -> str:
+    """The same, for a name that is going to stand in lists. Raises `UserError` naming `source` where it cannot."""
+    plain = tidy(name)
+    if not plain or ";" in plain or not plain.isprintable():
+        raise UserError(f"{source}: {name!r} cannot be a class name: expected letters to read, and no semicolon")
+    return plain
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of different names that a reader would take for one: capitals, blanks, hyphens and underscores apart."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in sorted(set(names)):
+        first = seen.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first few names of a list, for a sentence."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def check_same_classes(first: Sequence[str], second: Sequence[str], first_is: str, second_is: str) -> None:
+    """Raise `UserError`, showing both, where two lists do not name the same classes; their order is no matter."""
+    ours, theirs = ({tidy(name) for name in names} for names in (first, second))
+    if ours == theirs:
+        return
+    parts = [
+        f"{who} alone has {shown(sorted(own))}" for who, own in ((first_is, ours - theirs), (second_is, theirs - ours)) if own
+    ]
+    alike = look_alikes(ours ^ theirs)
+    hint = f" ({alike[0][0]} and {alike[0][1]} look alike: spell them alike)" if alike else ""
+    raise UserError(f"the classes of {first_is} and of {second_is} differ: {'; '.join(parts)}{hint}")
+
+
+def check_same_order(first: Sequence[str], second: Sequence[str], first_is: str, second_is: str) -> None:
+    """Raise `UserError`, showing both, where two lists do not name the same classes in the same order."""
+    check_same_classes(first, second, first_is, second_is)
+    if [tidy(name) for name in first] != [tidy(name) for name in second]:
+        raise UserError(f"{first_is} has the classes in the order {shown(first)}; {second_is} in the order {shown(second)}")
