@@ -59,17 +59,20 @@ def check_name(path: Path) -> None:
         raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8: rename it") from error
 
 
-def images_of(folder: Path) -> list[Path]:
+def images_of(folder: Path, name: str = "") -> list[Path]:
     """The image files below a folder, sorted, and a note on stderr about the files that are none.
 
-    Raises `UserError` where there is none, naming the files that this program does not read.
+    Raises `UserError` where there is none, naming the files that this program does not read, and the folder by `name`.
     """
     files = visible_files(folder)
     found = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     others = [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
     if not found:
         there = f", only {kinds(others)}" if others else ""
-        raise UserError(f"{folder} holds no images{there}: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(
+            f"{name or folder} has no images{there}: add some or remove its folder; expected files that end in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     if others:
         print(f"note: {folder}: {kinds(others)} left out, {kinds(found)} read", file=sys.stderr)
     return found
@@ -97,10 +100,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
         name = tidy_class(entry.name, str(folder))
         if name in classes:
             raise UserError(f"{folder} has two folders called {name!r}: put their images into one")
-        try:
-            classes[name] = images_of(entry)
-        except UserError as error:
-            raise UserError(f"class {name!r} has no images: {error}; add some or remove its folder") from error
+        classes[name] = images_of(entry, f"class {name!r} of {folder}")
     if not classes:
         raise UserError(f"folder {folder} has no class folders: expected {folder}/<class>/<image>")
     astray = [entry for entry in entries if not entry.is_dir() and entry.suffix.lower() in IMAGE_SUFFIXES]

@@ -133,7 +133,7 @@ def create_model(
             raise UserError(f"{name} halves its input too often: image size {image_size} is below {spec.least_size}")
         return spec.make(num_classes, image_size, NORMS[norm], channels, global_pool)
     if is_foreign(name) and norm == "running":
-        return create_foreign(name, num_classes)
+        return create_foreign(name, num_classes, image_size)
     raise UserError(
         f"unknown backbone {name!r}: choose from {', '.join(model_names())}; teachers may also be torchvision/NAME, timm/NAME "
         "or module:function"
@@ -147,7 +147,8 @@ def create_classifier(name: str, num_classes: int, image_size: int, weights: str
     """
     spec = BACKBONES.get(name, FOREIGN)
     if spec.torchvision or is_foreign(name):
-        return create_foreign(f"torchvision/{spec.torchvision}" if spec.torchvision else name, num_classes, weights)
+        foreign = f"torchvision/{spec.torchvision}" if spec.torchvision else name
+        return create_foreign(foreign, num_classes, image_size, weights)
     if name not in BACKBONES:
         raise UserError(f"unknown classifier {name!r}: choose from {', '.join(BACKBONES)}, torchvision/NAME or timm/NAME")
     if spec.classifier is not None:

@@ -1,47 +1,179 @@
 """Networks that are not ours: torchvision's, timm's, and whatever a function of the user's builds."""
 
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbone import Backbone
 from utils.code import import_function
 from utils.errors import UserError
 from utils.vision import import_torchvision
 
+TORCHSCRIPT = "torchscript"  # the arch of a file that is program and weights in one
+UNIT = 1e-3  # by which probabilities may miss 0, 1 and their sum
+FAR = 1e3  # times an image: answers that stay between 0 and 1 there as well were squashed
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey
+
 
 class Foreign(Backbone):
-    """Somebody's classifier as a teacher. Its head is its last linear layer; without one, its logits serve as features."""
+    """Somebody's classifier as a teacher.
+
+    What it answers is found out on the first images it is asked about (`settle`): where in a dict or tuple its logits lie,
+    whether a softmax made probabilities of them, whether it wants grey images, and which linear layer, the head, feeds the
+    answer. Where none does, logits serve as features, and the head changes nothing.
+    """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.num_classes = network, num_classes
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        self.head = linear[-1] if linear else nn.Linear(num_classes, num_classes)
-        self.has_head = bool(linear)
+        self.head = linear[-1] if linear else _identity(num_classes)
+        self.has_head, self.takes_grey, self.gives_probabilities, self.settled = bool(linear), False, False, False
 
     @property
     def loadable(self) -> nn.Module:
         return self.network
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor) -> Tensor:
         return self.features_and_logits(x)[0]
 
-    def features_and_logits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.settled:
+            self.settle(x.detach())
         if not self.has_head:
-            logits = self.network(x)
-            return logits.flatten(1), logits
-        seen: list[torch.Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+            logits = self._answer(x)
+            if self.gives_probabilities:
+                logits = logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
+            return logits, logits
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = self.head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
         try:
-            logits = self.network(x)
+            self._answer(x)
         finally:
             handle.remove()
-        return seen[-1].flatten(1), logits  # (B, feature_dim), (B, num_classes)
+        features, logits = seen[-1]
+        return features.flatten(1), logits  # (B, feature_dim), (B, num_classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x)
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> list[str]:
+        """Find out what the answer to images (B, 3, S, S), normalised, is; returns what a person should know of it.
+
+        Raises `UserError` for an answer that cannot be used, in a few words that a caller puts the name before.
+        """
+        training = self.training
+        self.eval()  # so that looking draws nothing and moves no statistics
+        try:
+            return self._settle(x)
+        finally:
+            self.train(training)
+
+    def _settle(self, x: Tensor) -> list[str]:
+        notes = self._settle_channels(x)
+        outputs: list[tuple[nn.Linear, Tensor]] = []
+        handles = [
+            layer.register_forward_hook(lambda layer, inputs, output: outputs.append((layer, output)))
+            for layer in self.network.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        try:
+            answer = self._answer(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        expected = (len(x), self.num_classes)
+        if tuple(answer.shape) != expected:
+            raise UserError(f"answered {tuple(answer.shape)} for {self.num_classes} classes; expected {expected}")
+        fed = [(layer, name) for layer, output in outputs for name in SQUASHES if _gives(output, name, answer)]
+        self.has_head, squash = bool(fed), fed[-1][1] if fed else self._squash(x, answer)
+        self.head = fed[-1][0] if fed else _identity(self.num_classes).to(answer)
+        if squash == "sigmoid":
+            raise UserError("answers numbers between 0 and 1 that do not sum to 1: take the sigmoid at its end off")
+        self.settled, self.gives_probabilities = True, squash == "softmax"
+        if squash == "softmax":
+            taken = "what goes into its softmax is taken" if fed else "their logarithm is taken"
+            notes.append(f"answers probabilities: {taken}")
+        if not fed:
+            notes.append("no linear layer gives its answer: logits serve as features")
+        return notes
+
+    def _settle_channels(self, x: Tensor) -> list[str]:
+        wanted = [layer.in_channels for layer in self.network.modules() if isinstance(layer, nn.Conv2d)][:1]
+        try:
+            found = self.network(x)
+        except RuntimeError:
+            if wanted in ([], [3]):
+                raise
+            if wanted != [1]:
+                raise UserError(f"takes images of {wanted[0]} channels; expected 3, or 1 for grey ones") from None
+            self.takes_grey = True
+            found = self.network(self._grey(x))
+        notes = ["takes grey images: colours are turned grey"] if self.takes_grey else []
+        if not isinstance(found, Tensor):
+            notes.append(f"answers a {type(found).__name__}, of which {_place(found)} is taken")
+        return notes
+
+    def _squash(self, x: Tensor, answer: Tensor) -> str:
+        """What squashed the answer of a network whose end is no linear layer."""
+        answers = [answer, *(self._answer(factor * x) for factor in (FAR, -FAR))]
+        usual = [part for part in answers if bool(torch.isfinite(part).all())]
+        if self.num_classes < 2 or not all(bool(((part >= -UNIT) & (part <= 1 + UNIT)).all()) for part in usual):
+            return ""
+        return "softmax" if all(_sums_to_one(part) for part in usual) else "sigmoid"
+
+    def _answer(self, x: Tensor) -> Tensor:
+        found = self.network(self._grey(x) if self.takes_grey else x)
+        return found if isinstance(found, Tensor) else _look_up(found)
+
+    def _grey(self, x: Tensor) -> Tensor:
+        return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features_and_logits(x)[1]
+
+
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda logits: logits,
+    "log-softmax": lambda logits: logits.log_softmax(1),
+    "softmax": lambda logits: logits.softmax(1),
+    "sigmoid": torch.sigmoid,
+}
+
+
+def _gives(output: Tensor, squash: str, answer: Tensor) -> bool:
+    return output.shape == answer.shape and torch.allclose(SQUASHES[squash](output), answer, rtol=1e-4, atol=1e-6)
+
+
+def _sums_to_one(answer: Tensor) -> bool:
+    return bool(((answer.sum(1) - 1).abs() < UNIT).all())
+
+
+def _identity(num_classes: int) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, num_classes, num_classes)
+    layer.load_state_dict({"weight": torch.eye(num_classes), "bias": torch.zeros(num_classes)})
+    return layer
+
+
+def _place(found: Any) -> str:
+    """Where in what is no tensor the logits lie. Raises `UserError` where that cannot be told."""
+    if isinstance(found, Mapping):
+        tensors = [str(key) for key, value in found.items() if isinstance(value, Tensor)]
+        if "logits" in tensors or len(tensors) == 1:
+            return "logits" if "logits" in tensors else tensors[0]
+        raise UserError(f"answers a dict with the keys {', '.join(map(str, found))}; expected a tensor, or one called logits")
+    if isinstance(getattr(found, "logits", None), Tensor):
+        return "logits"
+    if isinstance(found, Sequence) and found and isinstance(found[0], Tensor):
+        return "first tensor"
+    raise UserError(f"answers a {type(found).__name__}; expected a tensor of logits")
+
+
+def _look_up(found: Any) -> Tensor:
+    place = _place(found)
+    return found[0] if place == "first tensor" else found[place] if isinstance(found, Mapping) else found.logits
 
 
 def is_foreign(name: str) -> bool:
@@ -53,9 +185,10 @@ def is_code(name: str) -> bool:
     return ":" in name
 
 
-def create_foreign(name: str, num_classes: int, weights: str | None = None) -> Foreign:
+def create_foreign(name: str, num_classes: int, image_size: int, weights: str | None = None) -> Foreign:
     """An untrained `torchvision/NAME`, `timm/NAME`, or what `module:function` returns for the number of classes.
 
+    timm's networks that are made for one size of image are made for `image_size`.
     `weights` names a set of weights that torchvision downloads for the first kind ("DEFAULT": its best).
     Raises `UserError` for a name that nobody knows, for a function that gives no network, and where weights cannot be had.
     """
@@ -73,7 +206,9 @@ def create_foreign(name: str, num_classes: int, weights: str | None = None) -> F
         import_torchvision()  # timm needs it, and would fail where its operators are missing
         import timm
 
-        return Foreign(timm.create_model(rest, pretrained=False, num_classes=num_classes), num_classes)
+        config = timm.get_pretrained_cfg(rest)
+        sized: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+        return Foreign(timm.create_model(rest, pretrained=False, num_classes=num_classes, **sized), num_classes)
     except ModuleNotFoundError as error:
         raise UserError(f"arch {name!r} needs the package {error.name!r}: pip install {error.name}") from error
     except OSError as error:
@@ -87,3 +222,20 @@ def _from_function(place: str, num_classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(f"it returned {type(network).__name__}; expected a torch.nn.Module")
     return network
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a program of TorchScript and no checkpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def load_torchscript(path: Path, num_classes: int) -> Foreign:
+    """The network of a TorchScript file, which runs the code in it. Raises `UserError` for a file that is none."""
+    try:
+        return Foreign(torch.jit.load(str(path), "cpu"), num_classes)
+    except Exception as error:  # whatever a damaged file provokes
+        raise UserError(f"{path} cannot be read as TorchScript: {str(error).strip().splitlines()[-1]}") from error

@@ -1,19 +1,8 @@
-"""Reading the checkpoint files that the five papers' code writes.
-
-Four kinds are recognised by their content:
-
-- `{"teacher": state_dict, "specific": [class ids], ...}` (FREE, TGR, BiDf-MKD, PURER-Plus),
-- the same with an accuracy, `model_specific_acc_<i>.pth`,
-- a bare state_dict (PURER's `model_<i>.pth`),
-- `{"state_dict": state_dict, ...}` (Fast-Datafree; our own files have this form too).
-"""
+"""The names that the five papers' code gives to the tensors of its networks, and ours for them."""
 
 import re
-from typing import Any, NamedTuple
 
 import torch
-
-from utils.errors import UserError
 
 # The papers register each conv4 layer twice; the second name of a tensor carries nothing.
 ALIAS = re.compile(r"^trunk\.\d+\.trunk\.")
@@ -29,33 +18,6 @@ RENAMES = [
     ]
 ]
 AFTER_STEM = re.compile(r"<(\d+)>")  # ResNet blocks are numbered behind the stem's two layers
-
-
-class Published(NamedTuple):
-    """What a checkpoint file holds: weights in our names, and class ids and accuracy (0..1) where it says."""
-
-    state: dict[str, torch.Tensor]
-    class_ids: list[int] | None
-    accuracy: float | None
-
-
-def read_published(content: Any, source: str) -> Published:
-    """Recognise the loaded `content` of a checkpoint file. Raises `UserError` naming `source` if it is none of the kinds."""
-    if isinstance(content, dict) and "teacher" in content and "specific" in content:
-        accuracy = content.get("acc")
-        return Published(
-            to_our_names(content["teacher"]),
-            [int(label) for label in content["specific"]],
-            None if accuracy is None else float(accuracy) / 100,
-        )
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        return Published(to_our_names(content["state_dict"]), None, None)
-    if isinstance(content, dict) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        return Published(to_our_names(content), None, None)
-    raise UserError(
-        f"{source} is no checkpoint this program knows: expected a state_dict, {{'state_dict': ...}} "
-        "or {'teacher': ..., 'specific': ...}"
-    )
 
 
 # Fast-Datafree's classifiers: a name that only this family has -> where a layer stands, and the names outside of blocks
@@ -99,7 +61,6 @@ def _from_fast(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None
 
 def to_our_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the papers' parameters to ours; a state_dict that has our names already is returned as it is."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # what DataParallel adds
     from_fast = _from_fast(state)
     if from_fast is not None:
         return from_fast

@@ -37,7 +37,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _load_safetensors(path, device)
     try:
         return torch.load(path, map_location=device, weights_only=True)
@@ -82,11 +82,14 @@ def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source
     wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if missing or spare or wrong:
         detail = (
-            f"it lacks {missing[0]!r}"
+            f"it lacks {missing[0]!r}" + (f" and has {spare[0]!r} instead" if spare else "")
             if missing
             else f"it has a spare {spare[0]!r}"
             if spare
             else f"{wrong[0]!r} is {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}"
         )
         raise UserError(f"{source} does not fit the {type(module).__name__} it is said to be: {detail}")
+    odd = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
+    if odd is not None:
+        raise UserError(f"{source}: {odd!r} holds numbers that are not finite: its training failed, or the file is damaged")
     module.load_state_dict(state)

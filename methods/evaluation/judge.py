@@ -17,6 +17,7 @@ from models.backbone import Backbone
 from utils import seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, resize, to_uint8
+from utils.names import shown
 
 
 def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> Backbone:
@@ -77,6 +78,8 @@ def judge(
     for row, batch in zip(rows, batches, strict=True):
         split = splits[row.dataset]
         labels = [pool.class_names[class_id].split("/", 1)[1] for class_id in batch.class_ids]
+        if strange := [label for label in labels if label not in split.class_names]:
+            raise UserError(f"--judge: {row.path} knows {shown(strange)}, of which {row.dataset} has no images")
         classes = [split.class_names.index(label) for label in labels]
         hits.append(recognised(judges[row.dataset], batch, classes, get_spec(row.dataset), size))
         tiles.append(beside_real(batch, split, classes, 6, draws))

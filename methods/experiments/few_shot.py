@@ -87,7 +87,7 @@ class FewShotExperiment:
         self.teachers = TeacherPool(rows, device, args.class_order)
         self.spec = learner_spec(args, self.domains, rows)
         self.exams = self._exams()
-        self.teachers.check(method_class.looks_inside(args))
+        self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
         self.method = method_class(args, self.teachers, self.spec)
 
     def _exams(self) -> dict[str, list[Exam]]:

@@ -1,4 +1,4 @@
-"""Does a list of teachers hold what it says? Each is loaded and asked about one batch of noise."""
+"""Does a list of teachers hold what it says? Each is loaded, and a few images are shown to it."""
 
 import argparse
 
@@ -10,6 +10,7 @@ from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
+from utils.names import look_alikes
 from utils.tables import table
 
 HEADER = ["teacher", "arch", "classes", "size", "parameters", "statistics", "verdict"]
@@ -28,28 +29,33 @@ def check(args: argparse.Namespace) -> None:
     lines = [line_of(pool, teacher_id) for teacher_id in range(len(pool))]
     print(table(HEADER, lines))
     print(f"{len(pool)} teachers, {len(pool.class_names)} different classes")
+    for first, second in look_alikes(pool.class_names):
+        print(f"note: the classes {first} and {second} look alike and are taken for two")
     bad = [line for line in lines if not line[-1].startswith("good")]
     if bad:
-        raise UserError(f"{len(bad)} of {len(pool)} teachers cannot be used, first {bad[0][0]}: {bad[0][-1]}")
+        place, why = bad[0][0], bad[0][-1]
+        first = why if why.startswith(place) else f"{place}: {why}"
+        raise UserError(f"{len(bad)} of {len(pool)} teachers cannot be used, first {first}")
 
 
 def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
     """What is to be said about a teacher; the last cell begins with "good", or says what is wrong."""
     row = pool.rows[teacher_id]
     line = [str(row.path), row.arch, str(len(row.class_ids)), str(row.image_size)]
-    noise = torch.rand(4, 3, row.image_size, row.image_size, device=pool.device)
     try:
         if row.listed is not None:
+            noise = torch.rand(4, 3, row.image_size, row.image_size, device=pool.device)
             pool.black_box(teacher_id, Meter()).query(noise)
             return [*line, "?", "?", "good: answers"]
-        teacher = pool[teacher_id]
-        with torch.no_grad():
-            answers, features = teacher(noise), teacher.features(noise)
-    except (UserError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        return [*line, "", "", " ".join(str(error).split())]
+        teacher, finding = pool[teacher_id], pool.finding(teacher_id)
+    except UserError as error:
+        return [*line, "", "", " ".join(str(error).removeprefix(f"{row.path}: ").split())]
     norms = sum(isinstance(module, nn.BatchNorm2d) and module.track_running_stats for module in teacher.network.modules())
     size = sum(parameter.numel() for parameter in teacher.network.parameters())
     line += [f"{size:,}", f"{norms} layers" if norms else "none"]
-    if not bool(torch.isfinite(answers).all() & torch.isfinite(features).all()):
-        return [*line, "its answers are not finite"]
-    return [*line, "good" if norms else "good, but without statistics to invert with (--bn does nothing)"]
+    said = [*finding.notes]
+    if not finding.invertible:
+        said.insert(0, "answers, but passes no gradient to the images: of use as a black box alone")
+    elif not norms:
+        said.insert(0, "without statistics to invert with (--bn does nothing)")
+    return [*line, "good: " + "; ".join(said) if said else "good"]

@@ -1,18 +1,21 @@
 """One teacher of all classes of a set, as data-free distillation has it: where its file lies, and loading it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from datasets.registry import DatasetSpec
+from methods.teachers.inspection import check_said, inspect
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_classifier
 from models.backbone import Backbone
-from models.published import read_published
+from models.state_dicts import Content, load_into, read_content
 from utils import checkpoint, seed
 from utils.errors import UserError
 
+NAMELESS = "#"  # what the names of classes begin with that are only numbers
 PRETRAINED = "IMAGENET1K_V1"  # torchvision's name for the weights that the papers' ImageNet recipe starts from
 
 
@@ -21,9 +24,15 @@ def default_path(dataset: str, arch: str) -> Path:
     return Path("checkpoints") / "pretrained" / f"{dataset}_{arch.replace('/', '_')}.pth"
 
 
-def read_weights(network: Backbone, path: Path) -> None:
-    """Load a checkpoint, ours or of Fast-Datafree's code, into `network`. Raises `UserError` where it does not fit."""
-    checkpoint.load_weights(network.loadable, read_published(checkpoint.load(path), str(path)).state, path)
+def read_weights(network: Backbone, path: Path) -> Content:
+    """Load a checkpoint, ours or of Fast-Datafree's code, into `network`; returns what else it says.
+
+    Raises `UserError` where it does not fit.
+    """
+    content = read_content(checkpoint.load(path), str(path))
+    for note in load_into(network, content.state, str(path)):
+        print(f"note: {path}: {note}", file=sys.stderr)
+    return content
 
 
 def load_classifier(
@@ -45,7 +54,12 @@ def load_classifier(
         )
     with seed.kept():  # what a teacher starts from must not change what the run draws
         network = create_classifier(arch, len(class_names), image_size, None if path else PRETRAINED)
+    form = ImageForm(image_size, spec.mean, spec.std)
     if path is not None:
-        read_weights(network, path)
+        named = () if class_names[0].startswith(NAMELESS) else class_names
+        check_said(read_weights(network, path), named, form, arch, str(path))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(network, class_names, ImageForm(image_size, spec.mean, spec.std), arch=arch)
+    teacher = Teacher(network, class_names, form, arch=arch)
+    for note in inspect(teacher, str(path or arch)).notes:
+        print(f"note: {path or arch}: {note}", file=sys.stderr)
+    return teacher

@@ -1,10 +1,12 @@
 """Where teachers are listed: `teachers.csv`, the folders of the papers' own code, and services."""
 
+import math
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,15 +14,17 @@ from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spe
 from methods.services.black_box import Listed, services_of
 from methods.services.client import HttpServer
 from models import MIXED_ARCHITECTURES, model_names
-from models.foreign import is_code, is_foreign
+from models.foreign import TORCHSCRIPT, is_code, is_foreign
 from utils import cli
 from utils.errors import UserError
 from utils.files import read_csv, write_text
+from utils.names import tidy
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
 OWN = "own"  # the image set of teachers whose list names none
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
 NUMBER = re.compile(r"(\d+)$")
+LARGEST = 4096  # pixels of an image's side
 SERVICE = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
 
 
@@ -39,7 +43,13 @@ class TeacherRow:
     accuracy: float = float("nan")  # 0..1, on the teacher's held-out images
     epochs: int = 0
     seed: int = 0
+    weights: str = ""  # the key of the file's weights, where it has several
     listed: Listed | None = None  # for a service, whose `path` is only its name
+
+    @property
+    def code(self) -> str:
+        """What using the teacher would execute of somebody's, as --allow_code names it; empty for weights alone."""
+        return str(self.path) if self.arch == TORCHSCRIPT else self.arch if is_code(self.arch) else ""
 
     @property
     def class_keys(self) -> tuple[str, ...]:
@@ -100,8 +110,8 @@ def find_rows(args: Namespace) -> list[TeacherRow]:
     if args.teachers:
         found = [row for place in args.teachers for row in read_place(place, args)]
         for row in found:
-            if is_code(row.arch) and row.arch not in (args.allow_code or []):
-                raise UserError(f"{row.path} asks to run code, {row.arch}; if it is yours, add --allow_code {row.arch}")
+            if row.code and row.code not in (args.allow_code or []):
+                raise UserError(f"{row.path} asks to run code, {row.code}; if it is yours, add --allow_code {row.code}")
         return found
     rows = []
     for spec, arch in pool_specs(args):
@@ -131,8 +141,8 @@ def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
 
 
 def as_place(text: str) -> Path | str:
-    """What --teachers may name: a file or folder, or the text of a URL or `module:function`."""
-    return text if SERVICE.match(text) else Path(text)
+    """What --teachers may name: a file or folder that is there, or the text of a URL or `module:function`."""
+    return text if SERVICE.match(text) and not Path(text).exists() else Path(text)
 
 
 def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
@@ -170,40 +180,69 @@ def read_manifest(path: Path) -> list[TeacherRow]:
     if table.empty:
         raise UserError(f"{path} lists no teacher")
     rows = []
-    for line, record in enumerate(table.to_dict("records"), start=2):
+    for line, record in zip(table.index, table.to_dict("records"), strict=True):
         try:
             rows.append(_row_from_record({str(key): value for key, value in record.items()}, path.parent))
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"{path}, line {line}: {error}") from error
     return rows
 
 
 def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
-    def parts(column: str, kind: type) -> tuple:
-        return tuple(kind(part) for part in record.get(column, "").split(";") if part)
+    def number(column: str, kind: type, text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError as error:
+            whole = "a whole number" if kind is int else "a number"
+            raise ValueError(f"column {column}: {text!r} is not {whole}") from error
 
+    def parts(column: str, kind: type) -> tuple:
+        return tuple(number(column, kind, part.strip()) for part in record.get(column, "").split(";") if part.strip())
+
+    for column in ("path", "arch"):
+        if not record[column]:
+            raise ValueError(f"column {column} is empty")
     row = TeacherRow(
         path=folder / record["path"],
         arch=record["arch"],
         class_ids=parts("class_ids", int),
-        class_names=parts("class_names", str),
-        image_size=int(record["image_size"]),
+        class_names=tuple(tidy(name) for name in parts("class_names", str)),
+        image_size=number("image_size", int, record["image_size"]),
         mean=parts("mean", float),
         std=parts("std", float),
         dataset=record.get("dataset") or OWN,
-        accuracy=float(record.get("accuracy") or "nan"),
-        epochs=int(record.get("epochs") or 0),
-        seed=int(record.get("seed") or 0),
+        accuracy=number("accuracy", float, record.get("accuracy") or "nan"),
+        epochs=number("epochs", int, record.get("epochs") or "0"),
+        seed=number("seed", int, record.get("seed") or "0"),
+        weights=record.get("weights", ""),
     )
     if not row.class_ids and row.class_names:
         row = replace(row, class_ids=tuple(range(len(row.class_names))))
+    _check_row(row)
+    return row
+
+
+def _check_row(row: TeacherRow) -> None:
+    """Raise `ValueError` for numbers that cannot be meant."""
     if not row.class_ids or (row.class_names and len(row.class_names) != len(row.class_ids)):
         raise ValueError(f"{len(row.class_ids)} class_ids and {len(row.class_names)} class_names; expected as many of both")
+    if min(row.class_ids) < 0:
+        raise ValueError(f"column class_ids: {min(row.class_ids)}; expected numbers from 0")
     if len(set(row.class_keys)) != len(row.class_ids):
         raise ValueError("a class stands twice")
-    if row.image_size < 1 or len(row.mean) != 3 or len(row.std) != 3 or min(row.std) <= 0:
-        raise ValueError(f"image_size {row.image_size}, mean {row.mean}, std {row.std}; expected a size and 3 numbers for each")
-    return row
+    if not 1 <= row.image_size <= LARGEST:
+        raise ValueError(f"column image_size: {row.image_size}; expected pixels from 1 to {LARGEST}")
+    for column, values in (("mean", row.mean), ("std", row.std)):
+        if len(values) != 3:
+            raise ValueError(f"column {column} has {len(values)} numbers; expected 3 numbers, for red, green and blue")
+        if max(values) > 1:
+            worst = max(values)
+            advice = f": divide by 255 ({worst / 255:.4g})" if worst <= 255 else ""
+            raise ValueError(f"column {column}: {worst:g} is on the scale of bytes{advice}; images here lie in [0, 1]")
+        if not all(math.isfinite(value) and value >= 0 for value in values) or (column == "std" and min(values) <= 0):
+            raise ValueError(f"column {column}: {values}; expected numbers {'above' if column == 'std' else 'from'} 0")
+    if not math.isnan(row.accuracy) and not 0 <= row.accuracy <= 1:
+        raise ValueError(f"column accuracy: {row.accuracy:g}; expected a share between 0 and 1 (0.848, not 84.8)")
 
 
 def write_manifest(rows: Iterable[TeacherRow], path: Path) -> None:

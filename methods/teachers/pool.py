@@ -13,14 +13,18 @@ import torch
 
 from datasets.registry import SPECS
 from methods.services.black_box import ApiDtype, BlackBox, LocalService, Meter
+from methods.teachers.inspection import Finding, check_said, inspect
 from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
-from models.published import Published, read_published
+from models.backbone import Backbone
+from models.foreign import TORCHSCRIPT, is_torchscript, load_torchscript
+from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
 from utils.files import digest
 from utils.images import Augmentation
+from utils.names import look_alikes, shown
 
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
 
@@ -33,7 +37,8 @@ class TeacherPool:
 
     def __init__(self, rows: Sequence[TeacherRow], device: torch.device, class_order: Path | None = None) -> None:
         self.device = device
-        self._published: dict[Path, Published] = {}
+        self._published: dict[Path, Content] = {}  # files of the papers, in our names
+        self._findings: dict[int, Finding] = {}
         self.rows = [row if row.class_ids else self._complete(row, class_order) for row in rows]
         if self._published and class_order is None:
             print(
@@ -78,7 +83,7 @@ class TeacherPool:
         if row.listed is not None:
             raise UserError(f"{row.path} is a service, and this work looks inside its teachers: choose a black-box method")
         if teacher_id not in self._loaded:
-            self._loaded[teacher_id] = self._load(row)
+            self._loaded[teacher_id] = self._load(teacher_id)
             while len(self._loaded) > 1 and sum(map(_num_bytes, self._loaded.values())) > CACHE_BYTES:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(teacher_id)
@@ -104,14 +109,29 @@ class TeacherPool:
         specs = {SPECS[row.dataset] for row in self.rows if row.dataset in SPECS}
         return Augmentation(all(spec.flip for spec in specs), bool(specs) and all(spec.recolour for spec in specs))
 
-    def check(self, inside: bool = True) -> None:
+    def finding(self, teacher_id: int) -> Finding:
+        """What was found when the teacher was looked at. Raises `UserError` where it cannot be used."""
+        _ = self[teacher_id]
+        return self._findings.get(teacher_id, Finding())
+
+    def check(self, inside: bool = True, inverts: bool = True) -> None:
         """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work.
 
-        Services are passed over where nobody wants to look `inside`, and are asked by one process alone (`UserError`).
+        What a person should know of them is said on stderr. Services are passed over where nobody wants to look `inside`, and
+        are asked by one process alone; with `inverts` a gradient must reach the pixels (`UserError`).
         """
+        notes: dict[str, list[str]] = {}
         for teacher_id, row in enumerate(self.rows):
             if inside or row.listed is None:
-                _ = self[teacher_id]
+                finding = self.finding(teacher_id)
+                if inside and inverts and not finding.invertible:
+                    raise UserError(f"{row.path} passes no gradient to the images: it is of use as a black box alone")
+                for note in finding.notes:
+                    notes.setdefault(note, []).append(str(row.path))
+        for note, places in notes.items():
+            print(f"note: {shown(places)}: {note}", file=sys.stderr)
+        for first, second in look_alikes(self.class_names):
+            print(f"note: the classes {first} and {second} look alike and are taken for two", file=sys.stderr)
         if len(self) and not inside and distributed.size() > 1:
             raise UserError("black boxes are asked by one process: run this without torchrun")
 
@@ -140,21 +160,31 @@ class TeacherPool:
             content = digest(row.path)
         return row.path.name, content, row.arch, row.class_keys, row.image_size, row.mean, row.std
 
-    def _load(self, row: TeacherRow) -> Teacher:
-        published = self._published.get(row.path) or read_published(checkpoint.load(row.path), str(row.path))
-        outputs = len(published.state["head.bias"]) if row.path in self._published else len(row.class_ids)
+    def _load(self, teacher_id: int) -> Teacher:
+        row = self.rows[teacher_id]
+        form, notes = ImageForm(row.image_size, row.mean, row.std), []
         with seed.kept():  # when a teacher is loaded must not change what the run draws
-            network = create_model(row.arch, outputs, row.image_size)
-        checkpoint.load_weights(network.loadable, published.state, row.path)
-        form = ImageForm(row.image_size, row.mean, row.std)
-        return Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)
+            if row.arch == TORCHSCRIPT:
+                network: Backbone = load_torchscript(row.path, len(row.class_ids))
+            else:
+                content = self._published.get(row.path) or _read(row)
+                outputs = len(content.state["head.bias"]) if row.path in self._published else len(row.class_ids)
+                network = create_model(row.arch, outputs, row.image_size)
+                notes += load_into(network, content.state, str(row.path))
+                check_said(content, row.class_names, form, row.arch, str(row.path))
+        teacher = Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)
+        if teacher_id not in self._findings:
+            found = inspect(teacher, str(row.path))
+            self._findings[teacher_id] = replace(found, notes=(*notes, *found.notes))
+        return teacher
 
     def _ids_of(self, row: TeacherRow) -> list[int]:
         return [self._index[key] for key in row.class_keys]
 
     def _complete(self, row: TeacherRow, class_order: Path | None) -> TeacherRow:
         """Fill the class ids of a papers' file from its content, or from its number where it holds only weights."""
-        published = read_published(checkpoint.load(row.path), str(row.path))
+        content = _read(row)
+        published = replace(content, state=in_our_names(content.state))
         if "head.bias" not in published.state:
             raise UserError(f"{row.path} is no {row.arch} of the papers' code: it has no linear head")
         self._published[row.path] = published
@@ -173,6 +203,15 @@ class TeacherPool:
             names = tuple(order[class_id] for class_id in class_ids)
         accuracy = row.accuracy if published.accuracy is None else published.accuracy
         return replace(row, class_ids=tuple(class_ids), class_names=names, accuracy=accuracy)
+
+
+def _read(row: TeacherRow) -> Content:
+    if is_torchscript(row.path):
+        raise UserError(
+            f"{row.path} is a program of TorchScript: save its state_dict instead (torch.save(network.state_dict(), ...)), or "
+            f"list it with the arch {TORCHSCRIPT} and add --allow_code {row.path}"
+        )
+    return read_content(checkpoint.load(row.path), str(row.path), row.weights)
 
 
 def _num_bytes(teacher: Teacher) -> int:

@@ -24,6 +24,7 @@ from models.backbone import Backbone
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, take, to_float
+from utils.names import shown
 
 TOGETHER_ON_A_GPU = 25
 DISJOINT_MILESTONES = (30, 40, 50)  # of pools of disjoint classes (PURER)
@@ -220,6 +221,12 @@ def train_pool(
     manifest = folder / "teachers.csv"
     rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() else {}
     finished = {} if overwrite else {name: row for name, row in rows.items() if row.path.is_file()}
+    for row in finished.values():
+        if strange := [name for name in row.class_names if name not in split.class_names]:
+            raise UserError(
+                f"{row.path} knows {shown(strange)}, which {spec.name} does not have: were folders renamed? "
+                "Rename them back, or train the pool again with --overwrite"
+            )
     others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, seed_value)]
     if others:
         print(

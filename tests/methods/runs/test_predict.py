@@ -138,5 +138,5 @@ def test_every_visible_folder_is_a_class_or_the_command_refuses(
     assert "1 file .heic left out, 8 files .jpg read" in capsys.readouterr().err
     (folders[0] / "green").mkdir()
     (folders[0] / "green" / "a.heic").write_bytes(b"")
-    with pytest.raises(UserError, match=r"class 'green' has no images: .*only 1 file \.heic"):
+    with pytest.raises(UserError, match=r"class 'green' of .* has no images, only 1 file \.heic"):
         predict.main(where)

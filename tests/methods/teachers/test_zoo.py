@@ -128,7 +128,17 @@ def test_the_check_says_what_each_teacher_is(zoo: Path, capsys: pytest.CaptureFi
         ("a.pth,conv4,ant;ant;cat,16,.5;.5;.5,.2;.2;.2", "stands twice"),
         ("a.pth,conv4,,16,.5;.5;.5,.2;.2;.2", "0 class_ids"),
         ("a.pth,conv4,ant;bee;cat,16,.5,.2", "3 numbers"),
-        ("a.pth,conv4,ant;bee;cat,0,.5;.5;.5,.2;.2;.2", "expected a size"),
+        ("a.pth,conv4,ant;bee;cat,0,.5;.5;.5,.2;.2;.2", "expected pixels from 1"),
+        ("a.pth,conv4,ant;bee;cat,x,.5;.5;.5,.2;.2;.2", "line 2: column image_size: 'x' is not a whole number"),
+        (
+            "a.pth,conv4,ant;bee;cat,16,123.675;116.28;103.53,.2;.2;.2",
+            r"mean: 123\.675 is on the scale of bytes.*0\.485",
+        ),
+        ("a.pth,conv4,ant;bee;cat,16,.5;.5;.5,58;57;57", "column std: 58 is on the scale of bytes"),
+        ("a.pth,conv4,ant;bee;cat,16,nan;.5;.5,.2;.2;.2", "column mean"),
+        ("a.pth,conv4,ant;bee;cat,16,.5;.5;.5,.2;.2;0", "expected numbers above 0"),
+        (",conv4,ant;bee;cat,16,.5;.5;.5,.2;.2;.2", "column path is empty"),
+        ("a.pth,conv4,ant;bee;cat,16,.5;.5;.5,.2;.2;.2,7", "has 7 cells and the header 6"),
     ],
 )
 def test_the_check_names_what_is_wrong(zoo: Path, row: str, words: str) -> None:
@@ -136,6 +146,60 @@ def test_the_check_names_what_is_wrong(zoo: Path, row: str, words: str) -> None:
     allowed = [flag for name in ("wrong", "gone") for flag in ("--allow_code", f"my_networks:{name}")]
     with pytest.raises(UserError, match=words):
         command.main(["check", str(zoo), *allowed])
+
+
+def test_names_are_compared_without_their_blanks(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    form = "16,.5;.5;.5,.2;.2;.2"
+    rows = [f"a.pth, conv4,ant; bee ;cat,{form}", f"a.pth,conv4,ant;bee;cat,{form}", f"a.pth,conv4,Ant;bee;cat,{form}"]
+    zoo.write_text("\n".join(["path,arch,class_names,image_size,mean,std", *rows]))
+    command.main(["check", str(zoo)])
+    said = capsys.readouterr().out
+    assert "3 teachers, 4 different classes" in said
+    assert "note: the classes own/Ant and own/ant look alike and are taken for two" in said
+
+
+def test_what_a_file_says_of_itself_is_held_against_the_list(zoo: Path) -> None:
+    state = create_model("conv4", 3, 16).state_dict()
+    torch.save({"state_dict": state, "class_to_idx": {"ant": 0, "cat": 1, "bee": 2}}, zoo.parent / "a.pth")
+    with pytest.raises(UserError, match="in the order ant, cat, bee; what it is listed with in the order ant, bee, cat"):
+        pool_of(zoo, *ALLOWED).check()
+
+
+def test_which_weights_are_meant_stands_in_the_list(zoo: Path) -> None:
+    state = create_model("conv4", 3, 16).state_dict()
+    average = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": average}, zoo.parent / "a.pth")
+    row = "a.pth,conv4,ant;bee;cat,16,.5;.5;.5,.2;.2;.2"
+    zoo.write_text(f"path,arch,class_names,image_size,mean,std\n{row}\n")
+    with pytest.raises(UserError, match="say which are meant in a column `weights`"):
+        pool_of(zoo).check()
+    zoo.write_text(f"path,arch,class_names,image_size,mean,std,weights\n{row},state_dict_ema\n")
+    assert torch.equal(pool_of(zoo)[0].network.head.bias, average["head.bias"])
+
+
+def test_a_network_without_gradients_is_a_black_box(
+    zoo: Path, flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        CODE.replace("return nn.Sequential(", "return Closed(", 1)
+        + """
+import torch
+
+class Closed(nn.Sequential):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+"""
+    )
+    (tmp_path / "closed.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "closed", raising=False)
+    zoo.write_text("path,arch,class_names,image_size,mean,std\nd.pth,closed:make,ibis;jay;koi,16,.5;.5;.5,.2;.2;.2\n")
+    allowed = ["--teachers", str(zoo), "--allow_code", "closed:make"]
+    command.main(["check", str(zoo), "--allow_code", "closed:make"])
+    assert "passes no gradient to the images: of use as a black box alone" in capsys.readouterr().out
+    with pytest.raises(UserError, match="of use as a black box alone"):
+        main.main([*flags_for("free"), *allowed])
+    main.main([*flags_for("chorus"), *allowed, "--black_box", "--data_root", str(tmp_path / "nothing")])
 
 
 def test_one_bad_teacher_hides_no_good_one(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,83 @@
+"""A teacher is looked at before it is trusted: a few images are shown to it, and its answers are held against what is said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.teachers.teacher import ImageForm, Teacher
+from models.foreign import Foreign
+from models.state_dicts import Content
+from utils import seed
+from utils.errors import UserError
+from utils.names import check_same_order
+
+SHOWN = 4  # images of noise, and as many of soft blots
+ALIKE = 1e-6  # answers that differ by less, beside their size, are the same
+SCALE = 1e-3  # by which a mean or std may differ that means the same
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a person should know of a teacher. `invertible`: whether a gradient reaches the pixels."""
+
+    notes: tuple[str, ...] = ()
+    invertible: bool = True
+
+
+def inspect(teacher: Teacher, source: str) -> Finding:
+    """Show images to a teacher; the run's random numbers stay as they are.
+
+    Raises `UserError` naming `source` where it fails, answers something else than its classes want, answers numbers that are
+    not finite, or answers every image alike.
+    """
+    device = next(teacher.network.parameters(), torch.empty(0)).device
+    images = _images(teacher.image_size).to(device).requires_grad_()
+    notes: list[str] = []
+    try:
+        if isinstance(teacher.network, Foreign):
+            notes += teacher.network.settle(teacher.form.prepare(images.detach()))
+        answers = teacher(images)
+        gradient = torch.autograd.grad(answers.square().sum(), images)[0] if answers.requires_grad else None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except Exception as error:  # somebody's network may raise anything
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source} fails on images of {teacher.image_size} pixels, as the list has it: {what}") from error
+    if not bool(torch.isfinite(answers).all()):
+        raise UserError(f"{source}: its answers are not finite")
+    if isinstance(teacher.network, Foreign) and bool((answers.std(0) <= ALIKE * answers.abs().amax(0)).all()):
+        raise UserError(f"{source} answers every image alike: are its weights, mean and std the right ones?")
+    return Finding(tuple(notes), gradient is not None and bool(gradient.any()))
+
+
+def _images(size: int) -> Tensor:
+    """Noise and soft blots, (2 * SHOWN, 3, size, size) in [0, 1]."""
+    draws = seed.generator(0, "inspection")
+    noise = torch.rand(SHOWN, 3, size, size, generator=draws, dtype=torch.get_default_dtype())
+    blots = torch.rand(SHOWN, 3, 4, 4, generator=draws, dtype=torch.get_default_dtype())
+    return torch.cat([noise, F.interpolate(blots, (size, size), mode="bilinear", align_corners=False)])
+
+
+def check_said(content: Content, class_names: Sequence[str], form: ImageForm, arch: str, source: str) -> None:
+    """Raise `UserError` where what a file says of itself contradicts what it is listed as."""
+    said = content.about
+    if content.class_names and class_names:
+        check_same_order(content.class_names, class_names, source, "what it is listed with")
+    if isinstance(said.get("image_size"), int) and said["image_size"] != form.size:
+        raise UserError(f"{source} says that its images have {said['image_size']} pixels; it is listed with {form.size}")
+    for name, listed in (("mean", form.mean), ("std", form.std)):
+        numbers = said.get(name)
+        if not isinstance(numbers, (list, tuple, Tensor)) or len(numbers) != len(listed):
+            continue
+        if any(abs(float(own) - other) > SCALE for own, other in zip(numbers, listed, strict=True)):
+            shown = tuple(round(float(number), 4) for number in numbers)
+            raise UserError(f"{source} says that its {name} is {shown}; it is listed with {listed}")
+    if isinstance(said.get("arch"), str) and ":" not in arch and _plain(said["arch"]) != _plain(arch):
+        raise UserError(f"{source} says that it is a {said['arch']}; it is listed as {arch}")
+
+
+def _plain(arch: str) -> str:
+    return arch.rpartition("/")[2].lower().replace("_", "").replace("-", "")

@@ -1,0 +1,99 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.services.black_box import Meter
+from methods.teachers.inspection import check_said, inspect
+from methods.teachers.manifest import OWN, TeacherRow
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import ImageForm, Teacher
+from models import create_model
+from models.foreign import TORCHSCRIPT, Foreign
+from models.state_dicts import Content
+from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("float64")
+FORM = ImageForm(12, (0.5,) * 3, (0.25,) * 3)
+
+
+def teacher_of(change: Callable[[Tensor], Tensor] = lambda x: x, end: Callable[[Tensor], Tensor] = lambda x: x) -> Teacher:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return end(self.net(change(x)))
+
+    torch.manual_seed(0)
+    return Teacher(Foreign(Net(), 3), ("a", "b", "c"), FORM)
+
+
+def test_an_honest_teacher_is_trusted_and_nothing_is_drawn() -> None:
+    teacher = teacher_of()
+    state = torch.get_rng_state()
+    assert inspect(teacher, "file").notes == ()
+    assert inspect(teacher, "file").invertible
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("change", [lambda x: x.detach(), lambda x: (255 * x).round() / 255])
+def test_a_gradient_must_reach_the_pixels(change: Callable[[Tensor], Tensor]) -> None:
+    assert not inspect(teacher_of(change), "file").invertible
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"end": lambda x: 0 * x + 5}, "file answers every image alike"),
+        ({"end": lambda x: x / 0}, "file: its answers are not finite"),
+        ({"end": lambda x: x[:, :2]}, r"file: answered \(8, 2\)"),
+        ({"change": lambda x: x.flatten()}, "file fails on images of 12 pixels"),
+    ],
+)
+def test_what_cannot_be_used_is_named(change: dict[str, Callable[[Tensor], Tensor]], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        inspect(teacher_of(**change), "file")
+
+
+@pytest.mark.parametrize(
+    ("said", "names", "words"),
+    [
+        ({}, ["a", "c", "b"], "in the order a, c, b"),
+        ({}, ["a", "b", "d"], "alone has d"),
+        ({"image_size": 16}, None, "16 pixels"),
+        ({"mean": [0.4] * 3}, None, "its mean is"),
+        ({"std": torch.tensor([0.2] * 3)}, None, "its std is"),
+        ({"arch": "resnet18"}, None, "says that it is a resnet18"),
+        ({"image_size": 12, "mean": [0.5] * 3, "std": (0.25,) * 3, "arch": "torchvision/conv-4"}, ["a ", "b", "c"], None),
+        ({"image_size": "big", "mean": 3, "std": []}, None, None),
+    ],
+)
+def test_what_a_file_says_is_held_against_its_list(said: dict, names: Sequence[str] | None, words: str | None) -> None:
+    content = Content({}, class_names=names, about=said)
+    if words is None:
+        check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
+        return
+    with pytest.raises(UserError, match=words):
+        check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
+
+
+def test_torchscript_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
+    network = create_model("conv4", 3, 16).eval()
+    torch.jit.trace(network, torch.rand(1, 3, 16, 16)).save(str(tmp_path / "t.pt"))
+    rows = [
+        TeacherRow(tmp_path / "t.pt", arch, (0, 1, 2), ("a", "b", "c"), 16, (0.5,) * 3, (0.25,) * 3, OWN)
+        for arch in ("conv4", TORCHSCRIPT)
+    ]
+    assert (rows[0].code, rows[1].code) == ("", str(tmp_path / "t.pt"))
+    with pytest.raises(UserError, match="is a program of TorchScript: save its state_dict"):
+        TeacherPool(rows[:1], torch.device("cpu")).check()
+    pool = TeacherPool(rows[1:], torch.device("cpu"))
+    pool.check()
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.allclose(pool[0](images), network((images - 0.5) / 0.25), rtol=1e-6)
+    assert pool.black_box(0, Meter()).query(images).shape == (2, 3)

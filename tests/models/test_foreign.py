@@ -1,0 +1,126 @@
+"""Other people's networks: what they answer is found out before they are trusted."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.foreign import Foreign
+from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Net(nn.Module):
+    """A network of four features and three classes, whose head was made first and whose projector only training used."""
+
+    def __init__(self, end: Callable[[Tensor], Any] = lambda logits: logits, channels: int = 3) -> None:
+        super().__init__()
+        self.classifier, self.end = nn.Linear(4, 3), end
+        self.conv, self.norm = nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6)
+        self.embed, self.projector = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.embed(torch.relu(self.norm(self.conv(x))).mean((2, 3))))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.classifier(self.features(x)))
+
+
+class Convolutional(nn.Module):
+    """No linear layer gives its answer."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor] = lambda logits: logits) -> None:
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(3, 3, 3), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.conv(x).mean((2, 3)))
+
+
+def made(network: nn.Module) -> tuple[Foreign, Tensor]:
+    torch.manual_seed(0)
+    for parameter in network.double().parameters():
+        nn.init.normal_(parameter)
+    return Foreign(network, 3).eval(), torch.rand(8, 3, 9, 9)
+
+
+ENDS: dict[str, Callable[[Tensor], Any]] = {
+    "logits": lambda logits: logits,
+    "log-softmax": lambda logits: logits.log_softmax(1),
+    "softmax": lambda logits: logits.softmax(1),
+    "dict": lambda logits: {"loss": None, "logits": logits},
+    "object": lambda logits: SimpleNamespace(logits=logits, hidden=None),
+    "tuple": lambda logits: (logits, None),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_head_is_the_layer_that_feeds_the_answer(end: str) -> None:
+    foreign, x = made(Net(ENDS[end]))
+    notes = foreign.settle(x)
+    features, logits = foreign.features_and_logits(x)
+    assert torch.equal(features, foreign.network.features(x))
+    assert torch.equal(logits, foreign.network.classifier(features))
+    assert torch.equal(foreign.head(foreign.features(x)), foreign(x))
+    assert foreign.feature_dim == 4
+    assert bool(notes) == (end not in ("logits", "log-softmax"))
+    assert not foreign.network.classifier._forward_hooks
+
+
+@pytest.mark.parametrize("end", ["logits", "softmax"])
+def test_without_a_linear_layer_logits_serve_as_features(end: str) -> None:
+    foreign, x = made(Convolutional(ENDS[end]))
+    notes = foreign.settle(x)
+    features, logits = foreign.features_and_logits(x)
+    assert torch.equal(foreign.head(features), logits)
+    assert torch.allclose(
+        logits.softmax(1), foreign.network(x).softmax(1) if end == "logits" else foreign.network(x), rtol=1e-9
+    )
+    assert any("probabilities" in note for note in notes) == (end == "softmax")
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Net(lambda logits: torch.cat([logits, logits[:, :1]], 1)), r"answered \(8, 4\) for 3 classes; expected \(8, 3\)"),
+        (Net(lambda logits: logits[:, :, None, None]), r"answered \(8, 3, 1, 1\)"),
+        (Net(torch.sigmoid), "take the sigmoid at its end off"),
+        (Convolutional(torch.sigmoid), "take the sigmoid at its end off"),
+        (Net(lambda logits: {"a": logits, "b": logits}), "a dict with the keys a, b"),
+        (Net(lambda logits: [None]), "answers a list"),
+        (Net(channels=4), "images of 4 channels"),
+    ],
+)
+def test_answers_that_cannot_be_used_are_refused(network: nn.Module, words: str) -> None:
+    foreign, x = made(network)
+    with pytest.raises(UserError, match=words):
+        foreign.settle(x)
+
+
+def test_small_logits_are_not_taken_for_a_sigmoid() -> None:
+    """Between 0 and 1 on every image, but by chance."""
+    foreign, x = made(Convolutional(lambda logits: 0.5 + 1e-3 * logits))
+    foreign.settle(x)
+    assert torch.equal(foreign(x), foreign.network(x))
+
+
+def test_a_grey_network_sees_colours_in_grey() -> None:
+    foreign, x = made(Net(channels=1))
+    assert foreign.settle(x) == ["takes grey images: colours are turned grey"]
+    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    assert torch.allclose(foreign(x), foreign.network(grey), rtol=1e-9)
+
+
+def test_it_is_found_out_by_itself_and_looking_changes_nothing() -> None:
+    foreign, x = made(Net(ENDS["softmax"]))
+    before = foreign.network.norm.running_mean.clone()
+    foreign.train().settle(x)
+    assert foreign.training
+    assert torch.equal(foreign.network.norm.running_mean, before)
+    foreign.settled = False
+    assert torch.equal(foreign.eval()(x), foreign.network.classifier(foreign.network.features(x)))
+    assert foreign.settled

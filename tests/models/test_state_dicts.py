@@ -1,0 +1,142 @@
+"""Other people's files: read right, or refused with what was found in them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from models import create_model
+from models.foreign import Foreign
+from models.state_dicts import in_our_names, load_into, read_content
+from utils.errors import UserError
+
+Rename = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def test_four_kinds_of_files(papers_conv4: Rename) -> None:
+    ours = create_model("conv4", 5, 32).state_dict()
+    papers = papers_conv4(ours)
+    kinds = {
+        "with ids": ({"teacher": papers, "specific": [9, 3, 1, 0, 7]}, [9, 3, 1, 0, 7], None),
+        "with accuracy": ({"teacher": papers, "specific": [1, 2, 3, 4, 5], "acc": torch.tensor(81.5)}, [1, 2, 3, 4, 5], 0.815),
+        "bare": (papers, None, None),
+        "state_dict": ({"state_dict": ours, "epoch": 3}, None, None),
+    }
+    for content, class_ids, accuracy in kinds.values():
+        read = read_content(content, "file")
+        assert in_our_names(read.state).keys() == ours.keys()
+        assert read.class_ids == class_ids
+        assert read.accuracy == pytest.approx(accuracy)
+    for nonsense in ([1, 2], {"a": 1}, {}, "text"):
+        with pytest.raises(UserError, match=r"file (holds a|is no checkpoint)"):
+            read_content(nonsense, "file")
+
+
+class Own(nn.Module):
+    """A person's network whose layers are called as papers' are, `linear` and `module`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.module(self.bn1(self.conv1(x))))
+
+
+class Within(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Own()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+def without_counters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def under(prefix: str) -> Rename:
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+def in_the_type(dtype: torch.dtype) -> Rename:
+    return lambda state: {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+CHANGES = {
+    "as it is": dict,
+    "before PyTorch 0.4.1": without_counters,
+    "torch.compile": under("_orig_mod."),
+    "two wrappers": under("module._orig_mod."),
+    "Lightning": under("model."),
+    "a name of the user's": under("backbone.student."),
+    "half": in_the_type(torch.half),
+    "bfloat16": in_the_type(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("make", [Own, Within])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_fits_is_loaded(change: str, make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    source, target = make().eval(), Foreign(make(), 3).eval()
+    assert load_into(target, CHANGES[change](source.state_dict()), "file") == []
+    for name, tensor in target.network.state_dict().items():
+        assert torch.allclose(tensor, source.state_dict()[name], atol=1e-2)
+
+
+def test_our_own_networks_take_what_wrappers_made_of_them() -> None:
+    source, target = create_model("conv4", 3, 16), create_model("conv4", 3, 16)
+    for change in CHANGES.values():
+        load_into(target, change(source.state_dict()), "file")
+        assert torch.allclose(target.head.weight, source.head.weight, atol=1e-2)
+
+
+def test_what_stands_beside_a_network_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    state = under("model.")(Own().state_dict())
+    notes = load_into(Foreign(Own(), 3), state | {"criterion.weight": torch.ones(3)}, "file")
+    assert notes == ["1 tensors outside of 'model.' were left out (criterion.weight)"]
+    with pytest.raises(UserError, match=r"fit under model\., teacher\."):
+        load_into(Foreign(Own(), 3), state | under("teacher.")(Own().state_dict()), "file")
+
+
+def test_what_does_not_fit_is_named_with_what_is_there_instead() -> None:
+    state = Own().state_dict()
+    state["fc.weight"] = state.pop("linear.weight")
+    with pytest.raises(UserError, match=r"lacks 'linear\.weight' and has 'fc\.weight' instead"):
+        load_into(Foreign(Own(), 3), state, "file")
+    broken = Own().state_dict()
+    broken["linear.bias"][0] = torch.inf
+    with pytest.raises(UserError, match=r"'linear\.bias' holds numbers that are not finite"):
+        load_into(Foreign(Own(), 3), broken, "file")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict", "model_dict", "weights"])
+def test_weights_are_found_under_any_key(key: str) -> None:
+    state = Own().state_dict()
+    optimizer = torch.optim.SGD(Own().parameters(), 0.1, momentum=0.9).state_dict()
+    content = read_content({key: state, "epoch": 3, "optimizer": optimizer, "best": 71.2}, "file")
+    assert content.state.keys() == state.keys()
+
+
+def test_which_of_several_weights_is_asked() -> None:
+    state = Own().state_dict()
+    average = {name: tensor + 1 for name, tensor in state.items()}
+    whole = {"state_dict": state, "state_dict_ema": average}
+    with pytest.raises(UserError, match="under state_dict, state_dict_ema: say which"):
+        read_content(whole, "file")
+    assert torch.equal(read_content(whole, "file", "state_dict_ema").state["linear.bias"], average["linear.bias"])
+    with pytest.raises(UserError, match="no weights under 'ema'"):
+        read_content(whole, "file", "ema")
+
+
+def test_what_a_file_says_of_its_classes() -> None:
+    state = Own().state_dict()
+    said = {"class_to_idx": {"1": 0, "10": 1, "2": 2}}, {"classes": ["1", "10", "2"]}, {"class_names": ["1", "10", "2"]}
+    for names in said:
+        assert read_content({"state_dict": state, **names}, "file").class_names == ["1", "10", "2"]
+    assert read_content({"state_dict": state, "classes": 3}, "file").class_names is None
