@@ -5,6 +5,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,12 @@ def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"image {path} is no file: replace or remove it")
-        with Image.open(path) as file:
+        content = BytesIO(path.read_bytes())
+        with Image.open(content) as file:
+            if file.format == "PNG":  # has sums of its parts, which reading alone does not look at
+                file.verify()
+                content.seek(0)
+                file = Image.open(content)
             return shrink(file, size, f"image {path}", channels)
     except UserError:
         raise

@@ -47,7 +47,7 @@ def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
             f"{path} is missing: put the images in {data_root / spec.folder} and run python write_file/{spec.script}"
         )
     table = read_csv(path)
-    if list(table.columns) != ["filename", "label"]:
+    if set(table.columns) != {"filename", "label"}:
         raise UserError(
             f"{path} has the columns {', '.join(table.columns)}; expected filename,label (run write_file/{spec.script})"
         )
@@ -72,7 +72,7 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     source = str(csv_path(spec, split, data_root))
     paths = [path_below(data_root, name, source) for name in table.filename]
     class_names, labels = np.unique(table.label, return_inverse=True)
-    fingerprint = _fingerprint(data_root, paths)
+    fingerprint = _fingerprint(data_root, paths, source)
     images = channels_last(_decode_cached(paths, fingerprint, size, spec.channels, csv_path(spec, split, data_root)))
     return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
 
@@ -94,14 +94,18 @@ def _decode_cached(paths: list[Path], fingerprint: str, size: int, channels: int
     return images
 
 
-def _fingerprint(root: Path, paths: list[Path]) -> str:
+def _fingerprint(root: Path, paths: list[Path], source: str) -> str:
     """What changes when any image does: its place below the root, and which file of which size and time lies there."""
     digest = hashlib.sha256(f"rule {RULE}\n".encode())
     for path in paths:
         try:
             stat = path.stat()
         except FileNotFoundError as error:
-            raise UserError(f"image {path} is listed but does not exist: write the list again with write_file/") from error
+            raise UserError(
+                f"image {path}, listed in {source}, does not exist: write the list again with write_file/"
+            ) from error
+        except OSError as error:
+            raise UserError(f"image {path} of {source} cannot be read: {error.strerror}") from error
         known = (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         digest.update(f"{known}\n".encode())
     return digest.hexdigest()

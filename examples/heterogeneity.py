@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets")
     parser.add_argument("--image_size", type=cli.count, help="images' height and width (default: the set's own)")
     parser.add_argument("--way", type=cli.count, default=5, help="classes of a teacher and of an episode")
-    parser.add_argument("--overlaps", type=int, nargs="*", help="numbers of shared classes (default: 0 to way)")
+    parser.add_argument("--overlaps", type=cli.whole(0), nargs="*", help="numbers of shared classes (default: 0 to way)")
     parser.add_argument("--architectures", nargs="*", default=["conv4", "resnet10"], help="whose pairs are compared")
     parser.add_argument("--repeats", type=cli.count, default=3, help="pairs of each kind")
     parser.add_argument("--pretrain_epochs", type=cli.count, help="epochs of a teacher (default: the set's)")

@@ -202,7 +202,9 @@ class BiDfMKD(FewShotMethod):
         group.add_argument("--numsplit", type=cli.count, help="parts in which they are sent (default: as memory allows)")
         group.add_argument("--zo_estimator", choices=("forward", "antithetic"), default="forward", help="how they are used")
         add_term_flags(group, ce=1.0, adv=1.0)
-        group.add_argument("--advstartit", type=int, default=4_000, help="outer update after which the adversarial term counts")
+        group.add_argument(
+            "--advstartit", type=cli.whole(-1), default=4_000, help="outer update after which the adversarial term counts"
+        )
         group.add_argument("--num_sup_kd", type=cli.count, default=30, help="pseudo-images of a class in a support set")
         group.add_argument("--num_qur_kd", type=cli.count, default=30, help="pseudo-images of a class in a query set")
         group.add_argument("--inner_update_num_kd", type=cli.count, default=10, help="inner steps of distillation")

@@ -125,8 +125,8 @@ class FREE(FewShotMethod):
         )
         add_teacher_batch_flag(group)
         group.add_argument("--num_qur_kd", type=cli.count, default=20, help="pseudo-images of a class")
-        group.add_argument("--warmup", type=int, default=20, help="first iterations, which train the generator alone")
-        group.add_argument("--reptile_lr", type=float, default=1.0, help="how far the learner follows its distilled copy")
+        group.add_argument("--warmup", type=cli.whole(0), default=20, help="first iterations, which train the generator alone")
+        group.add_argument("--reptile_lr", type=cli.weight, default=1.0, help="how far the learner follows its distilled copy")
         add_replay_flags(group)
 
     @classmethod

@@ -114,8 +114,8 @@ class VanillaKD(Supervised):
     def add_args(group: argparse._ArgumentGroup) -> None:
         Supervised.add_args(group)
         group.add_argument("--transfer_set", help="set whose training images are used (default: --dataset)")
-        group.add_argument("--alpha", type=float, default=1.0, help="weight of the teacher's answers")
-        group.add_argument("--beta", type=float, help="weight of the labels (default: 0.1; 0 with another --transfer_set)")
+        group.add_argument("--alpha", type=cli.weight, default=1.0, help="weight of the teacher's answers")
+        group.add_argument("--beta", type=cli.weight, help="weight of the labels (default: 0.1; 0 with another --transfer_set)")
         group.add_argument("--T", type=cli.rate, default=1.0, help="temperature")
 
     @classmethod

@@ -2,20 +2,29 @@
 
 import errno
 import itertools
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from mutations import mutated
 
 import main
+import pretrain
+from methods.runs import page
 from methods.teachers import __main__ as teachers_command
+from methods.teachers.manifest import read_manifest
 from utils import checkpoint, cli
+from utils.errors import UserError
+from utils.files import locked
+from utils.run_log import RunLog
 
 Flags = Callable[..., list[str]]
 
@@ -83,7 +92,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert stopped.value.code == 2
     assert "No space left on device" in capsys.readouterr().err
     assert {name: (run / name).read_bytes() for name in before} == before
-    assert not list(run.glob(".*"))  # nothing half written lies about
+    assert {path.name for path in run.glob(".*")} <= {".lock"}  # nothing half written lies about
     monkeypatch.undo()
     main.main(["--resume", str(run), "--epochs", "4"])
     assert checkpoint.load(run / "last.pt")["iteration"] == 4
@@ -118,30 +127,6 @@ def test_a_hostile_checkpoint_runs_nothing(
     assert stopped.value.code == 2
     assert "was not opened" in capsys.readouterr().err
     assert not trap.exists()
-
-
-def mutated(content: bytes, draws: random.Random) -> bytes:
-    """One of: bytes flipped, a piece cut out, doubled, or replaced by nonsense, the end missing, everything gone."""
-    size = max(1, len(content))
-    start = draws.randrange(size)
-    end = min(size, start + draws.randint(1, max(1, size // 4)))
-    kind = draws.randrange(6)
-    if kind == 0:
-        flipped = bytearray(content)
-        for _ in range(draws.randint(1, 8)):
-            if flipped:
-                flipped[draws.randrange(len(flipped))] = draws.randrange(256)
-        return bytes(flipped)
-    nonsense = draws.choice(
-        [b"", b"\x00" * 9, b"-1", b"nan", b"1e99", b"../../etc/passwd", "é☃".encode(), b'"', b",,,", b"\n\n"]
-    )
-    return (
-        content[:start] + nonsense + content[end:],
-        content[:start] + content[end:],
-        content[:end] + content[start:],
-        content[:start],
-        nonsense,
-    )[kind - 1]
 
 
 def ends_well(work: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> int:
@@ -216,3 +201,151 @@ def test_mutated_flags_end_in_success_or_in_one_clear_line(flags_for: Flags, cap
                 argv[place] = draws.choice(NONSENSE)
         if "--data_root" in argv and "--out" in argv:  # else it would work in this folder
             ends_well(lambda argv=argv: main.main(argv), capsys)  # type: ignore[misc]
+
+
+def test_a_run_directory_runs_no_code_that_was_not_allowed_anew(
+    flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither services of a function nor architectures, though the run was once started with them."""
+    (tmp_path / "theirs.py").write_text(
+        "import pathlib, torch\n"
+        f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "class Service:\n"
+        "    name, class_names, image_size = 'one', ['a', 'b', 'c'], 16\n"
+        "    def query(self, images):\n"
+        "        return torch.softmax(images.mean((2, 3)) * torch.tensor([3.0, 2.0, 1.0]), 1)\n"
+        "def make():\n"
+        "    return [Service()]\n"
+    )
+    place = f"{tmp_path / 'theirs.py'}:make"
+    nowhere = ["--data_root", str(tmp_path / "nothing")]
+    main.main([*flags_for("bidf_mkd"), "--ZO", "--teachers", place, *nowhere, "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    (tmp_path / "ran").unlink()
+    monkeypatch.delitem(sys.modules, "theirs")
+    for way in ("--resume", "--evaluate"):
+        with pytest.raises(UserError, match=r"theirs\.py:make; if it is yours, add --allow_code"):
+            main.main([way, str(run)])
+        assert not (tmp_path / "ran").exists()
+    main.main(["--resume", str(run), "--allow_code", place])
+    assert (tmp_path / "ran").exists()
+
+
+def test_flags_kept_in_a_run_directory_are_held_against_the_parser(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
+    path = tmp_path / "runs" / "mine" / "args.json"
+    whole = path.read_text()
+    wrong = {"epochs": "many", "inner_lr": -1, "no_floors": 3, "select_on": "other", "teachers": 5, "seed": [1], "out": 7}
+    for name, value in wrong.items():
+        content = json.loads(whole)
+        content["flags"][name] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"args\.json: --{name} is"):
+            main.main(["--resume", str(path.parent)])
+    for damaged in ("", "{", "[]", '{"flags": 3}', '{"flags": {}}', "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"args\.json is damaged"):
+            main.main(["--resume", str(path.parent)])
+
+
+def test_a_machine_without_git_runs_all_the_same(flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
+    record = json.loads((tmp_path / "runs" / "mine" / "args.json").read_text())
+    assert record["environment"]["commit"] == "unknown"
+
+
+def test_a_disk_that_keeps_no_cache_costs_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(value: object, file: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")  # torch's words for it
+
+    monkeypatch.setattr(torch, "save", full)
+    assert checkpoint.cached(tmp_path, "key", lambda: 7) == 7
+    assert "is not kept" in capsys.readouterr().err
+    with pytest.raises(OSError, match="is the disk full"):
+        checkpoint.save(7, tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_kept_nothing_is_not_evaluated(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
+    (tmp_path / "runs" / "mine" / "best.pt").unlink()
+    with pytest.raises(UserError, match="has kept nothing yet to evaluate: go on with --resume"):
+        main.main(["--evaluate", str(tmp_path / "runs" / "mine")])
+
+
+def test_damaged_lines_of_numbers_are_dropped(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main([*flags_for("free", 2), "--no_floors", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    whole = (run / "metrics.jsonl").read_text()
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'\0\0\xff\n[3]\n{}\n{"iteration": 2, "lo')
+    page.main([str(run), "--out", str(tmp_path / "report.html")])
+    assert "1 runs" in capsys.readouterr().out
+    RunLog(run).forget_after(2)
+    assert (run / "metrics.jsonl").read_text() == whole
+    broken = tmp_path / "runs" / "broken"
+    shutil.copytree(run, broken)
+    (broken / "args.json").write_text("{")
+    page.main([str(run), str(broken), "--out", str(tmp_path / "report.html")])
+    assert "broken is left out" in capsys.readouterr().err
+
+
+def test_two_processes_never_work_in_one_run_or_pool(
+    flags_for: Flags, data_root: Path, tmp_path: Path, in_a_child: Callable[..., int]
+) -> None:
+    main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    with locked(run):
+        assert in_a_child(["--resume", str(run)]) == 2
+    (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
+    argv = ["--data_root", str(tmp_path), "--way_pretrain", "3", "--pre_model_num", "1", "--pretrain_epochs", "1"]
+    pool = tmp_path / "teachers" / "cifar100" / "conv4" / "3way"
+    pool.mkdir(parents=True)
+    with locked(pool), pytest.raises(UserError, match="another process works in"):
+        pretrain.main(argv)
+    pretrain.main(argv)
+
+
+def test_a_pool_trained_anew_and_killed_leaves_no_line_of_the_old_one(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
+    argv = ["--data_root", str(tmp_path), "--way_pretrain", "3", "--pre_model_num", "2", "--image_size", "16"]
+    pretrain.main([*argv, "--pretrain_epochs", "1"])
+    manifest = tmp_path / "teachers" / "cifar100" / "conv4" / "3way-16px" / "teachers.csv"
+    with pytest.raises(UserError, match="not finite"):  # as good as a kill: nothing new was written
+        pretrain.main([*argv, "--pretrain_epochs", "3", "--pretrain_lr", "1e30", "--overwrite", "--seed", "1"])
+    assert not manifest.exists()
+    pretrain.main([*argv, "--pretrain_epochs", "1", "--seed", "1"])
+    assert {row.seed for row in read_manifest(manifest)} == {1}
+
+
+OUT_OF_RANGE = {
+    "--pretrain_epochs -1": "pretrain", "--pretrain_lr inf": "pretrain", "--batch_size 0": "pretrain",
+    "--pre_model_num 0": "pretrain", "--num_class_per_task 1": "pretrain", "--image_size 100000": "pretrain",
+    "--seed 1234567890123456789012345": "main", "--threads 200000": "main", "--threads -1": "main", "--gpu -1": "main",
+    "--seeds 0 -1": "main", "--warmup -1": "main", "--adv nan": "main", "--reptile_lr inf": "main", "--bn 1e999": "main",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", OUT_OF_RANGE)
+def test_numbers_that_cannot_be_meant_are_refused(typed: str, flags_for: Flags) -> None:
+    command = {"pretrain": pretrain.main, "main": lambda argv: main.main([*flags_for("free"), *argv])}[OUT_OF_RANGE[typed]]
+    with pytest.raises(UserError, match=rf"{typed.split()[0]}\S*: .*expected"):
+        command(typed.split())
+
+
+def test_a_port_in_use_is_named(data_root: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        port = one.getsockname()[1]
+        pool = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
+        with pytest.raises(UserError, match=f"--port {port}: nobody can listen there"):
+            teachers_command.main(["serve", "--teachers", str(pool), "--port", str(port)])
+
+
+def test_a_dry_run_of_one_epoch(flags_for: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main([*flags_for("chorus", 1), "--dry_run"])
+    assert "1 iterations of about" in capsys.readouterr().out

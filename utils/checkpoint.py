@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         raise UserError(f"checkpoint {path} does not exist")
     if path.suffix.lower() == ".safetensors":
         return _load_safetensors(path, device)
+    _check_sums(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -48,6 +50,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         ) from error
     except Exception as error:  # a damaged file makes torch's reader raise whatever comes
         raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise `UserError` where the tensors of a file are not those that were written: torch itself does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except zipfile.BadZipFile:
+        return  # of the old form, which has no sums, or damaged, which torch says
+    except Exception as error:  # whatever a damaged archive provokes
+        raise UserError(f"checkpoint {path} cannot be read: it is damaged ({error})") from error
+    if bad is not None:
+        raise UserError(f"checkpoint {path} is damaged: {bad} in it is not what was written; copy it again")
 
 
 def _load_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -44,20 +44,50 @@ def underscored(argv: Sequence[str]) -> list[str]:
     return spelled
 
 
-def count(text: str) -> int:
-    """A flag's value that must be a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
+LARGEST_NUMBER = 1e30  # that 32 bits can still reckon with
 
 
-def rate(text: str) -> float:
-    """A flag's value that must be a positive number."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
-    return value
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The type of a flag whose value must be a whole number from `low`, and to `high` where there is an end."""
+
+    def value_of(text: str) -> int:
+        to = "" if high is None else f" to {high}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number from {low}{to}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number from {low}{to}")
+        return value
+
+    return value_of
+
+
+def number(low: float = -LARGEST_NUMBER, high: float = LARGEST_NUMBER, above: bool = False) -> Callable[[str], float]:
+    """The type of a flag whose value must be a finite number from `low` (or `above` it) to `high`."""
+    least = "" if low == -LARGEST_NUMBER else f" above {low:g}" if above else f" from {low:g}"
+    most = "" if high == LARGEST_NUMBER else f" to {high:g}"
+
+    def value_of(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text}: expected a finite number{least}{most}")
+        return value
+
+    return value_of
+
+
+LARGEST_SEED = 2**32 - 1  # that all random streams take
+LARGEST_SIDE = 4096  # pixels of an image
+MOST_THREADS = 1024
+count = whole(1)
+rate = number(0, above=True)
+weight = number()
+pixels = whole(1, LARGEST_SIDE)
+seed = whole(0, LARGEST_SEED)
 
 
 def exit_with_message(work: Callable[[], None]) -> None:
@@ -86,11 +116,11 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     may_change(
         "always",
         group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<card>"),
-        group.add_argument("--gpu", type=int, help="use the k-th card of --multigpu (without it: card k)"),
+        group.add_argument("--gpu", type=whole(0), help="use the k-th card of --multigpu (without it: card k)"),
         group.add_argument("--multigpu", help="comma-separated cards that may be used, as the papers' scripts type it"),
-        group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to PyTorch"),
+        group.add_argument("--threads", type=whole(0, MOST_THREADS), default=0, help="CPU threads; 0 leaves it to PyTorch"),
     )
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    group.add_argument("--seed", type=seed, default=0, help="seed of everything random")
 
 
 def select_device(args: argparse.Namespace) -> torch.device:
@@ -148,8 +178,6 @@ def keep_freed_memory() -> None:
 def prepare_machine(args: argparse.Namespace) -> torch.device:
     """Set threads and memory, and return the device."""
     keep_freed_memory()
-    if args.threads < 0:
-        raise UserError(f"--threads {args.threads}: expected 0 or more")
     if args.threads:
         torch.set_num_threads(args.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -181,6 +209,34 @@ def changeable(parser: argparse.ArgumentParser, evaluating: bool) -> set[str]:
     """The names of the flags that may be typed again."""
     allowed = ("always", "evaluate") if evaluating else ("always",)
     return {action.dest for action in parser._actions if getattr(action, MAY_CHANGE, None) in allowed}
+
+
+def check_values(parser: argparse.ArgumentParser, values: Mapping[str, Any], source: str) -> None:
+    """Raise `UserError` naming `source` where values that were kept as JSON are none that the flags could have given."""
+    for action in parser._actions:
+        value = values.get(action.dest)
+        if value is not None and not _could_give(action, value):
+            raise UserError(f"{source}: --{action.dest} is {value!r}, which the flag does not take")
+
+
+def _could_give(action: argparse.Action, value: Any) -> bool:
+    if action.nargs == 0:
+        return isinstance(value, bool) or value == action.const
+    repeated = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
+    if isinstance(value, list) and not repeated:
+        return isinstance(action.default, list)  # out of one word
+    return all(_could_be(action, one) for one in (value if isinstance(value, list) else [value]))
+
+
+def _could_be(action: argparse.Action, value: Any) -> bool:
+    if isinstance(value, (dict, list, bool)) or (action.choices is not None and value not in action.choices):
+        return False
+    if not callable(action.type):
+        return isinstance(value, str)
+    try:
+        return action.type(str(value)) == value or isinstance(value, str)
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
@@ -45,6 +46,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that a second process is refused (`UserError`) instead of writing into the same files.
+
+    The lock is the system's and ends with the process, however it ends.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process works in {folder}: wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -111,6 +129,8 @@ def path_below(root: Path, name: str, source: str) -> Path:
     The check is on the name itself, so that a data folder may be a symbolic link. Raises `UserError` naming `source`.
     """
     pure = PurePosixPath(name)
+    if "\0" in name:
+        raise UserError(f"{source}: {name!r} is no path: write the list again with write_file/")
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise UserError(
             f"{source}: the path {name!r} leaves {root}; paths must be relative to it (write the list again with write_file/)"

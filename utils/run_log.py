@@ -1,13 +1,14 @@
 """The run directory: what was asked, what happened, and everything needed to go on."""
 
 import json
+import math
 import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from utils import checkpoint
 from utils.errors import Stopped, UserError
-from utils.files import write_text
+from utils.files import locked, write_text
 from utils.images import save_grid
 
 if TYPE_CHECKING:
@@ -49,18 +50,21 @@ class RunLog:
         With `overwrite` a run of that name is removed first; a folder that is no run is left alone (`UserError`).
         """
         folder, number = out / name, 2
+        record = {"flags": flags, "argv": list(argv), "environment": _environment()}
         if overwrite and folder.exists():
             if not (folder / "args.json").is_file():
                 raise UserError(f"--overwrite: {folder} is no run directory, and was left as it is")
             shutil.rmtree(folder)
-        while folder.exists():
-            if chosen:
-                raise UserError(
-                    f"--run_name {name}: {folder} exists already; choose another name, --resume {folder}, or --overwrite"
-                )
+        while True:
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError as error:
+                if chosen:
+                    raise UserError(
+                        f"--run_name {name}: {folder} exists already; choose another name, --resume {folder}, or --overwrite"
+                    ) from error
             folder, number = out / f"{name}-{number}", number + 1
-        folder.mkdir(parents=True)
-        record = {"flags": flags, "argv": list(argv), "environment": _environment()}
         write_text(folder / "args.json", json.dumps(record, indent=2, default=str) + "\n")
         return cls(folder)
 
@@ -68,10 +72,10 @@ class RunLog:
     def read_flags(folder: Path) -> dict[str, Any]:
         """The flags of an earlier run. Raises `UserError` if `folder` is no run directory."""
         try:
-            return json.loads((folder / "args.json").read_text(encoding="utf-8"))["flags"]
+            return dict(json.loads((folder / "args.json").read_text(encoding="utf-8"))["flags"])
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no run directory: it has no args.json") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder}/args.json is damaged and cannot be read") from error
 
     def say(self, text: str) -> None:
@@ -91,9 +95,8 @@ class RunLog:
         """Drop the metrics of iterations that will be run again."""
         path = self.folder / "metrics.jsonl"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
-            write_text(path, "".join(kept))
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text(path, "".join(f"{line}\n" for line in lines if _iteration_of(line) <= iteration))
 
     def picture(self, name: str, images: torch.Tensor, columns: int, iteration: int) -> None:
         """Save uint8 images (N, C, H, W) as images/<name>_<iteration>.png."""
@@ -110,6 +113,15 @@ class RunLog:
                 number += 1
             path.rename(kept)
         write_text(path, json.dumps(content, indent=2) + "\n")
+
+    def check_kept_learner(self) -> None:
+        """Raise `UserError` where the run was stopped before it had anything to keep."""
+        if not (self.folder / "best.pt").is_file():
+            raise UserError(f"{self.folder} has kept nothing yet to evaluate: go on with --resume {self.folder}")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the run directory: `UserError` where another process works in it."""
+        return locked(self.folder)
 
     def close(self) -> None:
         if "board" in vars(self):
@@ -144,16 +156,42 @@ class SilentLog(RunLog):
 
     def result(self, content: Mapping[str, Any], name: str) -> None: ...
 
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     @contextmanager
     def stoppable(self, new: bool) -> Iterator[None]:
         yield
 
 
-def _environment() -> dict[str, str]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without those that a kill or a full disk left damaged."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [json.loads(line) for line in lines if math.isfinite(_iteration_of(line))]
+
+
+def _iteration_of(line: str) -> float:
+    """The iteration of a line of metrics; beyond all for a damaged one."""
+    try:
+        return float(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+
+
+def _commit() -> str:
     root = Path(__file__).resolve().parents[1]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def _environment() -> dict[str, str]:
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "cuda": torch.version.cuda or "none",

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from datasets.registry import SPLITS, DatasetSpec
+from utils import cli
 from write_file.filelist import ClassFiles, make_parser, run_script, split_folders
 
 # One letter for each shape: of look-alikes (Latin P, Greek rho, Cyrillic er) at most one is here, in either case.
@@ -111,8 +112,8 @@ def make(folder: Path, images: int, seed: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--images", type=int, default=200, help="images of a letter (splits that exist are kept)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all that varies")
+    parser.add_argument("--images", type=cli.count, default=200, help="images of a letter (splits that exist are kept)")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of all that varies")
     args = parser.parse_args(argv)
 
     def collect(spec: DatasetSpec, data_root: Path) -> dict[str, ClassFiles]:

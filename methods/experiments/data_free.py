@@ -139,7 +139,9 @@ OPTIONAL: dict[str, Any] = {
 def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     """What the papers' scripts type for every method alike."""
     group.add_argument("--T", type=cli.rate, default=1.0, help="temperature of the divergence from the teacher")
-    group.add_argument("--warmup", type=int, default=0, help="first epochs, in which images are made and no student learns")
+    group.add_argument(
+        "--warmup", type=cli.whole(0), default=0, help="first epochs, in which images are made and no student learns"
+    )
     group.add_argument("--kd_steps", type=cli.count, default=400, help="student steps after each call of generation")
     group.add_argument("--ep_steps", type=cli.count, default=400, help="student steps of an epoch")
     group.add_argument("--g_steps", type=cli.count, default=1, help="steps of a call of generation")
@@ -149,11 +151,13 @@ def add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--pool_on_device", type=cli.count, default=200_000, help="images kept on the device; more go to the host"
     )
     add_term_flags(group)
-    group.add_argument("--cr", type=float, default=OPTIONAL["cr"], help="weight of the contrast (CMI)")
+    group.add_argument("--cr", type=cli.weight, default=OPTIONAL["cr"], help="weight of the contrast (CMI)")
     group.add_argument("--cr_T", type=cli.rate, default=OPTIONAL["cr_T"], help="temperature of the contrast")
     group.add_argument("--cmi_init", type=Path, help="folder of images that the pool starts with")
     group.add_argument("--lr_z", type=cli.rate, default=OPTIONAL["lr_z"], help="learning rate of the latents")
-    group.add_argument("--bn_mmt", type=float, default=OPTIONAL["bn_mmt"], help="momentum of the batch statistics over calls")
+    group.add_argument(
+        "--bn_mmt", type=cli.number(0, 1), default=OPTIONAL["bn_mmt"], help="momentum of the batch statistics over calls"
+    )
     for name, text in (
         ("reset_l0", "draw the generator's linear layer and first normalisation anew, once (call 120 after warm-up)"),
         ("reset_bn", "the same for all its normalisations' scales and shifts"),

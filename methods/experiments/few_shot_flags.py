@@ -63,7 +63,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     else:
         length = group.add_argument("--epochs", type=cli.count, default=1000, help="iterations")
     cli.may_change("always", length)
-    group.add_argument("--start_id", type=int, default=1, help="accepted for the papers' scripts; only 1 makes sense")
+    group.add_argument("--start_id", type=cli.whole(0), default=1, help="accepted for the papers' scripts; only 1 makes sense")
 
     group = parser.add_argument_group("evaluation")
     group.add_argument("--testdataset", help="image set of meta_val and meta_test (default: --dataset)")

@@ -31,8 +31,8 @@ def add_whole_class_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("-b", "--batch_size", dest="batch_size", type=cli.count, default=128, help="images of a step")
     group.add_argument("--lr", "--learning_rate", dest="lr", type=cli.rate, default=0.1, help="learning rate (SGD)")
-    group.add_argument("--momentum", type=float, default=0.9, help="momentum")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-4, help="weight decay")
+    group.add_argument("--momentum", type=cli.number(0, 1), default=0.9, help="momentum")
+    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=cli.number(0), default=1e-4, help="weight decay")
 
     group = parser.add_argument_group("evaluation")
     group.add_argument("--evaluate_only", action="store_true", help="score the student as it is (--student_ckpt) and stop")

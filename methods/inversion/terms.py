@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.pseudo_batch import Invertible
+from utils import cli
 
 Logits = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, N)
 Weights = Mapping[str, float]  # of terms, by name
@@ -168,7 +169,7 @@ def add_term_flags(group: argparse._ArgumentGroup, without: Collection[str] = ()
     for name, term in TERMS.items():
         if name not in without:
             text = f"weight of {term.help}"
-            group.add_argument(f"--{term.flag}", type=float, default=defaults.get(name, 0.0), help=text)
+            group.add_argument(f"--{term.flag}", type=cli.weight, default=defaults.get(name, 0.0), help=text)
     if "adv" not in without:
         text = "count the student or learner as a constant in --adv, as the few-shot papers' code does"
         group.add_argument("--adv_detach", action="store_true", help=text)

@@ -59,7 +59,7 @@ def add_icfil_flags(group: _ArgumentGroup) -> None:
         add("--icfil_images", type=cli.count, default=default.images, help="ICFIL: pseudo images of a class"),
         add("--icfil_steps", type=cli.count, default=default.inversion_steps, help="ICFIL: inversion steps"),
         add("--icfil_lr", type=cli.rate, default=default.rate, help="ICFIL: Adam's rate on the pixels"),
-        add("--icfil_calibration", type=int, default=default.calibration_steps, help="ICFIL: calibration steps"),
+        add("--icfil_calibration", type=cli.whole(0), default=default.calibration_steps, help="ICFIL: calibration steps"),
         add("--icfil_tau", type=cli.rate, default=default.temperature, help="ICFIL: contrastive temperature"),
     )
 

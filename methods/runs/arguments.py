@@ -9,6 +9,7 @@ from methods.experiments.few_shot import FewShotExperiment, FewShotMethod
 from methods.experiments.method import Method
 from methods.experiments.settings import settings_for
 from methods.experiments.whole_class import WholeClassExperiment
+from methods.teachers.manifest import is_own_code
 from utils import cli
 from utils.errors import UserError
 from utils.run_log import RunLog
@@ -46,7 +47,7 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     group.add_argument("--run_name", help="name of the run directory; must be new")
     group.add_argument("--overwrite", action="store_true", help="replace the run of that name, if there is one")
     group.add_argument(
-        "--seeds", type=int, nargs="+", help="several runs, one for each seed; python -m utils.report sums them up"
+        "--seeds", type=cli.seed, nargs="+", help="several runs, one for each seed; python -m utils.report sums them up"
     )
     resume = group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     evaluate = group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
@@ -115,8 +116,15 @@ def _check_allowed(method: str, early: argparse.Namespace) -> None:
 def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> argparse.Namespace:
     """The flags of an earlier run, with the few changes that are allowed."""
     saved, evaluating = RunLog.read_flags(run), early.resume is None
+    saved["allow_code"] = None  # what may run is said anew each time: a run directory may be somebody else's
+    if not isinstance(saved.get("method"), str):
+        raise UserError(f"{run}/args.json is damaged: it names no method")
     _check_allowed(saved["method"], early)
     parser = build_parser(saved["method"])
+    cli.check_values(parser, saved, f"{run}/args.json")
+    for place in saved.get("teachers") or []:
+        if is_own_code(place) and place not in early.allow_code:
+            raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")
     allowed, known = cli.changeable(parser, evaluating), cli.flags_of(parser)
     for token in argv:
         flag = token.split("=")[0]

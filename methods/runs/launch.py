@@ -56,9 +56,10 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
     if args.resume or args.evaluate:
         training.restore()
     if args.evaluate:
+        log.check_kept_learner()
         report(experiment, log, training.seconds, "evaluate")
         return
-    with log.stoppable(new=not args.resume):
+    with log.alone(), log.stoppable(new=not args.resume):
         training.run()
         report(experiment, log, training.elapsed)
     log.close()

@@ -25,6 +25,7 @@ from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
 from utils.plots import draw_validations
+from utils.run_log import RunLog, read_metrics
 from utils.tables import duration
 
 PLACES = {"out", "run_name", "resume", "evaluate", "seed", "seeds", "threads", "device"}  # flags that change no result
@@ -77,17 +78,12 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Raises `UserError` where `folder` is no run directory, or one of its files is damaged."""
-    if not (folder / "args.json").is_file():
-        raise UserError(f"{folder} is no run directory: it has no args.json")
+    path, result = folder / "result.json", {}
     try:
-        flags = json.loads((folder / "args.json").read_text(encoding="utf-8"))["flags"]
-        lines = (
-            (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (folder / "metrics.jsonl").is_file() else []
-        )
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8")) if (folder / "result.json").is_file() else {}
-        return Run(folder, flags, [json.loads(line) for line in lines], result)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has a damaged file: {error}") from error
+        result = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return Run(folder, RunLog.read_flags(folder), read_metrics(folder / "metrics.jsonl"), result)
 
 
 def results_table(runs: Iterable[Run]) -> pd.DataFrame:
@@ -222,10 +218,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = [folder for folder in args.runs if (folder / "args.json").is_file()]
     if not folders:
         raise UserError(f"{args.runs[0]} is no run directory, nor is any other that was named: expected folders of main.py")
-    page, markdown, csv = build([read_run(folder) for folder in folders])
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            print(f"note: {folder} is left out: {error}", file=sys.stderr)
+    if not runs:
+        raise UserError("every run that was named is damaged: nothing to report")
+    page, markdown, csv = build(runs)
     for suffix, content in ((".html", page), (".md", markdown), (".csv", csv)):
         write_text(args.out.with_suffix(suffix), content)
-    print(f"{len(folders)} runs: {args.out.with_suffix('.html')}, .md and .csv")
+    print(f"{len(runs)} runs: {args.out.with_suffix('.html')}, .md and .csv")
 
 
 if __name__ == "__main__":

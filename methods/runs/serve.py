@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import math
 import os
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from threading import Lock
@@ -33,6 +34,7 @@ from methods.services.client import TOKEN
 from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
+from utils.errors import UserError
 from utils.images import to_float
 
 SERVER_DTYPES = {"float32": "<f4", "uint8": "u1"}
@@ -136,15 +138,26 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     add_pool_flags(parser)
     add_teacher_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one")
+    parser.add_argument("--port", type=cli.whole(0, 65_535), default=8000, help="port; 0 takes a free one")
     parser.add_argument("--max_batch", type=cli.count, default=1024, help="images of a request")
     cli.add_machine_flags(parser)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise `UserError` where nobody can listen."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise UserError(f"--host {host} --port {port}: nobody can listen there ({error}); choose another port") from error
 
 
 def serve(args: argparse.Namespace) -> None:
     """Serve until stopped. The token is read from the environment variable, so that no list of processes shows it."""
     pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order)
-    pool.check()
+    pool.check(inverts=False)
+    _check_free(args.host, args.port)
     app = create_app(pool, args.max_batch, os.environ.get(TOKEN) or None)
     print(f"{len(pool)} teachers at http://{args.host}:{args.port}", file=sys.stderr)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")

@@ -59,7 +59,7 @@ class HttpServer:
                 )
                 for model in content["models"]
             ]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self.url}/models is no list of teachers: {error!r}") from error
 
 

@@ -24,7 +24,6 @@ NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list
 OWN = "own"  # the image set of teachers whose list names none
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
 NUMBER = re.compile(r"(\d+)$")
-LARGEST = 4096  # pixels of an image's side
 SERVICE = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
 
 
@@ -70,12 +69,12 @@ def add_pool_flags(parser: ArgumentParser) -> None:
     )
     group.add_argument("--way_pretrain", type=cli.count, default=5, help="classes of a teacher")
     group.add_argument(
-        "--pre_model_num", "--APInum", type=int, help="teachers of each pool (pretrain: 100; otherwise: all there are)"
+        "--pre_model_num", "--APInum", type=cli.count, help="teachers of each pool (pretrain: 100; otherwise: all there are)"
     )
     group.add_argument(
-        "--num_class_per_task", type=int, help="disjoint groups of so many classes instead of random subsets (PURER)"
+        "--num_class_per_task", type=cli.whole(2), help="disjoint groups of so many classes instead of random subsets (PURER)"
     )
-    group.add_argument("--image_size", type=int, help="images' height and width (default: the set's own; mix: 84)")
+    group.add_argument("--image_size", type=cli.pixels, help="images' height and width (default: the set's own; mix: 84)")
 
 
 def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
@@ -143,6 +142,11 @@ def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
 def as_place(text: str) -> Path | str:
     """What --teachers may name: a file or folder that is there, or the text of a URL or `module:function`."""
     return text if SERVICE.match(text) and not Path(text).exists() else Path(text)
+
+
+def is_own_code(place: str) -> bool:
+    """Whether a place of --teachers is a function, which reading it would run."""
+    return isinstance(as_place(place), str) and not place.startswith("http")
 
 
 def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
@@ -230,8 +234,8 @@ def _check_row(row: TeacherRow) -> None:
         raise ValueError(f"column class_ids: {min(row.class_ids)}; expected numbers from 0")
     if len(set(row.class_keys)) != len(row.class_ids):
         raise ValueError("a class stands twice")
-    if not 1 <= row.image_size <= LARGEST:
-        raise ValueError(f"column image_size: {row.image_size}; expected pixels from 1 to {LARGEST}")
+    if not 1 <= row.image_size <= cli.LARGEST_SIDE:
+        raise ValueError(f"column image_size: {row.image_size}; expected pixels from 1 to {cli.LARGEST_SIDE}")
     for column, values in (("mean", row.mean), ("std", row.std)):
         if len(values) != 3:
             raise ValueError(f"column {column} has {len(values)} numbers; expected 3 numbers, for red, green and blue")

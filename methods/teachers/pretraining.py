@@ -6,7 +6,8 @@ they keep is the last epoch's.
 
 import copy
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from models import BACKBONES, FOREIGN, create_model, model_names
 from models.backbone import Backbone
 from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
+from utils.files import locked
 from utils.images import channels_last, normalise, take, to_float
 from utils.names import shown
 
@@ -44,12 +46,12 @@ class Recipe:
 
 def add_recipe_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("recipe")
-    group.add_argument("--pretrain_epochs", type=int, help="epochs (default: the set's, 60; CUB 100)")
-    group.add_argument("--pretrain_lr", type=float, default=Recipe.lr, help="learning rate")
-    group.add_argument("--batch_size", type=int, default=Recipe.batch_size, help="images a step")
+    group.add_argument("--pretrain_epochs", type=cli.count, help="epochs (default: the set's, 60; CUB 100)")
+    group.add_argument("--pretrain_lr", type=cli.rate, default=Recipe.lr, help="learning rate")
+    group.add_argument("--batch_size", type=cli.count, default=Recipe.batch_size, help="images a step")
     group.add_argument(
         "--milestones",
-        type=int,
+        type=cli.whole(0),
         nargs="*",
         help="epochs that make the rate a fifth (conv4 70, ResNets 30 50 80; disjoint: 30 40 50)",
     )
@@ -109,6 +111,7 @@ def train_together(
             _clip_each(leaves, recipe.clip)
             optimizer.step()
         schedule.step()
+        _check_finite(leaves, recipe)
         for place, network in enumerate(networks):
             state = unstacked(params, buffers, place)
             network.load_state_dict(state)
@@ -131,6 +134,12 @@ def _clip_each(leaves: Sequence[torch.Tensor], limit: float) -> None:
     scale = (limit / (norms + 1e-6)).clamp(max=1.0)
     for grad in grads:
         grad.mul_(scale.view(-1, *[1] * (grad.ndim - 1)))
+
+
+def _check_finite(parameters: Iterable[torch.Tensor], recipe: Recipe) -> None:
+    """Raise `UserError` where training has failed, so that no such teacher is ever kept."""
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise UserError(f"the weights of a teacher are not finite: try a smaller --pretrain_lr than {recipe.lr:g}")
 
 
 @torch.no_grad()
@@ -170,6 +179,7 @@ def train_teacher(
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
             optimizer.step()
         schedule.step()
+        _check_finite(network.parameters(), recipe)
         epoch_accuracy = accuracy(network, *(held_out if len(held_out[0]) else train), spec)
         if epoch_accuracy > best:
             best, best_state = epoch_accuracy, copy.deepcopy(network.loadable.state_dict())
@@ -192,7 +202,9 @@ def _pretrain_pool(
 ) -> None:
     split = load_split(spec, "meta_train", args.data_root, teacher_size(args, spec)).to(device)
     folder = pool_folder(args, spec, arch)
-    rows = train_pool(folder, spec, arch, split, _class_groups(args, split, spec), recipe, args.seed, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if distributed.rank() else locked(folder):
+        rows = train_pool(folder, spec, arch, split, _class_groups(args, split, spec), recipe, args.seed, overwrite)
     accuracies = [row.accuracy for row in rows]
     mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
     print(
@@ -219,8 +231,13 @@ def train_pool(
     device, size = split.images.device, split.images.shape[-1]
     epochs = recipe.epochs or spec.pretrain_epochs
     manifest = folder / "teachers.csv"
+    names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
     rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() else {}
-    finished = {} if overwrite else {name: row for name, row in rows.items() if row.path.is_file()}
+    if overwrite:  # before any new file is there, no line of an old one is left to say what it is
+        rows = {name: row for name, row in rows.items() if name not in names}
+        if distributed.rank() == 0:
+            _list(rows, manifest)
+    finished = {name: row for name, row in rows.items() if row.path.is_file()}
     for row in finished.values():
         if strange := [name for name in row.class_names if name not in split.class_names]:
             raise UserError(
@@ -233,7 +250,6 @@ def train_pool(
             f"note: {len(others)} finished teachers in {folder} were trained with other settings "
             f"(epochs {others[0].epochs}, seed {others[0].seed}) and are kept; --overwrite trains them again"
         )
-    names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
     share = range(len(groups))[distributed.share()]
     todo = [teacher_id for teacher_id in share if names[teacher_id] not in finished]
     at_once = recipe.together or (TOGETHER_ON_A_GPU if device.type == "cuda" and arch in model_names() else 1)
@@ -262,12 +278,20 @@ def train_pool(
                 checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
                 rows[name] = row
             if distributed.rank() == 0:
-                write_manifest([rows[name] for name in sorted(rows)], manifest)
+                _list(rows, manifest)
     if distributed.size() > 1:  # the first process hears of the others' teachers
         rows |= dict(distributed.gathered([(name, rows[name]) for name in names[distributed.share()]]))
         if distributed.rank() == 0:
-            write_manifest([rows[name] for name in sorted(rows)], manifest)
+            _list(rows, manifest)
     return [rows[name] for name in names]
+
+
+def _list(rows: Mapping[str, TeacherRow], manifest: Path) -> None:
+    """Write the pool's list, in the order of names; a pool without teachers has none."""
+    if rows:
+        write_manifest([rows[name] for name in sorted(rows)], manifest)
+    else:
+        manifest.unlink(missing_ok=True)
 
 
 def _train(

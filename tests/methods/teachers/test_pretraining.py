@@ -87,7 +87,7 @@ def test_bad_pools_are_refused(root: Path) -> None:
         (["--way_pretrain", "9"], "9 classes cannot"),
         (["--pre_backbone", "vgg"], "unknown backbone"),
         (["--dataset", "imagenet"], "unknown dataset"),
-        (["--pre_model_num", "0"], "expected 1 or more"),
+        (["--pre_model_num", "0"], "expected a whole number from 1"),
     ):
         with pytest.raises(UserError, match=message):
             pretrain.main(["--data_root", str(root), *flags])
