@@ -13,11 +13,12 @@ import pandas as pd
 from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spec
 from methods.services.black_box import Listed, services_of
 from methods.services.client import HttpServer
+from methods.services.onnx_model import ONNX, OnnxModel
 from models import MIXED_ARCHITECTURES, model_names
 from models.foreign import TORCHSCRIPT, is_code, is_foreign
 from utils import cli
 from utils.errors import UserError
-from utils.files import read_csv, write_text
+from utils.files import digest, read_csv, write_text
 from utils.names import tidy
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
@@ -223,7 +224,14 @@ def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
     if not row.class_ids and row.class_names:
         row = replace(row, class_ids=tuple(range(len(row.class_names))))
     _check_row(row)
-    return row
+    return replace(row, listed=_onnx(row)) if row.arch == ONNX else row
+
+
+def _onnx(row: TeacherRow) -> Listed:
+    if not row.path.is_file():
+        raise ValueError(f"{row.path} does not exist")
+    service = OnnxModel(row.path, len(row.class_ids), row.mean, row.std)
+    return Listed(service, str(row.path), row.class_names, row.image_size, row.dataset, digest(row.path))
 
 
 def _check_row(row: TeacherRow) -> None:

@@ -1,0 +1,78 @@
+"""Classifiers in ONNX files as services: they answer, and nothing of them can be looked into."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.images import normalise
+
+ONNX = "onnx"  # the arch of such a file in a list of teachers
+FAR = 1e3  # times an image: answers that are probabilities there as well were made so by the network
+UNIT = 1e-3  # by which probabilities may miss their sum
+
+
+class OnnxModel:
+    """A file for float images (B, 3, S, S) or (B, S, S, 3), normalised by mean and std, as a `Service`.
+
+    Whether it answers logits or probabilities is found out when it is first asked. It needs the package onnxruntime.
+    """
+
+    def __init__(self, path: Path, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.path, self.num_classes, self.mean, self.std = path, num_classes, mean, std
+
+    def query(self, images: Tensor) -> Tensor:
+        """Probabilities (B, classes) of images (B, 3, S, S) in [0, 1]. Raises `UserError` for an answer that is none."""
+        prepared = normalise(images.detach().cpu().float(), self.mean, self.std)
+        if "gives_probabilities" not in vars(self):
+            self.gives_probabilities = self._settle(prepared)
+        answer = self._answer(prepared)
+        return answer if self.gives_probabilities else F.softmax(answer, 1)
+
+    @cached_property
+    def _session(self) -> Any:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise UserError(f"{self.path} needs the package onnxruntime: pip install onnxruntime") from error
+        try:
+            return onnxruntime.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no type
+            raise UserError(f"{self.path} cannot be read as ONNX: {' '.join(str(error).split())}") from error
+
+    def _answer(self, prepared: Tensor) -> Tensor:
+        wanted = self._session.get_inputs()[0]
+        if len(wanted.shape) != 4 or wanted.type != "tensor(float)":
+            raise UserError(f"{self.path} takes {wanted.type} of shape {wanted.shape}; expected floats (batch, 3, S, S)")
+        batch, _, _, last = wanted.shape
+        pixels = prepared.permute(0, 2, 3, 1) if last == 3 else prepared
+        at_once = batch if isinstance(batch, int) else len(pixels)
+        parts = []
+        for part in pixels.split(at_once):
+            filled = torch.cat([part, part[:1].expand(at_once - len(part), *part.shape[1:])])  # a batch of fixed size
+            try:
+                found = self._session.run(None, {wanted.name: filled.contiguous().numpy()})[0]
+            except Exception as error:
+                raise UserError(f"{self.path} fails on images {tuple(part.shape)}: {' '.join(str(error).split())}") from error
+            answer = torch.as_tensor(found)
+            if tuple(answer.shape) != (at_once, self.num_classes):
+                raise UserError(
+                    f"{self.path} answered {tuple(answer.shape)} for {self.num_classes} classes; expected "
+                    f"({at_once}, {self.num_classes})"
+                )
+            parts.append(answer[: len(part)])
+        return torch.cat(parts).to(torch.get_default_dtype())
+
+    def _settle(self, prepared: Tensor) -> bool:
+        answers = torch.cat([self._answer(factor * prepared) for factor in (1, FAR, -FAR)])
+        answers = answers[answers.isfinite().all(1)]
+        if self.num_classes < 2 or not bool(((answers >= -UNIT) & (answers <= 1 + UNIT)).all()):
+            return False
+        if bool(((answers.sum(1) - 1).abs() < UNIT).all()):
+            return True
+        raise UserError(f"{self.path} answers numbers between 0 and 1 that do not sum to 1: take the sigmoid at its end off")
