@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,13 +100,15 @@ def _fingerprint(root: Path, paths: list[Path], source: str) -> str:
     digest = hashlib.sha256(f"rule {RULE}\n".encode())
     for path in paths:
         try:
-            stat = path.stat()
+            found = path.stat()
         except FileNotFoundError as error:
             raise UserError(
                 f"image {path}, listed in {source}, does not exist: write the list again with write_file/"
             ) from error
         except OSError as error:
             raise UserError(f"image {path} of {source} cannot be read: {error.strerror}") from error
-        known = (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"image {path} of {source} is no file: write the list again with write_file/")
+        known = (path.relative_to(root).as_posix(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         digest.update(f"{known}\n".encode())
     return digest.hexdigest()

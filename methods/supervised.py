@@ -28,6 +28,7 @@ from methods.teachers.pool import TeacherPool
 from utils import cli
 from utils.errors import UserError
 from utils.images import take, to_float
+from utils.names import check_same_classes
 
 
 def milestones(text: str) -> list[int]:
@@ -50,6 +51,9 @@ class Supervised(WholeClassMethod):
         super().__init__(args, teachers, spec)
         dataset = get_spec(self.training_set, self.TASK)
         self.train = load_split(dataset, "train", args.data_root, spec.image_size).to(self.device)
+        if self.training_set == args.dataset:
+            folder = f"{dataset.folder}/train"
+            check_same_classes(self.train.class_names, spec.class_names, folder, f"{dataset.folder}/test")
 
     @property
     def training_set(self) -> str:

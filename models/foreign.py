@@ -229,7 +229,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # whatever a damaged archive provokes: then it is none
         return False
 
 

@@ -1,6 +1,7 @@
 """Few-shot learning: what its methods have in common, and the experiment that wires, validates, evaluates and keeps."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import seed
 from utils.errors import UserError
 from utils.metrics import Score
+from utils.names import shown
 
 
 class FewShotMethod(Method):
@@ -87,6 +89,7 @@ class FewShotExperiment:
         self.teachers = TeacherPool(rows, device, args.class_order)
         self.spec = learner_spec(args, self.domains, rows)
         self.exams = self._exams()
+        self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
         self.method = method_class(args, self.teachers, self.spec)
 
@@ -101,6 +104,15 @@ class FewShotExperiment:
         for exam in (exam for some in exams.values() for exam in some):
             _ = exam.indices
         return exams
+
+    def _known_to_teachers(self) -> list[str]:
+        """Classes of meta_test that a teacher was trained on; a note on stderr names them, for they are no new classes."""
+        learnt = {name for row in self.teachers.rows for name in row.class_names}
+        known = sorted({name for exam in self.exams["meta_test"] for name in exam.split.class_names} & learnt)
+        if known:
+            number = f"{len(known)} classes of meta_test by name ({shown(known)})"
+            print(f"note: teachers know {number}: scores are not on new classes alone", file=sys.stderr)
+        return known
 
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser, method_class: type[FewShotMethod]) -> None:

@@ -47,6 +47,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         "head": _head_note(experiment),
         "batch_statistics": _statistics_note(experiment),
         "seconds_of_an_episode": each,
+        "test_classes_known_to_teachers": experiment.known,
         "selected_on": args.select_on,
         "selected_at": kept.get("iteration", 0),
         "image_size": experiment.spec.image_size,

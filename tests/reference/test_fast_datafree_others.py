@@ -210,7 +210,7 @@ def deep_inversion(flags: str, left_out: tuple[str, ...], bench: Bench) -> Outpu
 def on_real_images(name: str, flags: str, batches: tuple[int, ...], bench: Bench) -> Any:
     """A method whose training set are the formula's batches, in order."""
     labels = (torch.arange(8) % 10).repeat(len(batches))
-    split = ImageSplit(torch.cat(batches_of(*batches)) * 255, labels, [])
+    split = ImageSplit(torch.cat(batches_of(*batches)) * 255, labels, [f"class {number}" for number in range(10)])
     bench.monkeypatch.setattr(methods.supervised, "load_split", lambda *what: split)
     bench.in_order()
     return bench.method(name, f"{SGD} {flags}")

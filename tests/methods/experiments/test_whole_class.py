@@ -1,10 +1,12 @@
 """Fast-Datafree and the rows it is compared with, as their users run them and from inside."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -266,3 +268,27 @@ def test_a_file_of_other_classes(data_root: Path) -> None:
     spec = get_spec("cifar10", "classification")
     with pytest.raises(UserError, match="expected"):
         load_classifier("wrn16_1", data_root / "teachers" / "wrn16_1.pth", spec, ["a", "b"], 16, torch.device("cpu"))
+
+
+def test_a_teacher_and_its_set_meet_by_name(data_root: Path, tmp_path: Path) -> None:
+    from datasets.registry import get_spec
+
+    spec = get_spec("cifar10", "classification")
+    content = checkpoint.load(data_root / "teachers" / "wrn16_1.pth")
+    names = ["ant", "bee", "cat"]
+    for said, words in ((["ant", "cat", "bee"], "in the order ant, cat, bee"), (["ant", "bee", "dog"], "alone has dog")):
+        checkpoint.save({"state_dict": content["state_dict"], "class_names": said}, tmp_path / "t.pth")
+        with pytest.raises(UserError, match=words):
+            load_classifier("wrn16_1", tmp_path / "t.pth", spec, names, 16, torch.device("cpu"))
+    checkpoint.save({"state_dict": content["state_dict"], "class_names": names}, tmp_path / "t.pth")
+    assert load_classifier("wrn16_1", tmp_path / "t.pth", spec, names, 16, torch.device("cpu")).class_names == tuple(names)
+
+
+def test_train_and_test_of_a_set_meet_by_name(data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
+    shutil.copytree(data_root / "cifar10", tmp_path / "data" / "cifar10")
+    path = tmp_path / "data" / "cifar10" / "split" / "test.csv"
+    table = pd.read_csv(path)
+    table["label"] = table.label.str.upper()
+    table.to_csv(path, index=False)
+    with pytest.raises(UserError, match="the classes of cifar10/train and of cifar10/test differ"):
+        main.main([*flags_for("scratch"), "--data_root", str(tmp_path / "data"), "--teacher_ckpt", str(tmp_path / "x.pth")])

@@ -177,6 +177,18 @@ def test_which_weights_are_meant_stands_in_the_list(zoo: Path) -> None:
     assert torch.equal(pool_of(zoo)[0].network.head.bias, average["head.bias"])
 
 
+def test_teachers_that_know_the_test_classes_are_named(
+    zoo: Path, flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = "16,.5;.5;.5,.2;.2;.2"
+    zoo.write_text(f"path,arch,class_names,image_size,mean,std\na.pth,conv4,ant;bee;meta_test_1,{form}\n")
+    main.main([*flags_for("teacher_ncm"), "--dataset", "cifar100", "--teachers", str(zoo), "--run_name", "mine"])
+    assert "teachers know 1 classes of meta_test by name (meta_test_1)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())["test_classes_known_to_teachers"] == [
+        "meta_test_1"
+    ]
+
+
 def test_a_network_without_gradients_is_a_black_box(
     zoo: Path, flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
