@@ -283,7 +283,9 @@ def test_damaged_lines_of_numbers_are_dropped(flags_for: Flags, tmp_path: Path, 
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'\0\0\xff\n[3]\n{}\n{"iteration": 2, "lo')
     page.main([str(run), "--out", str(tmp_path / "report.html")])
-    assert "1 runs" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 runs" in said.out
+    assert "metrics.jsonl: 4 damaged lines left out" in said.err
     RunLog(run).forget_after(2)
     assert (run / "metrics.jsonl").read_text() == whole
     broken = tmp_path / "runs" / "broken"

@@ -165,11 +165,14 @@ class SilentLog(RunLog):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without those that a kill or a full disk left damaged."""
+    """The lines of a metrics.jsonl, without those that a kill or a full disk left damaged, which a note counts."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [json.loads(line) for line in lines if math.isfinite(_iteration_of(line))]
+    whole = [line for line in lines if math.isfinite(_iteration_of(line))]
+    if len(whole) < len(lines):
+        print(f"note: {path}: {len(lines) - len(whole)} damaged lines left out", file=sys.stderr)
+    return [json.loads(line) for line in whole]
 
 
 def _iteration_of(line: str) -> float:
