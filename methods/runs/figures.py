@@ -1,0 +1,152 @@
+"""The figures behind the tables of docs/: taken from finished runs, kept in one file, and written out as one page.
+
+    python -m methods.runs.figures runs/*               # adds these runs to docs/figures.json, and writes docs/results.md anew
+
+A run replaces an earlier one of the same command and seed. Nothing in the page is typed by hand.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from methods.runs.page import Run, read_run
+from utils import cli
+from utils.errors import UserError
+from utils.files import write_text
+from utils.tables import duration
+
+PLACES = {"--out", "--run_name", "--seed", "--threads", "--device", "--data_root"}  # of a command, what is not its result's
+ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figures are in [figures.json](figures.json).
+
+The learner is picked on meta_val and meets meta_test once. Of one seed the interval is that of the mean over episodes (95 %); of
+several the mean over seeds stands with their standard deviation (s). *statistics*: whether batch normalisation sees the queries
+of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for a short
+run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
+HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
+Figure = Mapping[str, Any]  # one run, as figures.json has it
+
+
+def figure_of(run: Run) -> dict[str, Any]:
+    """What is kept of a finished few-shot run. Raises `UserError` for another one."""
+    result, record = run.result, json.loads((run.folder / "args.json").read_text(encoding="utf-8"))
+    if not result.get("evaluated") or "shot" not in result:
+        raise UserError(f"{run.folder} is no finished run with a score in few-shot learning")
+    return {
+        "setting": run.setting,
+        "command": command_of(record["argv"]),
+        "seed": run.flags["seed"],
+        "settings": run.flags["settings"],
+        "statistics": "batch" if result["batch_statistics"].startswith("query") else "fixed",
+        "metalearner": result["metalearner"],
+        "seconds": result["seconds"]["total"],
+        "queries": result["asked_of_services"].get("queries", 0),
+        "commit": record["environment"]["commit"],
+        "machine": f"{record['environment']['processor']}, torch {record['environment']['torch']}",
+        "accuracy": result["accuracy"],
+        "yardsticks": {
+            label: {name: {key: score[key] for key in ("mean", "half_width")} for name, score in scores.items()}
+            for label, scores in result["yardsticks"].items()
+        },
+    }
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """The command line of a run without what is not its result's: places, seed and threads."""
+    kept: list[str] = []
+    skipping = False
+    for word in cli.underscored(argv):
+        if word.startswith("--"):
+            skipping = word.split("=")[0] in PLACES
+        if not skipping:
+            kept.append(word)
+    return " ".join(["python main.py", *kept])
+
+
+def merged(before: Iterable[Figure], new: Iterable[Figure]) -> list[Figure]:
+    """Old and new figures in the order of their commands; of one command and seed the newest."""
+    by_key = {(figure["setting"], figure["command"], figure["seed"]): figure for figure in [*before, *new]}
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def page_of(figures: Sequence[Figure]) -> str:
+    """docs/results.md."""
+    parts = ["# Results", "", ABOUT]
+    for setting in sorted({figure["setting"] for figure in figures}):
+        members = [figure for figure in figures if figure["setting"] == setting]
+        parts += ["", f"## {setting}", "", *_table(members), "", "```bash"]
+        parts += [*sorted({figure["command"] for figure in members}), "```", ""]
+        parts.append(f"Machines: {'; '.join(sorted({figure['machine'] for figure in members}))}, one thread.")
+    return "\n".join(parts) + "\n"
+
+
+def _table(figures: Sequence[Figure]) -> list[str]:
+    rows: list[tuple[float, list[str]]] = []
+    floors: dict[str, Figure] = {}
+    for figure in figures:
+        for label, scores in figure["yardsticks"].items():
+            own = f" ({figure['metalearner']})" if label.startswith("random learner") else ""
+            floors.setdefault(label + own, scores)
+    for label, scores in floors.items():
+        rows.append((_mean(scores), [f"*{label}*", _interval(scores), "", "", "", "", "", ""]))
+    by_command: dict[str, list[Figure]] = {}
+    for figure in figures:
+        by_command.setdefault(figure["command"], []).append(figure)
+    for members in by_command.values():
+        rows.append((mean(_mean(member["accuracy"]) for member in members), _row(members)))
+    cells = [HEADER, ["---"] * len(HEADER), *[row for _, row in sorted(rows)]]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def _row(members: Sequence[Figure]) -> list[str]:
+    first = members[0]
+    return [
+        f"**{_label(first)}**",
+        _interval(first["accuracy"]) if len(members) == 1 else _spread(members),
+        ", ".join(str(member["seed"]) for member in members),
+        first["settings"],
+        first["statistics"],
+        duration(mean(member["seconds"] for member in members)),
+        f"{first['queries']:,}" if first["queries"] else "",
+        ", ".join(sorted({member["commit"][:7] for member in members})),
+    ]
+
+
+def _label(figure: Figure) -> str:
+    words = figure["command"].split()
+    plus = "_plus" if "--candidate_size" in words else ""
+    black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
+    return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}"
+
+
+def _mean(scores: Mapping[str, Mapping[str, float]]) -> float:
+    return mean(score["mean"] for score in scores.values())
+
+
+def _interval(scores: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(f"{100 * score['mean']:.2f} ± {100 * score['half_width']:.2f}" for score in scores.values())
+
+
+def _spread(members: Sequence[Figure]) -> str:
+    by_set = [[100 * member["accuracy"][name]["mean"] for member in members] for name in members[0]["accuracy"]]
+    return ", ".join(f"{mean(values):.2f} (s {stdev(values):.2f})" for values in by_set)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser("python -m methods.runs.figures", description="The figures behind the tables of docs/.")
+    parser.add_argument("runs", type=Path, nargs="*", help="finished run directories; none: write the page anew")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of figures.json and results.md")
+    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    path = args.docs / "figures.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    figures = merged(before, [figure_of(read_run(folder)) for folder in args.runs])
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+    write_text(args.docs / "results.md", page_of(figures))
+    print(f"{len(args.runs)} runs, {len(figures)} in all: {path} and {args.docs / 'results.md'}")
+
+
+if __name__ == "__main__":
+    cli.exit_with_message(main)

@@ -1,0 +1,46 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import main
+from methods.runs import figures
+from utils.errors import UserError
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+Flags = Callable[..., list[str]]
+
+
+def test_the_page_of_results_is_that_of_its_figures() -> None:
+    kept = json.loads((DOCS / "figures.json").read_text(encoding="utf-8"))
+    assert figures.page_of(kept) == (DOCS / "results.md").read_text(encoding="utf-8")
+    assert figures.merged(kept, []) == kept
+
+
+def test_runs_become_one_line_a_command(flags_for: Flags, tmp_path: Path) -> None:
+    """Two seeds of one command, run anew once, and another command."""
+    for name, seed, shot in (("a", "0", "1"), ("b", "1", "1"), ("c", "0", "5"), ("a2", "0", "1")):
+        main.main([*flags_for("free"), "--num_sup_train", shot, "--seed", seed, "--run_name", name])
+    runs = [tmp_path / "runs" / name for name in ("a", "b", "c")]
+    figures.main([*map(str, runs), "--docs", str(tmp_path)])
+    kept = json.loads((tmp_path / "figures.json").read_text())
+    assert len(kept) == 3
+    assert all("--seed" not in figure["command"] and str(tmp_path) not in figure["command"] for figure in kept)
+    page = (tmp_path / "results.md").read_text()
+    one = next(line for line in page.splitlines() if line.startswith("| **free") and "(s " in line)
+    values = [100 * json.loads((run / "result.json").read_text())["accuracy"]["cifar100"]["mean"] for run in runs[:2]]
+    assert f"| {sum(values) / 2:.2f} (s " in one
+    assert "| 0, 1 |" in one
+    assert page.count("## cifar100") == 2
+    assert page.count("*random learner, adapted (maml)*") == 2
+    figures.main([str(tmp_path / "runs" / "a2"), "--docs", str(tmp_path)])
+    assert len(json.loads((tmp_path / "figures.json").read_text())) == 3
+
+
+def test_a_run_without_a_score_is_refused(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
+    (tmp_path / "runs" / "mine" / "result.json").unlink()
+    with pytest.raises(UserError, match="no finished run with a score"):
+        figures.main([str(tmp_path / "runs" / "mine"), "--docs", str(tmp_path)])
+    assert not (tmp_path / "figures.json").exists()
