@@ -11,6 +11,7 @@ from methods.teachers.inspection import check_said, inspect
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_classifier
 from models.backbone import Backbone
+from models.foreign import Foreign
 from models.state_dicts import Content, load_into, read_content
 from utils import checkpoint, seed
 from utils.errors import UserError
@@ -60,6 +61,7 @@ def load_classifier(
         check_said(read_weights(network, path), named, form, arch, str(path))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher = Teacher(network, class_names, form, arch=arch)
-    for note in inspect(teacher, str(path or arch)).notes:
-        print(f"note: {path or arch}: {note}", file=sys.stderr)
+    if isinstance(network, Foreign):
+        for note in inspect(teacher, str(path or arch)).notes:
+            print(f"note: {path or arch}: {note}", file=sys.stderr)
     return teacher
