@@ -23,9 +23,9 @@ PLACES = {"--out", "--run_name", "--seed", "--threads", "--device", "--data_root
 ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figures are in [figures.json](figures.json).
 
 The learner is picked on meta_val and meets meta_test once. Of one seed the interval is that of the mean over episodes (95 %);
-of several the mean over seeds stands with their standard deviation (s). *statistics*: whether batch normalisation sees the queries
-of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for a short
-run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
+of several the mean over seeds stands with their standard deviation (s). *statistics*: whether batch normalisation sees the
+queries of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for
+a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
 HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
 Figure = Mapping[str, Any]  # one run, as figures.json has it
 
