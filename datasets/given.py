@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets.image_files import decode, shrink
 from utils.errors import UserError
 from utils.images import resize, to_float
+from utils.names import tidy
 
 ROUNDING = 1e-3  # by which floats may leave [0, 1], as resized ones do
 
@@ -24,7 +25,7 @@ def as_images(given: Any, size: int) -> Tensor:
     where they differ. Raises `UserError` for numbers of another range, and for anything else.
     """
     if isinstance(given, (Tensor, np.ndarray)):
-        return _batch(torch.as_tensor(given))
+        return _batch(_plain(given))
     if isinstance(given, (str, Path, Image.Image)) or not isinstance(given, Sequence) or not len(given):
         raise UserError(f"images are {type(given).__name__}; expected a tensor, an array, or a list of pictures or paths")
     images = [_one(image, size) for image in given]
@@ -37,10 +38,26 @@ def _one(image: Any, size: int) -> Tensor:
     if isinstance(image, (str, Path)):
         return torch.from_numpy(decode(Path(image), size).copy())[None]
     if isinstance(image, Image.Image):
-        return torch.from_numpy(shrink(image, size, "a picture").copy())[None]
+        try:
+            return torch.from_numpy(shrink(image, size, "a picture").copy())[None]
+        except ValueError as error:  # of one that was closed
+            raise UserError(f"a picture cannot be read: {error}") from error
     if isinstance(image, (Tensor, np.ndarray)):
-        return _batch(torch.as_tensor(image)[None])
+        return _batch(_plain(image)[None])
     raise UserError(f"an image is {type(image).__name__}; expected a path, a Pillow picture, a tensor or an array")
+
+
+def _plain(given: Tensor | np.ndarray) -> Tensor:
+    """A dense tensor of a kind of number that torch reckons with, of whatever numpy has."""
+    if isinstance(given, np.ndarray):
+        if given.dtype.kind not in "uifb":
+            raise UserError(f"images are an array of {given.dtype}; expected bytes or floats")
+        if given.dtype.kind == "u" and given.dtype.itemsize > 1:
+            given = given.astype(np.int64)
+        return torch.from_numpy(np.ascontiguousarray(given, given.dtype.newbyteorder("=")))
+    if given.is_sparse or given.is_complex():
+        raise UserError("images are a sparse or complex tensor; expected bytes or floats")
+    return given.to(torch.int64) if given.dtype in (torch.uint16, torch.uint32, torch.uint64) else given
 
 
 def _batch(images: Tensor) -> Tensor:
@@ -69,16 +86,16 @@ def _batch(images: Tensor) -> Tensor:
 
 def as_labels(given: Any) -> list[Hashable]:
     """A plain value for each image, of a sequence, tensor or array of one dimension. Raises `UserError` for others."""
-    if isinstance(given, (Tensor, np.ndarray)):
-        if given.ndim != 1:
-            raise UserError(f"labels have the shape {tuple(given.shape)}; expected one class for each image")
+    if len(getattr(given, "shape", (0,))) != 1:
+        raise UserError(f"labels have the shape {tuple(given.shape)}; expected one class for each image")
+    if hasattr(given, "tolist"):  # of a tensor, an array, a column of a table
         given = given.tolist()
-    if isinstance(given, str):
-        raise UserError(f"labels are the text {given!r}; expected a list with a class for each image")
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"labels are {given!r:.60}; expected a list with a class for each image")
     labels = [
         label.item() if isinstance(label, (Tensor, np.generic, np.ndarray)) and label.ndim == 0 else label for label in given
     ]
     for label in labels:
-        if not isinstance(label, (str, int, float, tuple)) or label != label:  # a number that is none differs from itself
+        if not isinstance(label, (str, int, float)) or label != label:  # a number that is none differs from itself
             raise UserError(f"the label {label!r} is no class: expected a name or a number")
-    return labels
+    return [tidy(label) if isinstance(label, str) else label for label in labels]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 from utils.names import tidy_class
@@ -18,13 +18,15 @@ from utils.names import tidy_class
 RULE = 2  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
 PHOTOS = (".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .jp2 .ppm .pgm .pbm .pnm .tga").split()
 IMAGE_SUFFIXES = {suffix for suffix in PHOTOS if Image.registered_extensions().get(suffix) in Image.OPEN}  # by this Pillow
+LEFT_BEHIND = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # by systems
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE = (255, 255, 255)  # the ground under what is transparent
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is no data: what systems and editors leave behind (`.ipynb_checkpoints`, `__MACOSX`, `._x`)."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in LEFT_BEHIND or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -135,27 +137,34 @@ def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UserError(f"image {path} has more than {limit} million pixels: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"image {path} cannot be read: it is empty, or no image that this program knows") from error
     except Exception as error:  # a damaged file makes Pillow's readers raise whatever comes
         raise UserError(f"image {path} cannot be read ({error}): replace or remove it") from error
 
 
 def shrink(picture: Image.Image, size: int, source: str, channels: int = 3) -> np.ndarray:
     """An opened picture as `decode` gives it, uint8 (channels, size, size). Raises `UserError` naming `source`."""
-    opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, source)
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF
+    if picture.mode == "L" and tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
+        raise UserError(f"{source} has signed numbers, whose white nobody knows: save it with 8 bits")
+    white = 2 ** tags.get(BITS, (16,))[0] - 1
+    opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
     image = opaque.convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def _as_bytes(image: Image.Image, kind: str | None, source: str) -> Image.Image:
-    """The same picture with 8 opaque bits a channel."""
+def _as_bytes(image: Image.Image, kind: str | None, white: int, inverted: bool, source: str) -> Image.Image:
+    """The same picture with 8 opaque bits a channel; `white` is that of 16-bit numbers, or black where they are `inverted`."""
     wide = image.mode == "I" and kind in ("PNG", "PPM")  # 16 bits, as Pillow reads them there
     if image.mode in SIXTEEN_BITS or wide:
         values = np.asarray(image).astype(np.float64)
         if "transparency" in image.info:
-            values[values == image.info["transparency"]] = 65535.0
-        return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+            values[values == image.info["transparency"]] = float(white)
+        values = white - values if inverted else values
+        return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(f"{source} has numbers of Pillow's mode {image.mode}, whose white nobody knows: save it with 8 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

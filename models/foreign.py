@@ -1,7 +1,7 @@
 """Networks that are not ours: torchvision's, timm's, and whatever a function of the user's builds."""
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Foreign(Backbone):
         self.network, self.num_classes = network, num_classes
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         self.head = linear[-1] if linear else _identity(num_classes)
-        self.has_head, self.takes_grey, self.gives_probabilities, self.settled = bool(linear), False, False, False
+        self.has_head, self.takes_grey, self.settled = bool(linear), False, False
+        self.squash = ""  # what makes the answer of the logits, by name
 
     @property
     def loadable(self) -> nn.Module:
@@ -46,16 +47,18 @@ class Foreign(Backbone):
             self.settle(x.detach())
         if not self.has_head:
             logits = self._answer(x)
-            if self.gives_probabilities:
+            if self.squash == "softmax":
                 logits = logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
             return logits, logits
         seen: list[tuple[Tensor, Tensor]] = []
-        handle = self.head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+        handle = self.head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].clone(), output)))
         try:
-            self._answer(x)
+            answer = self._answer(x)
         finally:
             handle.remove()
-        features, logits = seen[-1]
+        wanted = answer.detach()
+        of_answer = (call for call in reversed(seen) if len(seen) == 1 or _gives(call[1].detach(), self.squash, wanted))
+        features, logits = next(of_answer, seen[-1])  # a head may be called more than once
         return features.flatten(1), logits  # (B, feature_dim), (B, num_classes)
 
     @torch.no_grad()
@@ -73,9 +76,9 @@ class Foreign(Backbone):
 
     def _settle(self, x: Tensor) -> list[str]:
         notes = self._settle_channels(x)
-        outputs: list[tuple[nn.Linear, Tensor]] = []
+        inputs: list[tuple[nn.Linear, Tensor]] = []
         handles = [
-            layer.register_forward_hook(lambda layer, inputs, output: outputs.append((layer, output)))
+            layer.register_forward_pre_hook(lambda layer, given: inputs.append((layer, given[0].clone())))
             for layer in self.network.modules()
             if isinstance(layer, nn.Linear)
         ]
@@ -87,13 +90,13 @@ class Foreign(Backbone):
         expected = (len(x), self.num_classes)
         if tuple(answer.shape) != expected:
             raise UserError(f"answered {tuple(answer.shape)} for {self.num_classes} classes; expected {expected}")
-        fed = [(layer, name) for layer, output in outputs for name in SQUASHES if _gives(output, name, answer)]
-        self.has_head, squash = bool(fed), fed[-1][1] if fed else self._squash(x, answer)
+        fed = [(layer, name) for layer, given in inputs for name in SQUASHES if _gives(layer(given), name, answer)]
+        self.has_head, self.squash = bool(fed), fed[-1][1] if fed else self._squash(x, answer)
         self.head = fed[-1][0] if fed else _identity(self.num_classes).to(answer)
-        if squash == "sigmoid":
+        if self.squash == "sigmoid":
             raise UserError("answers numbers between 0 and 1 that do not sum to 1: take the sigmoid at its end off")
-        self.settled, self.gives_probabilities = True, squash == "softmax"
-        if squash == "softmax":
+        self.settled = True
+        if self.squash == "softmax":
             taken = "what goes into its softmax is taken" if fed else "their logarithm is taken"
             notes.append(f"answers probabilities: {taken}")
         if not fed:
@@ -113,20 +116,30 @@ class Foreign(Backbone):
             found = self.network(self._grey(x))
         notes = ["takes grey images: colours are turned grey"] if self.takes_grey else []
         if not isinstance(found, Tensor):
-            notes.append(f"answers a {type(found).__name__}, of which {_place(found)} is taken")
+            notes.append(f"answers a {type(found).__name__}, of which {_choose(found, self.num_classes)[0]} is taken")
         return notes
 
     def _squash(self, x: Tensor, answer: Tensor) -> str:
-        """What squashed the answer of a network whose end is no linear layer."""
-        answers = [answer, *(self._answer(factor * x) for factor in (FAR, -FAR))]
-        usual = [part for part in answers if bool(torch.isfinite(part).all())]
-        if self.num_classes < 2 or not all(bool(((part >= -UNIT) & (part <= 1 + UNIT)).all()) for part in usual):
+        """What squashed the answer of a network whose end is no linear layer. Raises `UserError` for what is beyond repair."""
+        answers = torch.cat([answer, *(self._answer(factor * x) for factor in (FAR, -FAR))])
+        usual = answers[answers.isfinite().all(1)]
+        if self.num_classes < 2 or len(usual) < 2 or bool((usual < -UNIT).any()) or bool((usual == usual[0]).all()):
             return ""
-        return "softmax" if all(_sums_to_one(part) for part in usual) else "sigmoid"
+        sums = usual.sum(1)
+        if bool(((sums - 1).abs() < UNIT).all()):
+            if bool(((answer == 0) | (answer == 1)).all()):
+                raise UserError("answers only 0 and 1, which is the class it names: take what rounds its answer off")
+            return "softmax"
+        if bool(((sums - sums[0]).abs() < UNIT * sums[0]).all()):
+            raise UserError(f"answers shares that sum to {float(sums[0]):.4g}: take what makes them of the logits off")
+        return "sigmoid" if bool((usual <= 1 + UNIT).all()) else ""
 
     def _answer(self, x: Tensor) -> Tensor:
         found = self.network(self._grey(x) if self.takes_grey else x)
-        return found if isinstance(found, Tensor) else _look_up(found)
+        answer = found if isinstance(found, Tensor) else _choose(found, self.num_classes)[1]
+        if not answer.is_floating_point():
+            raise UserError(f"answers {answer.dtype}; expected floating-point logits")
+        return answer.to(x.dtype)
 
     def _grey(self, x: Tensor) -> Tensor:
         return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
@@ -147,33 +160,37 @@ def _gives(output: Tensor, squash: str, answer: Tensor) -> bool:
     return output.shape == answer.shape and torch.allclose(SQUASHES[squash](output), answer, rtol=1e-4, atol=1e-6)
 
 
-def _sums_to_one(answer: Tensor) -> bool:
-    return bool(((answer.sum(1) - 1).abs() < UNIT).all())
-
-
 def _identity(num_classes: int) -> nn.Linear:
     layer = nn.utils.skip_init(nn.Linear, num_classes, num_classes)
     layer.load_state_dict({"weight": torch.eye(num_classes), "bias": torch.zeros(num_classes)})
     return layer
 
 
-def _place(found: Any) -> str:
-    """Where in what is no tensor the logits lie. Raises `UserError` where that cannot be told."""
-    if isinstance(found, Mapping):
-        tensors = [str(key) for key, value in found.items() if isinstance(value, Tensor)]
-        if "logits" in tensors or len(tensors) == 1:
-            return "logits" if "logits" in tensors else tensors[0]
-        raise UserError(f"answers a dict with the keys {', '.join(map(str, found))}; expected a tensor, or one called logits")
-    if isinstance(getattr(found, "logits", None), Tensor):
-        return "logits"
-    if isinstance(found, Sequence) and found and isinstance(found[0], Tensor):
-        return "first tensor"
-    raise UserError(f"answers a {type(found).__name__}; expected a tensor of logits")
+def _choose(found: Any, num_classes: int) -> tuple[str, Tensor]:
+    """The logits in what is no tensor, and where they lie. Raises `UserError` where that cannot be told."""
+    tensors = dict(_tensors(found))
+    fitting = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[1] == num_classes}
+    if "logits" in tensors:
+        return "logits", tensors["logits"]
+    if len(fitting) == 1 or len(tensors) == 1:
+        return next(iter((fitting or tensors).items()))
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    which = "several of them may be the logits" if fitting else "none of them is"
+    raise UserError(f"answers a {type(found).__name__} of {shapes or 'no tensors'}; {which}: let it return its logits alone")
 
 
-def _look_up(found: Any) -> Tensor:
-    place = _place(found)
-    return found[0] if place == "first tensor" else found[place] if isinstance(found, Mapping) else found.logits
+def _tensors(found: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts, sequences and an object's `logits`, by its place."""
+    if isinstance(found, Tensor):
+        yield name, found
+    elif isinstance(found, Mapping):
+        for key, value in found.items():
+            yield from _tensors(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(found, (list, tuple)):
+        for place, value in enumerate(found):
+            yield from _tensors(value, f"{name}[{place}]")
+    elif isinstance(getattr(found, "logits", None), Tensor):
+        yield f"{name}.logits".lstrip("."), found.logits
 
 
 def is_foreign(name: str) -> bool:

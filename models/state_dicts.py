@@ -1,6 +1,6 @@
 """Other people's checkpoint files: what they hold, what they say of themselves, and their names for our tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,9 @@ from utils.names import shown
 
 State = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch normalisation, which files from before PyTorch 0.4.1 lack and nothing here reads
-CLASS_LISTS = ("class_names", "classes")  # under which files say what their outputs are, first output first
+CLASS_LISTS = ("class_names", "class_to_idx", "classes", "CLASSES", "idx_to_class", "id2label", "labels", "vocab")
+ABOUT = ("hyper_parameters", "meta", "config", "args")  # dicts in which files say such things
+DEPTH = 3  # of dicts in which weights are looked for
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,24 @@ class Content:
 def read_content(content: Any, source: str, which: str = "") -> Content:
     """What the loaded `content` of a checkpoint file holds.
 
-    A state_dict, or a dict with one under any key; where there are several (the weights and their running average), `which`
-    names the key. Raises `UserError` naming `source` where there is none, and where it must be told which.
+    A state_dict, or dicts with one at any depth; where there are several (the weights and their running average), `which` names
+    the place, `a` or `a.b`. Raises `UserError` naming `source` where there is none, and where it must be told which.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{source} holds a {type(content).__name__}; expected a state_dict, or a dict with one")
-    if is_state(content):
-        return Content(dict(content))
-    found = {str(key): value for key, value in content.items() if is_state(value)}
-    if which and which not in found:
-        raise UserError(f"{source} has no weights under {which!r}, only under {shown(found) or 'no key'}")
-    if len(found) > 1 and not which:
+    found = dict(_states(content))
+    most = max(map(len, found.values()), default=0)
+    found = {place: state for place, state in found.items() if 2 * len(state) > most}  # metrics and random states are small
+    if which:
+        found = {place: state for place, state in found.items() if place == which or place.startswith(f"{which}.")}
+        if len(found) != 1:
+            places = shown(place or "the file itself" for place, _ in _states(content))
+            raise UserError(f"{source} has no weights under {which!r} alone; they are under {places}")
+    if len(found) > 1:
         raise UserError(f"{source} has weights under {shown(found)}: say which are meant in a column `weights` of the list")
     if not found:
         raise UserError(f"{source} is no checkpoint this program knows: no state_dict in its keys {shown(map(str, content))}")
-    state = dict(found[which or next(iter(found))])
+    (state,) = found.values()
     about = {key: value for key, value in content.items() if key in ("mean", "std", "image_size", "arch")}
     ids, accuracy = content.get("specific"), content.get("acc")
     try:
@@ -64,24 +69,41 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
         raise UserError(f"{source} says something of its classes that cannot be read: {error}") from error
 
 
-def is_state(value: Any) -> bool:
-    """Whether something is a state_dict: names and tensors alone."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
-    )
+def _states(content: Mapping, place: str = "") -> Iterator[tuple[str, State]]:
+    """Every group of at least two tensors with names, and where it lies: "" for the content itself."""
+    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    if len(state) > 1:
+        yield place, state
+    for key, value in content.items():
+        if isinstance(value, Mapping) and place.count(".") < DEPTH:
+            yield from _states(value, f"{place}.{key}".lstrip("."))
 
 
 def _class_names(content: Mapping[str, Any]) -> list[str] | None:
-    index = content.get("class_to_idx")
-    if isinstance(index, Mapping) and index:
-        return [str(name) for name in sorted(index, key=lambda name: int(index[name]))]
-    for key in CLASS_LISTS:
-        names = content.get(key)
-        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
-            return list(names)
+    """The classes that a file names, first output first. Raises `ValueError` where their numbers are not 0 to n - 1."""
+    for place in (content, *(content[key] for key in ABOUT if isinstance(content.get(key), Mapping))):
+        for key in CLASS_LISTS:
+            names = place.get(key)
+            if isinstance(names, Mapping) and names:
+                return _in_order(names)
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return list(names)
     return None
+
+
+def _in_order(numbered: Mapping[Any, Any]) -> list[str]:
+    """The names of {name: number} or {number: name}."""
+    by_name = all(isinstance(key, str) and not key.isdigit() for key in numbered) or not all(
+        isinstance(value, str) and not value.isdigit() for value in numbered.values()
+    )
+    pairs = sorted((int(number), str(name)) for name, number in (numbered.items() if by_name else _turned(numbered)))
+    if [number for number, _ in pairs] != list(range(len(pairs))):
+        raise ValueError(f"classes are numbered {shown(str(number) for number, _ in pairs)}; expected 0 to {len(pairs) - 1}")
+    return [name for _, name in pairs]
+
+
+def _turned(numbered: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    return [(name, number) for number, name in numbered.items()]
 
 
 def load_into(network: Backbone, state: State, source: str) -> list[str]:

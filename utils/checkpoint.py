@@ -105,6 +105,11 @@ def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source
             else f"{wrong[0]!r} is {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}"
         )
         raise UserError(f"{source} does not fit the {type(module).__name__} it is said to be: {detail}")
+    whole = [name for name, tensor in state.items() if own[name].is_floating_point() and not tensor.is_floating_point()]
+    if whole:
+        raise UserError(
+            f"{source}: {whole[0]!r} holds {state[whole[0]].dtype}, expected floats: save it before it is quantised"
+        )
     odd = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
     if odd is not None:
         raise UserError(f"{source}: {odd!r} holds numbers that are not finite: its training failed, or the file is damaged")

@@ -86,16 +86,19 @@ def read_csv(path: Path) -> pd.DataFrame:
     Lines without a word are skipped, empty cells beyond the header are no cells. Raises `UserError` naming file and line.
     """
     try:
-        lines = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True)
+        text = _text_of(path)
+        if "\0" in text:
+            raise UserError(f"{path} is no text in UTF-8: save it so")
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
         read = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
-    rows = {line: _without_empty_end(row) for line, row in read if any(row)}
+    rows = {line: _without_empty_end(row) for line, row in read if any(row) and row != ["sep=", ""]}  # which Excel writes first
     if not rows:
         raise UserError(f"{path} is empty: expected a line with the names of its columns")
     first, header = next(iter(rows.items()))
     del rows[first]
-    if len(header) == 1 and re.search(r"[;\t]", header[0]):
+    if len(header) == 1 and re.search(r"[;|\t]", header[0]):
         raise UserError(f"{path}, line {first}: its cells are not separated by commas; save it as CSV with commas")
     if "" in header or len(set(header)) < len(header):
         raise UserError(f"{path}, line {first}: columns {', '.join(header)}; expected a different name for each")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,17 +67,27 @@ def check_said(content: Content, class_names: Sequence[str], form: ImageForm, ar
     said = content.about
     if content.class_names and class_names:
         check_same_order(content.class_names, class_names, source, "what it is listed with")
-    if isinstance(said.get("image_size"), int) and said["image_size"] != form.size:
-        raise UserError(f"{source} says that its images have {said['image_size']} pixels; it is listed with {form.size}")
+    sizes = _numbers(said.get("image_size"))
+    if sizes and set(sizes) != {float(form.size)}:
+        raise UserError(f"{source} says that its images have {sizes[0]:g} pixels; it is listed with {form.size}")
     for name, listed in (("mean", form.mean), ("std", form.std)):
-        numbers = said.get(name)
-        if not isinstance(numbers, (list, tuple, Tensor)) or len(numbers) != len(listed):
+        numbers = _numbers(said.get(name))
+        if len(numbers) not in (1, len(listed)):
             continue
-        if any(abs(float(own) - other) > SCALE for own, other in zip(numbers, listed, strict=True)):
-            shown = tuple(round(float(number), 4) for number in numbers)
+        numbers = numbers if len(numbers) > 1 else numbers * len(listed)
+        if any(abs(own - other) > SCALE for own, other in zip(numbers, listed, strict=True)):
+            shown = tuple(round(number, 4) for number in numbers)
             raise UserError(f"{source} says that its {name} is {shown}; it is listed with {listed}")
     if isinstance(said.get("arch"), str) and ":" not in arch and _plain(said["arch"]) != _plain(arch):
         raise UserError(f"{source} says that it is a {said['arch']}; it is listed as {arch}")
+
+
+def _numbers(said: Any) -> list[float]:
+    """A number, or several in a list or tensor of any shape; nothing where it is something else."""
+    try:
+        return torch.as_tensor(said).flatten().to(torch.float64).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return []
 
 
 def _plain(arch: str) -> str:

@@ -178,7 +178,7 @@ def _row_of_service(listed: Listed) -> TeacherRow:
 
 def read_manifest(path: Path) -> list[TeacherRow]:
     """Read a manifest; teachers' paths are taken from the manifest's folder. Raises `UserError` naming line and column."""
-    table = read_csv(path)
+    table = read_csv(path).rename(columns=str.lower)
     missing = [column for column in NEEDED if column not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(NEEDED)}, and class_ids or class_names")
@@ -212,7 +212,7 @@ def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
         arch=record["arch"],
         class_ids=parts("class_ids", int),
         class_names=tuple(tidy(name) for name in parts("class_names", str)),
-        image_size=number("image_size", int, record["image_size"]),
+        image_size=number("image_size", int, record["image_size"].removesuffix(".0")),
         mean=parts("mean", float),
         std=parts("std", float),
         dataset=record.get("dataset") or OWN,

@@ -49,6 +49,9 @@ def test_grey_becomes_three_channels_and_sizes_become_one() -> None:
         (WANTED / 255 - 0.5, "take the normalisation away"),
         (WANTED / torch.zeros(()), "lie between"),
         (WANTED.long() + 300, "expected bytes"),
+        (PIXELS.astype(np.uint16) * 257, "expected bytes"),
+        (PIXELS.astype(object), "an array of object"),
+        (WANTED * 1j, "sparse or complex"),
         (WANTED > 100, "expected bytes"),
         (WANTED[0], r"expected \(1, 3, H, W\)"),
         (torch.zeros(2, 5, 8, 8), "shape"),
@@ -66,6 +69,7 @@ def test_what_is_no_batch_of_images_is_refused(given: object, words: str) -> Non
 def test_labels_are_plain_values() -> None:
     assert as_labels(torch.tensor([0, 1])) == as_labels(np.array([0, 1])) == as_labels(list(torch.tensor([0, 1]))) == [0, 1]
     assert as_labels(np.array(["a", "b"])) == as_labels(("a", "b")) == ["a", "b"]
-    for bad in (torch.eye(2), "ab", [None, 1], [float("nan")], [[1], [2]]):
+    assert as_labels(["owl", " owl "]) == ["owl", "owl"]
+    for bad in (torch.eye(2), "ab", [None, 1], [float("nan")], [[1], [2]], None, 3, {1, 2}, {"a": 1}, [("a", 1)]):
         with pytest.raises(UserError):
             as_labels(bad)

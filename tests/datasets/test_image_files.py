@@ -90,10 +90,18 @@ def test_what_is_no_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_hidden_files_are_no_data_and_nothing_else_is_dropped_silently(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("owl/a.png", "owl/deep/b.png", "wren/a.png", "__MACOSX/._a.png", ".ipynb_checkpoints/a.png", "astray.png"):
+    for name in (
+        "owl/a.png",
+        "owl/deep/b.png",
+        "wren/a.png",
+        "__MACOSX/._a.png",
+        ".ipynb_checkpoints/a.png",
+        "@eaDir/a.png",
+        "astray.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         red_above_blue().save(tmp_path / name)
-    for name in ("owl/._a.png", "owl/Thumbs.db", "owl/.DS_Store", "wren/raw.heic"):
+    for name in ("owl/._a.png", "owl/notes.txt", "owl/Thumbs.db", "owl/.DS_Store", "wren/raw.heic"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "owl" / "loop").symlink_to(tmp_path / "owl", target_is_directory=True)
     found = {name: [path.name for path in paths] for name, paths in class_folders(tmp_path).items()}
@@ -102,7 +110,7 @@ def test_hidden_files_are_no_data_and_nothing_else_is_dropped_silently(
         "wren": ["a.png"],
     }
     said = capsys.readouterr().err
-    assert "1 file .db left out, 2 files .png read" in said
+    assert "1 file .txt left out, 2 files .png read" in said
     assert "1 file .heic left out, 1 file .png read" in said
     assert "1 file .png beside the class folders left out" in said
 
@@ -123,3 +131,11 @@ def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")  # noqa: PTH102
     with pytest.raises(UserError, match=r"caf\\xe9' is not UTF-8"):
         visible_files(tmp_path)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_tiff_says_what_is_white(inverted: bool, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 8).round().astype(np.uint16)[None].repeat(8, 0)
+    Image.fromarray(ramp).save(tmp_path / "x.tif", tiffinfo={262: 0 if inverted else 1})
+    seen, wanted = decode(tmp_path / "x.tif", 8)[1, 3].tolist(), (ramp[0] / 257).round().tolist()
+    assert seen == (wanted[::-1] if inverted else wanted)

@@ -55,6 +55,9 @@ ENDS: dict[str, Callable[[Tensor], Any]] = {
     "dict": lambda logits: {"loss": None, "logits": logits},
     "object": lambda logits: SimpleNamespace(logits=logits, hidden=None),
     "tuple": lambda logits: (logits, None),
+    "loss first": lambda logits: (logits.mean(), logits, logits.repeat(1, 2)),
+    "nested": lambda logits: ((logits,), {"hidden": logits[:, :2]}),
+    "half": lambda logits: logits.float(),
 }
 
 
@@ -65,9 +68,10 @@ def test_the_head_is_the_layer_that_feeds_the_answer(end: str) -> None:
     features, logits = foreign.features_and_logits(x)
     assert torch.equal(features, foreign.network.features(x))
     assert torch.equal(logits, foreign.network.classifier(features))
+    assert torch.equal(foreign.head(features), logits)
     assert torch.equal(foreign.head(foreign.features(x)), foreign(x))
     assert foreign.feature_dim == 4
-    assert bool(notes) == (end not in ("logits", "log-softmax"))
+    assert bool(notes) == (end not in ("logits", "log-softmax", "half"))
     assert not foreign.network.classifier._forward_hooks
 
 
@@ -90,8 +94,13 @@ def test_without_a_linear_layer_logits_serve_as_features(end: str) -> None:
         (Net(lambda logits: logits[:, :, None, None]), r"answered \(8, 3, 1, 1\)"),
         (Net(torch.sigmoid), "take the sigmoid at its end off"),
         (Convolutional(torch.sigmoid), "take the sigmoid at its end off"),
-        (Net(lambda logits: {"a": logits, "b": logits}), "a dict with the keys a, b"),
-        (Net(lambda logits: [None]), "answers a list"),
+        (Net(lambda logits: {"a": logits, "b": logits}), "several of them may be the logits"),
+        (Net(lambda logits: [None]), "answers a list of no tensors"),
+        (Net(lambda logits: [logits[:, :2], logits.flatten()]), "none of them is"),
+        (Net(lambda logits: [logits, 2 * logits]), "several of them may be the logits"),
+        (Convolutional(lambda logits: 100 * logits.softmax(1)), "answers shares that sum to 100"),
+        (Convolutional(lambda logits: 1.0 * (logits == logits.amax(1, keepdim=True))), "answers only 0 and 1"),
+        (Net(lambda logits: logits.argmax(1)), "expected floating-point logits"),
         (Net(channels=4), "images of 4 channels"),
     ],
 )
@@ -124,3 +133,35 @@ def test_it_is_found_out_by_itself_and_looking_changes_nothing() -> None:
     foreign.settled = False
     assert torch.equal(foreign.eval()(x), foreign.network.classifier(foreign.network.features(x)))
     assert foreign.settled
+
+
+class Twice(Net):
+    """Calls its head once more, on something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.classifier(self.features(x))
+        self.other = self.classifier(self.features(x.flip(0) * 0.3)).detach()
+        return answer
+
+
+class Changed(Net):
+    """Changes in place what its head gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x)).mul_(16)
+
+
+def test_of_several_calls_of_the_head_that_of_the_answer_counts() -> None:
+    foreign, x = made(Twice())
+    foreign.settle(x)
+    features, logits = foreign.features_and_logits(x)
+    assert torch.equal(logits, foreign.network(x))
+    assert torch.equal(features, foreign.network.features(x))
+
+
+def test_what_is_done_to_the_answer_of_the_head_makes_it_no_head() -> None:
+    foreign, x = made(Changed())
+    assert foreign.settle(x) == ["no linear layer gives its answer: logits serve as features"]
+    features, logits = foreign.features_and_logits(x)
+    assert torch.equal(logits, foreign.network(x))
+    assert torch.equal(foreign.head(features), logits)

@@ -134,9 +134,44 @@ def test_which_of_several_weights_is_asked() -> None:
         read_content(whole, "file", "ema")
 
 
+def test_weights_are_found_at_any_depth_and_beside_small_things() -> None:
+    state = Own().state_dict()
+    small = {"rng_states": {"cpu": torch.ones(3), "cuda": torch.ones(3)}, "metrics": {"loss": torch.ones(1)}, "epoch": 3}
+    for whole in (
+        {"model": {"state_dict": state}},
+        {"model_ema": {"module": state}},
+        dict(state, epoch=3),
+        {"state_dict": state},
+    ):
+        assert read_content(whole | small, "file").state.keys() == state.keys()
+    both = {"model": state, "model_ema": {"module": {name: tensor + 1 for name, tensor in state.items()}}}
+    with pytest.raises(UserError, match=r"under model, model_ema\.module: say which"):
+        read_content(both, "file")
+    for which in ("model_ema", "model_ema.module"):
+        assert torch.equal(read_content(both, "file", which).state["linear.bias"], state["linear.bias"] + 1)
+    quantised = {name: (tensor * 100).to(torch.int8) for name, tensor in state.items()}
+    with pytest.raises(UserError, match="before it is quantised"):
+        load_into(Foreign(Own(), 3), quantised, "file")
+
+
 def test_what_a_file_says_of_its_classes() -> None:
     state = Own().state_dict()
-    said = {"class_to_idx": {"1": 0, "10": 1, "2": 2}}, {"classes": ["1", "10", "2"]}, {"class_names": ["1", "10", "2"]}
-    for names in said:
-        assert read_content({"state_dict": state, **names}, "file").class_names == ["1", "10", "2"]
+    wanted = ["b", "a", "c"]
+    forms = [
+        {"class_to_idx": {"a": 1, "b": 0, "c": 2}}, {"classes": wanted}, {"class_names": wanted}, {"labels": wanted},
+        {"idx_to_class": {0: "b", 1: "a", 2: "c"}}, {"classes": {0: "b", 2: "c", 1: "a"}},
+        {"class_to_idx": {0: "b", 1: "a", 2: "c"}},
+        {"hyper_parameters": {"class_to_idx": {"a": 1, "b": 0, "c": 2}}}, {"meta": {"CLASSES": tuple(wanted)}},
+        {"config": {"id2label": {"0": "b", "1": "a", "2": "c"}}}, {"class_to_idx": {"a": torch.tensor(1), "b": 0, "c": 2}},
+    ]  # fmt: skip
+    for names in forms:
+        assert read_content({"state_dict": state, **names}, "file").class_names == wanted
+    for wrong in ({"a": 1, "b": 2, "c": 3}, {"a": 0, "b": 0, "c": 1}):
+        with pytest.raises(UserError, match="classes are numbered"):
+            read_content({"state_dict": state, "class_to_idx": wrong}, "file")
+    assert read_content({"state_dict": state, "class_to_idx": {"1": 0, "10": 1, "2": 2}}, "file").class_names == [
+        "1",
+        "10",
+        "2",
+    ]
     assert read_content({"state_dict": state, "classes": 3}, "file").class_names is None

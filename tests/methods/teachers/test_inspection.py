@@ -68,9 +68,12 @@ def test_what_cannot_be_used_is_named(change: dict[str, Callable[[Tensor], Tenso
         ({"image_size": 16}, None, "16 pixels"),
         ({"mean": [0.4] * 3}, None, "its mean is"),
         ({"std": torch.tensor([0.2] * 3)}, None, "its std is"),
+        ({"image_size": (16, 16)}, None, "16 pixels"),
+        ({"mean": 0.4}, None, "its mean is"),
+        ({"mean": torch.full((1, 3, 1, 1), 0.4)}, None, "its mean is"),
         ({"arch": "resnet18"}, None, "says that it is a resnet18"),
         ({"image_size": 12, "mean": [0.5] * 3, "std": (0.25,) * 3, "arch": "torchvision/conv-4"}, ["a ", "b", "c"], None),
-        ({"image_size": "big", "mean": 3, "std": []}, None, None),
+        ({"image_size": "big", "mean": ["a"], "std": []}, None, None),
     ],
 )
 def test_what_a_file_says_is_held_against_its_list(said: dict, names: Sequence[str] | None, words: str | None) -> None:
