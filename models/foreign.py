@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.answers import refuse_sigmoid, squash_of
 from models.backbone import Backbone
 from utils.code import import_function
 from utils.errors import UserError
 from utils.vision import import_torchvision
 
 TORCHSCRIPT = "torchscript"  # the arch of a file that is program and weights in one
-UNIT = 1e-3  # by which probabilities may miss 0, 1 and their sum
-FAR = 1e3  # times an image: answers that stay between 0 and 1 there as well were squashed
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey
 
 
@@ -33,6 +32,7 @@ class Foreign(Backbone):
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         self.head = linear[-1] if linear else _identity(num_classes)
         self.has_head, self.takes_grey, self.settled = bool(linear), False, False
+        self.answers_logits = False  # whether its answer is bit for bit what its head gives: then no hook is needed
         self.squash = ""  # what makes the answer of the logits, by name
 
     @property
@@ -91,10 +91,10 @@ class Foreign(Backbone):
         if tuple(answer.shape) != expected:
             raise UserError(f"answered {tuple(answer.shape)} for {self.num_classes} classes; expected {expected}")
         fed = [(layer, name) for layer, given in inputs for name in SQUASHES if _gives(layer(given), name, answer)]
-        self.has_head, self.squash = bool(fed), fed[-1][1] if fed else self._squash(x, answer)
+        self.has_head, self.squash = bool(fed), fed[-1][1] if fed else squash_of(self._answer, x)
         self.head = fed[-1][0] if fed else _identity(self.num_classes).to(answer)
-        if self.squash == "sigmoid":
-            raise UserError("answers numbers between 0 and 1 that do not sum to 1: take the sigmoid at its end off")
+        refuse_sigmoid(self.squash)
+        self.answers_logits = any(layer is self.head and torch.equal(layer(given), answer) for layer, given in inputs)
         self.settled = True
         if self.squash == "softmax":
             taken = "what goes into its softmax is taken" if fed else "their logarithm is taken"
@@ -119,21 +119,6 @@ class Foreign(Backbone):
             notes.append(f"answers a {type(found).__name__}, of which {_choose(found, self.num_classes)[0]} is taken")
         return notes
 
-    def _squash(self, x: Tensor, answer: Tensor) -> str:
-        """What squashed the answer of a network whose end is no linear layer. Raises `UserError` for what is beyond repair."""
-        answers = torch.cat([answer, *(self._answer(factor * x) for factor in (FAR, -FAR))])
-        usual = answers[answers.isfinite().all(1)]
-        if self.num_classes < 2 or len(usual) < 2 or bool((usual < -UNIT).any()) or bool((usual == usual[0]).all()):
-            return ""
-        sums = usual.sum(1)
-        if bool(((sums - 1).abs() < UNIT).all()):
-            if bool(((answer == 0) | (answer == 1)).all()):
-                raise UserError("answers only 0 and 1, which is the class it names: take what rounds its answer off")
-            return "softmax"
-        if bool(((sums - sums[0]).abs() < UNIT * sums[0]).all()):
-            raise UserError(f"answers shares that sum to {float(sums[0]):.4g}: take what makes them of the logits off")
-        return "sigmoid" if bool((usual <= 1 + UNIT).all()) else ""
-
     def _answer(self, x: Tensor) -> Tensor:
         found = self.network(self._grey(x) if self.takes_grey else x)
         answer = found if isinstance(found, Tensor) else _choose(found, self.num_classes)[1]
@@ -145,7 +130,7 @@ class Foreign(Backbone):
         return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features_and_logits(x)[1]
+        return self._answer(x) if self.answers_logits else self.features_and_logits(x)[1]
 
 
 SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {

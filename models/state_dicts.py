@@ -96,14 +96,11 @@ def _in_order(numbered: Mapping[Any, Any]) -> list[str]:
     by_name = all(isinstance(key, str) and not key.isdigit() for key in numbered) or not all(
         isinstance(value, str) and not value.isdigit() for value in numbered.values()
     )
-    pairs = sorted((int(number), str(name)) for name, number in (numbered.items() if by_name else _turned(numbered)))
+    items = numbered.items() if by_name else [(name, number) for number, name in numbered.items()]
+    pairs = sorted((int(number), str(name)) for name, number in items)
     if [number for number, _ in pairs] != list(range(len(pairs))):
         raise ValueError(f"classes are numbered {shown(str(number) for number, _ in pairs)}; expected 0 to {len(pairs) - 1}")
     return [name for _, name in pairs]
-
-
-def _turned(numbered: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    return [(name, number) for number, name in numbered.items()]
 
 
 def load_into(network: Backbone, state: State, source: str) -> list[str]:

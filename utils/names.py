@@ -33,6 +33,11 @@ def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+def look_alike_notes(names: Iterable[str]) -> list[str]:
+    """A sentence for each pair of classes that a reader would take for one."""
+    return [f"note: the classes {first} and {second} look alike and are taken for two" for first, second in look_alikes(names)]
+
+
 def shown(names: Iterable[str]) -> str:
     """The first few names of a list, for a sentence."""
     names = list(names)

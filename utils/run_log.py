@@ -69,14 +69,20 @@ class RunLog:
         return cls(folder)
 
     @staticmethod
-    def read_flags(folder: Path) -> dict[str, Any]:
-        """The flags of an earlier run. Raises `UserError` if `folder` is no run directory."""
+    def read_record(folder: Path) -> dict[str, Any]:
+        """The `flags`, `argv` and `environment` of an earlier run. Raises `UserError` if `folder` is no run directory."""
         try:
-            return dict(json.loads((folder / "args.json").read_text(encoding="utf-8"))["flags"])
+            record = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+            return {"argv": [], "environment": {}} | record | {"flags": dict(record["flags"])}
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no run directory: it has no args.json") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder}/args.json is damaged and cannot be read") from error
+
+    @staticmethod
+    def read_flags(folder: Path) -> dict[str, Any]:
+        """The flags of an earlier run. Raises `UserError` as `read_record` does."""
+        return RunLog.read_record(folder)["flags"]
 
     def say(self, text: str) -> None:
         """Print above the progress bar, and keep in log.txt."""

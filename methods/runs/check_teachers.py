@@ -10,7 +10,7 @@ from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
-from utils.names import look_alikes
+from utils.names import look_alike_notes
 from utils.tables import table
 
 HEADER = ["teacher", "arch", "classes", "size", "parameters", "statistics", "verdict"]
@@ -29,8 +29,8 @@ def check(args: argparse.Namespace) -> None:
     lines = [line_of(pool, teacher_id) for teacher_id in range(len(pool))]
     print(table(HEADER, lines))
     print(f"{len(pool)} teachers, {len(pool.class_names)} different classes")
-    for first, second in look_alikes(pool.class_names):
-        print(f"note: the classes {first} and {second} look alike and are taken for two")
+    for note in look_alike_notes(pool.class_names):
+        print(note)
     bad = [line for line in lines if not line[-1].startswith("good")]
     if bad:
         place, why = bad[0][0], bad[0][-1]

@@ -17,6 +17,7 @@ from methods.runs.page import Run, read_run
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
+from utils.run_log import RunLog
 from utils.tables import duration
 
 PLACES = {"--out", "--run_name", "--seed", "--threads", "--device", "--data_root"}  # of a command, what is not its result's
@@ -32,7 +33,7 @@ Figure = Mapping[str, Any]  # one run, as figures.json has it
 
 def figure_of(run: Run) -> dict[str, Any]:
     """What is kept of a finished few-shot run. Raises `UserError` for another one."""
-    result, record = run.result, json.loads((run.folder / "args.json").read_text(encoding="utf-8"))
+    result, record = run.result, RunLog.read_record(run.folder)
     if not result.get("evaluated") or "shot" not in result:
         raise UserError(f"{run.folder} is no finished run with a score in few-shot learning")
     return {

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.answers import refuse_sigmoid, squash_of
 from utils.errors import UserError
 from utils.images import normalise
 
 ONNX = "onnx"  # the arch of such a file in a list of teachers
-FAR = 1e3  # times an image: answers that are probabilities there as well were made so by the network
-UNIT = 1e-3  # by which probabilities may miss their sum
 
 
 class OnnxModel:
@@ -25,14 +24,23 @@ class OnnxModel:
 
     def __init__(self, path: Path, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.path, self.num_classes, self.mean, self.std = path, num_classes, mean, std
+        self._squash: str | None = None  # what makes its answer of the logits, once it is known
 
     def query(self, images: Tensor) -> Tensor:
         """Probabilities (B, classes) of images (B, 3, S, S) in [0, 1]. Raises `UserError` for an answer that is none."""
         prepared = normalise(images.detach().cpu().float(), self.mean, self.std)
-        if "gives_probabilities" not in vars(self):
-            self.gives_probabilities = self._settle(prepared)
+        if self._squash is None:
+            self._squash = self._settle(prepared)
         answer = self._answer(prepared)
-        return answer if self.gives_probabilities else F.softmax(answer, 1)
+        return answer if self._squash == "softmax" else F.softmax(answer, 1)
+
+    def _settle(self, prepared: Tensor) -> str:
+        try:
+            squash = squash_of(self._answer, prepared)
+            refuse_sigmoid(squash)
+        except UserError as error:
+            raise UserError(f"{self.path} {str(error).removeprefix(f'{self.path} ')}") from error
+        return squash
 
     @cached_property
     def _session(self) -> Any:
@@ -67,12 +75,3 @@ class OnnxModel:
                 )
             parts.append(answer[: len(part)])
         return torch.cat(parts).to(torch.get_default_dtype())
-
-    def _settle(self, prepared: Tensor) -> bool:
-        answers = torch.cat([self._answer(factor * prepared) for factor in (1, FAR, -FAR)])
-        answers = answers[answers.isfinite().all(1)]
-        if self.num_classes < 2 or not bool(((answers >= -UNIT) & (answers <= 1 + UNIT)).all()):
-            return False
-        if bool(((answers.sum(1) - 1).abs() < UNIT).all()):
-            return True
-        raise UserError(f"{self.path} answers numbers between 0 and 1 that do not sum to 1: take the sigmoid at its end off")

@@ -24,7 +24,7 @@ from utils import checkpoint, cli, distributed, seed
 from utils.errors import UserError
 from utils.files import digest
 from utils.images import Augmentation
-from utils.names import look_alikes, shown
+from utils.names import look_alike_notes, shown
 
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
 
@@ -130,8 +130,8 @@ class TeacherPool:
                     notes.setdefault(note, []).append(str(row.path))
         for note, places in notes.items():
             print(f"note: {shown(places)}: {note}", file=sys.stderr)
-        for first, second in look_alikes(self.class_names):
-            print(f"note: the classes {first} and {second} look alike and are taken for two", file=sys.stderr)
+        for note in look_alike_notes(self.class_names):
+            print(note, file=sys.stderr)
         if len(self) and not inside and distributed.size() > 1:
             raise UserError("black boxes are asked by one process: run this without torchrun")
 
