@@ -9,7 +9,7 @@ from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.registry import get_domains
 from datasets.split import load_split
 from methods.evaluation.exams import Exam
-from methods.evaluation.floors import ensemble_score, teacher_distances
+from methods.evaluation.floors import ensemble_score, read_out_score, teacher_distances
 from methods.experiments.few_shot import FewShotMethod
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
@@ -54,6 +54,7 @@ class TeacherNCM(FewShotMethod):
     """
 
     TRAINS = False
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"metalearner": "ncm"}
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
@@ -70,8 +71,10 @@ class TeacherNCM(FewShotMethod):
         return args.ncm_on not in BLACK_BOX_VIEWS
 
     def score(self, exam: Exam) -> Score:
-        distances = teacher_distances(self.teachers, exam, self.args.ncm_on)
-        return ensemble_score(distances, self.args.ensemble or len(distances), self.args.seed)
+        args, size = self.args, self.args.ensemble or len(self.teachers)
+        if args.readout != ["plain"]:
+            return read_out_score(self.teachers, exam, args.ncm_on, args.readout, size, args.seed)
+        return ensemble_score(teacher_distances(self.teachers, exam, args.ncm_on), size, args.seed)
 
     def summary(self) -> dict[str, Any]:
         return {"examined": f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"}

@@ -41,6 +41,7 @@ def examine(learner: Learner, metalearner: Metalearner, exam: Exam, steps: int) 
 
     Batch statistics see the whole query set (transductive, as in the papers) unless the metalearner is inductive.
     """
+    metalearner = metalearner.reading(learner.readout)
     params = {name: value.detach() for name, value in learner.params.items()}
     device = next(iter(params.values())).device
     images = exam.split.images.to(device)

@@ -3,17 +3,20 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from methods.evaluation.exams import Exam, Indices, examine
 from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner
+from methods.metalearners.readout import fit_readout
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import view_of
+from methods.teachers.views import SHOWN_AT_ONCE, view_of
 from utils import seed
 from utils.images import to_float
 from utils.kept import Kept
@@ -60,9 +63,32 @@ def ensemble_score(distances: Tensor, size: int, seed_value: int = 0) -> Score:
     The squared distance in a concatenation is the sum of the teachers' own. The pool is dealt, by the seed, into as many
     ensembles without a common teacher as it yields; each episode counts with the mean over them.
     """
-    order = torch.randperm(len(distances), generator=seed.generator(seed_value, "ensembles")).to(distances.device)
-    ensembles = order[: len(order) // size * size].view(-1, size)
+    ensembles = dealt(len(distances), size, seed_value).to(distances.device)
     return Score(torch.stack([accuracy_of(distances[members].sum(0)) for members in ensembles]).mean(0).tolist())
+
+
+def dealt(teachers: int, size: int, seed_value: int) -> Tensor:
+    """As many ensembles of `size` teachers without a common one as there are: (ensembles, size) of numbers below `teachers`."""
+    order = torch.randperm(teachers, generator=seed.generator(seed_value, "ensembles"))
+    return order[: teachers // size * size].view(-1, size)
+
+
+@torch.no_grad()
+def read_out_score(pool: TeacherPool, exam: Exam, view: str, words: Sequence[str], size: int, seed_value: int = 0) -> Score:
+    """As `ensemble_score`, with the concatenated views of an ensemble read as a learner is (`fit_readout`)."""
+    images, scores = exam.split.images, []
+    for members in dealt(len(pool), size, seed_value).tolist():
+        embed = partial(_concatenated, pool, members, view)
+        readout = fit_readout(words, embed, exam.image_size, pool.device, pool.augmentation.flip)
+        pieces = tqdm(images.split(SHOWN_AT_ONCE), desc="frozen teachers", unit="images", unit_scale=SHOWN_AT_ONCE, leave=False)
+        embeddings = F.normalize(torch.cat([readout(embed, some) for some in pieces]))
+        scores.append(accuracy_of(distances_to_means(embeddings, exam.indices, exam.shape.way)))
+    return Score(torch.stack(scores).mean(0).tolist())
+
+
+def _concatenated(pool: TeacherPool, members: Sequence[int], view: str, images: Tensor) -> Tensor:
+    """What teachers make of uint8 images (B, C, S, S), each at length 1, side by side: (B, D)."""
+    return torch.cat([view_of(pool, teacher_id, view, images) for teacher_id in members], 1)
 
 
 def exam_key(exam: Exam) -> list[object]:

@@ -19,6 +19,8 @@ from methods.memory.bank import MemoryBank
 from methods.metalearners import get_metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
+from methods.metalearners.protonet import ProtoNet
+from methods.metalearners.readout import fit_readout
 from methods.teachers.manifest import (
     TeacherRow,
     add_pool_flags,
@@ -92,6 +94,8 @@ class FewShotExperiment:
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
         self.method = method_class(args, self.teachers, self.spec)
+        if not method_class.TRAINS:
+            self._read_out()
 
     def _exams(self) -> dict[str, list[Exam]]:
         """The exams of meta_val and meta_test; lists that are missing and splits that are too small show here."""
@@ -114,6 +118,8 @@ class FewShotExperiment:
             print(f"note: teachers know {number}: scores are not on new classes alone", file=sys.stderr)
         return known
 
+    EARLIER: ClassVar[dict[str, Any]] = {"readout": ["plain"]}  # what runs did before there was the flag
+
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser, method_class: type[FewShotMethod]) -> None:
         """The flags that all few-shot methods share."""
@@ -134,6 +140,11 @@ class FewShotExperiment:
             args.shot_test = args.shot_train
         if args.select_on == "pseudo" and "memory" not in method_class.STATE:
             raise UserError(f"--select_on pseudo: {args.method} keeps no bank of pseudo-images to draw episodes from")
+        if args.readout != ["plain"] and get_metalearner(args.metalearner).ADAPTS:
+            raise UserError(
+                f"--readout {' '.join(args.readout)}: {args.metalearner} decides by a head; --metalearner protonet or ncm "
+                "decide by class means, which can be read otherwise"
+            )
         method_class.finish_args(args)
 
     @staticmethod
@@ -169,6 +180,7 @@ class FewShotExperiment:
 
     def validate(self) -> dict[str, Score]:
         """The scores whose mean selects what is kept, by what they are; none: the last iteration is kept."""
+        self._read_out()
         select_on = self.args.select_on
         if select_on == "last":
             return {}
@@ -180,6 +192,21 @@ class FewShotExperiment:
         """Scores on a split, by image set."""
         with self.method.clock("evaluation"):
             return {exam.spec.name: self.method.score(exam) for exam in self.exams[split]}
+
+    def _read_out(self) -> None:
+        """Give the learner, as it now is, the read-out that --readout names."""
+        method, metalearner = self.method, self.method.metalearner
+        if not isinstance(metalearner, ProtoNet):
+            return
+        embed, params = metalearner.embed, {name: value.detach() for name, value in method.learner.params.items()}
+        with method.clock("evaluation"):
+            method.learner.readout = fit_readout(
+                self.args.readout,
+                lambda images: embed(params, method.learner.prepare(images)),
+                self.spec.image_size,
+                self.device,
+                self.teachers.augmentation.flip,
+            )
 
     def _pseudo_score(self) -> Score:
         """The learner's score on episodes of memory: what can be known where there are no real images."""
@@ -200,12 +227,15 @@ class FewShotExperiment:
             "metalearner": args.metalearner,
             "inner_lr": args.inner_lr,
             "test_inner_steps": args.test_inner_steps,
+            "readout": args.readout,
             "class_names": self.teachers.class_names,
         }
 
     def load_best(self, state: dict[str, Any]) -> None:
-        """Go back to what was kept."""
+        """Go back to what was kept; with another --readout, the learner is read anew."""
         self.method.learner.load_state_dict(state["learner"])
+        if state.get("readout", ["plain"]) != self.args.readout:
+            self._read_out()
 
 
 def learner_spec(args: argparse.Namespace, domains: list[DatasetSpec], rows: list[TeacherRow]) -> LearnerSpec:

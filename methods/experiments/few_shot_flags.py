@@ -3,6 +3,7 @@
 import argparse
 
 from methods.metalearners import METALEARNERS
+from methods.metalearners.readout import READOUTS
 from models import model_names
 from utils import cli
 
@@ -75,6 +76,12 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     )  # fmt: skip
     group.add_argument("--inductive", action="store_true", help="normalise queries by the support's statistics")
     group.add_argument("--no_floors", action="store_true", help="leave the floors out of the report")
+    readout = group.add_argument(
+        "--readout", nargs="+", choices=READOUTS, default=["plain"],
+        help="how embeddings are read by protonet and ncm: mirror, over an image and its mirror image (where the image set "
+        "allows that); whitened, half whitened on procedural images",
+    )  # fmt: skip
+    cli.may_change("evaluate", readout)
     judge = group.add_argument(
         "--judge", action="store_true", help="ask a network trained on real images what it sees in the recovered"
     )

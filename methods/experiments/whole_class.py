@@ -97,6 +97,8 @@ class WholeClassExperiment:
             self.teachers = TeacherPool.of([teacher], dataset.name)
         self.method = method_class(args, self.teachers, self.spec)
 
+    EARLIER: ClassVar[dict[str, Any]] = {}  # what runs did before there was a flag
+
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser, method_class: type[WholeClassMethod]) -> None:
         """The flags that all whole-class methods share."""

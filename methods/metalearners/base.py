@@ -1,5 +1,6 @@
 """What all metalearners share: an episode in, loss and accuracy out, for many episodes at once."""
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from datasets.episodes import Episodes
+from methods.metalearners.readout import PLAIN, Readout
 from models.backbone import Backbone
 from models.norm import statistics_from, written_out
 
@@ -38,6 +40,15 @@ class Metalearner:
         self.execution = execution
         self.at_once: int | None = None  # episodes that fit into memory together; unknown until some did not
         self.inductive = inductive
+        self.readout = PLAIN
+
+    def reading(self, readout: Readout) -> "Metalearner":
+        """Itself with a read-out; where a head decides, and not class means, that changes nothing."""
+        if readout is self.readout:
+            return self
+        other = copy.copy(self)
+        other.readout = readout
+        return other
 
     def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
         """The inner loop: parameters after `steps` steps on support (N*K, C, H, W) with labels (N*K,)."""

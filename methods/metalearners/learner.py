@@ -1,4 +1,4 @@
-"""The learner: the small network that is meta-trained, its parameters, and how it wants its images."""
+"""The learner: the small network that is meta-trained, its parameters, how it wants its images, and how it is read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from methods.metalearners.readout import PLAIN, Readout
 from models import create_model
 from utils import checkpoint
 from utils.images import channels_last, normalise, resize, to_float
@@ -34,6 +35,7 @@ class Learner:
         network = create_model(spec.arch, spec.way, spec.image_size, norm=spec.norm, global_pool=spec.global_pool)
         self.network = network.to(device).requires_grad_(False)
         self.params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
+        self.readout = PLAIN
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1], (..., C, H, W) of any size, to the learner's size and normalisation."""
@@ -49,7 +51,8 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         spec = asdict(self.spec) | {"mean": list(self.spec.mean), "std": list(self.spec.std)}
-        return {"spec": spec, "params": {name: value.detach().clone() for name, value in self.params.items()}}
+        params = {name: value.detach().clone() for name, value in self.params.items()}
+        return {"spec": spec, "params": params, "readout": self.readout.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -57,3 +60,4 @@ class Learner:
         checkpoint.load_weights(self.network, state["params"], "the saved learner")
         for name, value in self.params.items():
             value.copy_(state["params"][name])
+        self.readout = Readout(**state.get("readout", {}))

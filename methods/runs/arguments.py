@@ -130,7 +130,8 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
         flag = token.split("=")[0]
         if flag in known and known[flag] not in allowed:
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
-    parser.set_defaults(**saved)
+    experiment = experiment_of(get_method(saved["method"]))
+    parser.set_defaults(**experiment.EARLIER | saved)
     args = _parse_known(parser, argv)
-    experiment_of(get_method(args.method)).restore_args(args)
+    experiment.restore_args(args)
     return args

@@ -46,6 +46,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         "teacher_accuracies": [row.accuracy if math.isfinite(row.accuracy) else None for row in pool.rows],
         "head": _head_note(experiment),
         "batch_statistics": _statistics_note(experiment),
+        "readout": args.readout,
         "seconds_of_an_episode": each,
         "test_classes_known_to_teachers": experiment.known,
         "selected_on": args.select_on,

@@ -40,7 +40,9 @@ class FewShotClassifier:
 
     def __init__(self, learner: Learner, metalearner: str, inner_lr: float, steps: int, transductive: bool = False) -> None:
         self.learner, self.steps = learner, steps
-        self.metalearner = get_metalearner(metalearner)(learner.network, inner_lr, inductive=not transductive)
+        self.metalearner = get_metalearner(metalearner)(learner.network, inner_lr, inductive=not transductive).reading(
+            learner.readout
+        )
         self.device = next(iter(learner.params.values())).device
         self.classes: list[Any] = []  # sorted
 
