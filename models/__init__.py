@@ -49,8 +49,11 @@ class BackboneSpec:
     torchvision: str = ""
 
 
-def _conv4(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
-    return Conv4(num_classes, image_size, norm, channels, global_pool=global_pool)
+def _conv4(width: int) -> BackboneSpec:
+    def make(num_classes: int, image_size: int, norm: Norm, channels: int, global_pool: bool) -> Backbone:
+        return Conv4(num_classes, image_size, norm, channels, width, global_pool)
+
+    return BackboneSpec(make, ADAM, least_size=16)
 
 
 def _vgg(*depths: int) -> BackboneSpec:
@@ -82,7 +85,8 @@ def _small_resnet(depth: int, widen: int) -> BackboneSpec:
 
 WIDE, NARROW = (256, 512, 1024, 2048), (64, 128, 256, 512)
 BACKBONES = {
-    "conv4": BackboneSpec(_conv4, ADAM, least_size=16),
+    "conv4": _conv4(32),
+    "conv4_64": _conv4(64),
     "resnet10": _resnet(BasicBlock, (1, 1, 1, 1), NARROW),
     "resnet18": _resnet(BasicBlock, (2, 2, 2, 2), NARROW),
     "resnet34": _resnet(BasicBlock, (3, 4, 6, 3), NARROW),

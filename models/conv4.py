@@ -21,7 +21,7 @@ class ConvBlock(nn.Module):
 
 
 class Conv4(Backbone):
-    """Four blocks of 32 filters and a linear head.
+    """Four blocks of `width` filters and a linear head.
 
     `global_pool` ends the features in a global maximum (32 numbers), for learners that meet several image sizes.
     """

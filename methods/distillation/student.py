@@ -58,15 +58,50 @@ class Student:
         self.schedule.load_state_dict(state["schedule"])
 
 
+class TargetScale:
+    """Mean (D,) and spread of targets: the unit in which a student regresses them.
+
+    So it begins at the mean answer, and how far a step of Adam goes does not depend on how many outputs share a length.
+    """
+
+    def __init__(self, outputs: int, device: torch.device) -> None:
+        self.mean, self.spread = torch.zeros(outputs, device=device), torch.ones((), device=device)
+
+    def fit(self, targets: Tensor) -> None:
+        """To targets (M, D): their mean, and the root of their variance over all outputs together."""
+        parts = targets.split(10_000)  # so that no second copy of them all is made
+        self.mean = sum(part.double().sum(0) for part in parts) / len(targets)
+        variance = sum((part.double() - self.mean).square().mean(1).sum() for part in parts) / len(targets)
+        dtype = torch.get_default_dtype()
+        self.spread = torch.as_tensor(variance).sqrt().clamp(min=1e-6).to(dtype)
+        self.mean = self.mean.to(dtype)
+
+    def __call__(self, targets: Tensor) -> Tensor:
+        """Targets (B, D) in that unit."""
+        return (targets.to(self.mean.dtype) - self.mean) / self.spread
+
+    def undone(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters whose head answers in the targets' own unit, from those of a head that answers in this one."""
+        weight, bias = params["head.weight"], params["head.bias"]
+        return {**params, "head.weight": weight * self.spread, "head.bias": bias * self.spread + self.mean}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "spread": self.spread}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.mean, self.spread = (state[name].to(self.mean.device) for name in ("mean", "spread"))
+
+
 class LearnersStudent(Student):
     """The twin of a learner whose normalisation is fixed; `teach` hands what it has learnt to the learner.
 
-    Adam with a one-cycle rate (Smith and Topin, 2019) over `updates` updates, the peak `lr` at a tenth of them.
+    It regresses targets in the unit of `scale`. Adam with a one-cycle rate (Smith and Topin, 2019) over `updates` updates,
+    the peak `lr` at a tenth of them.
     """
 
     def __init__(self, learner: Learner, lr: float, updates: int) -> None:
         spec, device = learner.spec, next(iter(learner.params.values())).device
-        self.learner = learner
+        self.learner, self.scale = learner, TargetScale(spec.way, device)
         twin = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
         network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(network.parameters(), lr=lr)
@@ -79,14 +114,14 @@ class LearnersStudent(Student):
         batches = torch.randperm(len(images))[: len(images) // batch_size * batch_size].view(-1, batch_size)
         for chosen in tqdm(batches, desc="distillation", unit="batch", leave=False):
             some = chosen.to(images.device)
-            total += self.update(images[some], targets[some].to(torch.get_default_dtype()), loss_of)[0]
+            total += self.update(images[some], self.scale(targets[some]), loss_of)[0]
             self.schedule.step()
         return float(total) / len(batches)
 
     @torch.no_grad()
     def teach(self) -> None:
-        """Give the learner the parameters with the running statistics folded in."""
-        for name, value in folded(self.network).items():
+        """Give the learner the parameters with the running statistics and the targets' scale folded in."""
+        for name, value in self.scale.undone(folded(self.network)).items():
             self.learner.params[name].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

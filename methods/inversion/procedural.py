@@ -10,16 +10,40 @@ from torch import Tensor
 MIXING = 0.8  # how far colour channels follow a common pattern: natural images are nearly grey
 
 
-def spectral_noise(count: int, size: int, device: torch.device, channels: int = 3) -> Tensor:
-    """Noise whose amplitude falls as 1 / frequency^a, a uniform in 0.5 to 2 for each image: (count, channels, size, size)."""
-    rows = torch.fft.fftfreq(size, device=device)[:, None]
-    columns = torch.fft.rfftfreq(size, device=device)[None]
-    frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / size)  # (size, size / 2 + 1)
-    slope = 0.5 + 1.5 * torch.rand(count, 1, 1, 1, device=device)
+def frequencies(size: int, device: torch.device) -> Tensor:
+    """In cycles a pixel, of the spectrum of a real image: (size, size // 2 + 1)."""
+    rows, columns = torch.fft.fftfreq(size, device=device)[:, None], torch.fft.rfftfreq(size, device=device)[None]
+    return (rows.square() + columns.square()).sqrt()
+
+
+def falling_noise(
+    count: int,
+    size: int,
+    device: torch.device,
+    channels: int = 3,
+    mixing: float = MIXING,
+    slopes: tuple[float, float] = (0.5, 2.0),
+) -> Tensor:
+    """Noise whose amplitude falls as 1 / frequency^a, a uniform in `slopes` for each image: (count, channels, size, size).
+
+    Each has mean 0 in every channel, and standard deviation 1; `mixing` is how far channels follow a common pattern.
+    """
+    frequency = frequencies(size, device).clamp(min=1 / size)
+    slope = slopes[0] + (slopes[1] - slopes[0]) * torch.rand(count, 1, 1, 1, device=device)
     white = torch.randn(count, channels, size, size, device=device)
     common = torch.randn(count, 1, size, size, device=device)
-    spectrum = torch.fft.rfft2(MIXING * common + (1 - MIXING**2) ** 0.5 * white) * frequency**-slope
-    return _stretched(torch.fft.irfft2(spectrum, s=(size, size)))
+    spectrum = torch.fft.rfft2(mixing * common + (1 - mixing**2) ** 0.5 * white) * frequency**-slope
+    images = torch.fft.irfft2(spectrum, s=(size, size))
+    centred = images - images.mean((2, 3), keepdim=True)
+    return centred / centred.std((1, 2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def spectral_noise(count: int, size: int, device: torch.device, channels: int = 3) -> Tensor:
+    """Such noise at a random mean and contrast, in [0, 1]: (count, channels, size, size)."""
+    unit = falling_noise(count, size, device, channels)
+    contrast = 0.1 + 0.2 * torch.rand(count, 1, 1, 1, device=device)
+    shift = 0.3 + 0.4 * torch.rand(count, channels, 1, 1, device=device)
+    return (unit * contrast + shift).clamp(0, 1)
 
 
 def dead_leaves(count: int, size: int, device: torch.device, channels: int = 3, leaves: int = 48) -> Tensor:
@@ -50,12 +74,3 @@ def procedural_images(count: int, size: int, device: torch.device, channels: int
     textured = (leaves + strength * (noise - 0.5)).clamp(0, 1)
     kind = torch.randint(3, (count, 1, 1, 1), device=device)
     return torch.where(kind == 0, noise, torch.where(kind == 1, leaves, textured))
-
-
-def _stretched(images: Tensor) -> Tensor:
-    """Each image to a random mean and contrast within [0, 1]."""
-    centred = images - images.mean((2, 3), keepdim=True)
-    unit = centred / centred.std((1, 2, 3), keepdim=True).clamp(min=1e-6)
-    contrast = 0.1 + 0.2 * torch.rand(len(images), 1, 1, 1, device=images.device)
-    shift = 0.3 + 0.4 * torch.rand(len(images), images.shape[1], 1, 1, device=images.device)
-    return (unit * contrast + shift).clamp(0, 1)

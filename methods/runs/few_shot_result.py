@@ -17,6 +17,10 @@ from utils.plots import draw_curve
 from utils.run_log import RunLog
 
 TEACHERS_JUDGED = 3
+WORTH = {  # floors, by how their labels begin, and what a score below one means
+    "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
+    "one frozen teacher": "a single teacher as it is, without any training, does better",
+}
 
 
 def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, name: str = "result") -> None:
@@ -163,7 +167,18 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
             )
         )
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
-    return "\n".join([tables.table(header, rows), ", ".join(notes)]).rstrip()
+    return "\n".join([tables.table(header, rows), ", ".join(notes), *warnings(args, content)]).rstrip()
+
+
+def warnings(args: argparse.Namespace, content: dict[str, Any]) -> list[str]:
+    """What a score says about itself where it is not above a floor that needs no training (paired interval below 0)."""
+    said = []
+    for label, meaning in WORTH.items():
+        for yardstick, by_set in content["yardsticks"].items():
+            for name, numbers in by_set.items() if yardstick.startswith(label) else ():
+                if "above" in numbers and numbers["above"] + numbers["above_half_width"] < 0:
+                    said.append(f"note: {args.method} is below {label} on {name}: {meaning}")
+    return said
 
 
 def _cell(numbers: dict[str, float]) -> str:

@@ -1,16 +1,21 @@
 """What may be seen of a teacher when it looks at an image: features and logits of a white box, answers of a black one."""
 
+import hashlib
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from methods.services.black_box import ApiDtype, Meter, log_answers
 from methods.teachers.pool import TeacherPool
+from utils import seed
 from utils.images import to_float
+from utils.kept import Kept
 
 SHOWN_AT_ONCE = 500  # images
+FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
 
 View = Callable[[TeacherPool, int, Tensor, Meter, ApiDtype], Tensor]  # images (B, C, S, S) in [0, 1] -> (B, D)
 
@@ -45,3 +50,24 @@ def view_of(
     meter, look = meter or Meter(), VIEWS[view]
     parts = [look(pool, teacher_id, to_float(some.to(pool.device)), meter, dtype) for some in images.split(SHOWN_AT_ONCE)]
     return F.normalize(torch.cat(parts))
+
+
+def ask_everybody(
+    pool: TeacherPool, view: str, images: Tensor, kept: Kept, number: int, meter: Meter, dtype: ApiDtype
+) -> Tensor:
+    """The `view` of all teachers on uint8 images (M, C, S, S), side by side, in half precision: (M, D).
+
+    Features go through a random projection to `FEATURES_KEPT` numbers, drawn by the seed `number`, that keeps lengths on
+    average. Everybody is asked about the same images only once, ever: answers are kept.
+    """
+
+    def compute() -> Tensor:
+        everybody = tqdm(range(len(pool)), desc="asking", unit="teacher", leave=False)
+        views = torch.cat([view_of(pool, one, view, images, meter, dtype) for one in everybody], 1)
+        if view == "features":
+            draws = seed.generator(number, "chorus", "projection")
+            views = views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)
+        return views.half()
+
+    digest = hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
+    return kept(".asked", [digest, pool.fingerprint(), view, dtype], number, compute).to(pool.device)

@@ -65,7 +65,7 @@ def test_a_black_box_is_not_looked_into(flags_for: Flags, extra: list[str]) -> N
         main.parse_args([*flags_for("chorus"), "--black_box", *extra])
 
 
-@pytest.mark.parametrize("source", ["pixel", "generator", "procedural", "real"])
+@pytest.mark.parametrize("source", ["pixel", "generator", "procedural", "natural", "photos", "real"])
 @pytest.mark.parametrize("goal", [["--targets", "features"], ["--loss", "relational"]])
 def test_every_source_with_every_goal(source: str, goal: list[str], flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("chorus"), "--sources", source, *goal, "--no_floors"])

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from datasets.registry import CIFAR
 from methods.distillation.divergences import regression, relational
-from methods.distillation.student import LearnersStudent
+from methods.distillation.student import LearnersStudent, TargetScale
 from methods.metalearners.learner import Learner, LearnerSpec
 from utils.images import to_uint8
 
@@ -89,3 +89,34 @@ def test_a_fixed_learner_can_be_adapted() -> None:
     taught = learner()
     taught.logits(torch.rand(2, 3, 16, 16)).sum().backward()
     assert all(value.grad is not None for value in taught.params.values())
+
+
+def test_what_is_regressed_has_mean_zero_and_variance_one() -> None:
+    """Over all outputs together, so that they keep their shares; the head gives it back in the targets' own unit."""
+    torch.manual_seed(0)
+    targets = torch.randn(300, 6) * torch.linspace(0.001, 0.02, 6) + torch.linspace(-1, 1, 6)
+    scale = TargetScale(6, DEVICE)
+    assert torch.equal(scale(targets), targets)
+    scale.fit(targets)
+    assert torch.allclose(scale(targets).mean(0), torch.zeros(6), atol=1e-9)
+    assert torch.allclose(scale(targets).square().mean(), torch.ones(()), atol=1e-9)
+    head = {"head.weight": torch.randn(6, 4), "head.bias": torch.randn(6), "else": torch.ones(1)}
+    features, undone = torch.randn(5, 4), scale.undone(head)
+    answers = F.linear(features, undone["head.weight"], undone["head.bias"])
+    assert torch.allclose(scale(answers), F.linear(features, head["head.weight"], head["head.bias"]), atol=1e-9)
+    assert torch.equal(undone["else"], head["else"])
+
+
+def test_a_learner_answers_in_the_targets_own_unit() -> None:
+    """A hundredfold smaller targets, far from 0, are learnt as well."""
+    images, targets = data()
+    student = LearnersStudent(learner(), 0.01, 160)
+    small = 5 + targets / 100
+    student.scale.fit(small)
+    for _ in range(40):
+        loss = student.epoch(images, small, regression, 16)
+    student.teach()
+    with torch.no_grad():
+        error = regression(student.learner.logits(images), small)
+    assert loss < 0.2
+    assert error < 0.3

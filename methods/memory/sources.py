@@ -1,0 +1,130 @@
+"""Images that nobody took of the teachers' classes: what `--sources` names, drawn in equal parts."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.registry import get_domains
+from datasets.split import load_split
+from methods.inversion.by_generator import Descent, fresh, invert_each
+from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
+from methods.inversion.natural import natural_images, photo_crops
+from methods.inversion.procedural import procedural_images
+from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
+from methods.metalearners.learner import LearnerSpec
+from methods.teachers.pool import TeacherPool
+from methods.teachers.teacher import Teacher
+from utils import cli, seed
+from utils.errors import UserError
+from utils.images import resize, to_uint8
+from utils.kept import Kept
+
+Drawer = Callable[[int, int, torch.device], Tensor]  # how many, their side, where -> images in [0, 1]
+
+FREE: dict[str, Drawer] = {"natural": natural_images, "procedural": procedural_images, "photos": photo_crops}  # ask nobody
+INVERTED = ("pixel", "generator")  # look into teachers
+SOURCES = (*FREE, *INVERTED, "real")
+NOT_DATA_FREE = {"real": "distilled on real images", "photos": "distilled on crops of two photographs"}
+AT_ONCE = 1000  # images drawn together
+GENERATOR_LR, LATENT_LR = 5e-3, 1e-2
+
+
+class Sources:
+    """Draws uint8 images of a learner's size; the same for the same seed. What is inverted is kept below `kept`."""
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec, kept: Kept) -> None:
+        self.args, self.teachers, self.spec, self.kept = args, teachers, spec, kept
+        self.weights = weights_of(args, without=("adv",))
+
+    def draw(self, count: int) -> Tensor:
+        """Images (count, 3, S, S), as many of each source as of any other, one source after another."""
+        names = self.args.sources
+        shares = [len(part) for part in torch.arange(count).tensor_split(len(names))]
+        return torch.cat([self._of(name, share) for name, share in zip(names, shares, strict=True)])
+
+    def _of(self, source: str, count: int) -> Tensor:
+        if source in FREE:
+            with seed.kept(self._seed(source)):
+                parts = torch.arange(count).split(AT_ONCE)
+                return torch.cat(
+                    [to_uint8(FREE[source](len(part), self.spec.image_size, self.teachers.device)) for part in parts]
+                )
+        return self._real(count) if source == "real" else self._inverted(source, count)
+
+    def _real(self, count: int) -> Tensor:
+        """Images of meta_train, at random."""
+        args, size = self.args, self.spec.image_size
+        splits = [load_split(domain, "meta_train", args.data_root, size) for domain in get_domains(args.dataset)]
+        images = torch.cat([split.images for split in splits])
+        chosen = torch.randint(len(images), (count,), generator=seed.generator(args.seed, "chorus", "real"))
+        return images[chosen].to(self.teachers.device)
+
+    def _inverted(self, source: str, count: int) -> Tensor:
+        """Pseudo-images, as many of each teacher as of any other."""
+        args, spec, parts = self.args, self.spec, []
+        shares = [len(part) for part in torch.arange(count).tensor_split(len(self.teachers))]
+        flags = [source, spec.image_size, spec.mean, spec.std, args.inversion_steps, args.Glr, self.weights, args.start]
+        for teacher_id, share in enumerate(tqdm(shares, desc=f"{source} inversion", unit="teacher", leave=False)):
+            key = [self.teachers.fingerprint_of(teacher_id), share, flags]
+            work = partial(self._invert, source, teacher_id, share)
+            parts.append(self.kept(".recovered", key, self._seed(f"{source}/{teacher_id}"), work).to(self.teachers.device))
+        return torch.cat(parts)
+
+    def _invert(self, source: str, teacher_id: int, count: int) -> Tensor:
+        """Of one teacher, as many of each class as of any other."""
+        args, spec, teacher = self.args, self.spec, self.teachers[teacher_id]
+        per_class = -(-count // teacher.way)
+        if source == "pixel":
+            form, many = PixelForm(spec.image_size, spec.mean, spec.std), teacher.way * per_class
+            start = (
+                form.noise(many, self.teachers.device)
+                if args.start == "noise"
+                else form.from_images(FREE[args.start](many, form.size, self.teachers.device))
+            )
+            images = invert_pixels(teacher, start, form, self.weights, args.inversion_steps, args.Glr).images
+        else:
+            descent, start_anew = Descent(args.inversion_steps, GENERATOR_LR, LATENT_LR), fresh(self.teachers.device)
+            images = invert_each([teacher], per_class, start_anew, self._generator_loss, descent)[0].batch.images
+        chosen = torch.linspace(0, len(images) - 1, count).long()  # of every class
+        return to_uint8(resize(images[chosen], spec.image_size))
+
+    def _generator_loss(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        weights = {"ce": self.weights["ce"], "bn": self.weights["bn"]}
+        return inversion_loss(weights, teacher, self.teachers.augmentation(images), labels)
+
+    def _seed(self, name: str) -> int:
+        return seed.generator(self.args.seed, "chorus", name).initial_seed()
+
+
+def add_source_flags(group: argparse._ArgumentGroup) -> None:
+    """What `Sources` reads."""
+    group.add_argument("--num_images", type=cli.count, default=48_000, help="images that the teachers are asked about")
+    group.add_argument(
+        "--sources", nargs="+", choices=SOURCES, default=None,
+        help="where they come from, in equal parts (default: natural procedural pixel; a black box the first two); photos, "
+        "crops of scikit-learn's two photographs, and real, the images of meta_train without labels, are there to compare with",
+    )  # fmt: skip
+    group.add_argument(
+        "--start",
+        choices=("natural", "procedural", "noise"),
+        default="natural",
+        help="what pixels are before they are inverted",
+    )
+    group.add_argument("--inversion_steps", type=cli.count, default=40, help="steps of inverting a teacher")
+    group.add_argument("--Glr", type=cli.rate, default=0.25, help="rate of the pixels (Adam)")
+    add_term_flags(group, without=("adv",), **PRIORS | {"tv": 0.01, "bn": 0.5})
+
+
+def finish_sources(args: argparse.Namespace, black_box: bool) -> None:
+    """Fill the default of --sources; raise `UserError` for sources that cannot be had."""
+    if args.sources is None:
+        args.sources = ["natural", "procedural"] if black_box else ["natural", "procedural", "pixel"]
+    inside = [name for name in args.sources if name in INVERTED]
+    if black_box and inside:
+        raise UserError(f"--black_box: {', '.join(inside)} would look into the teachers; leave it out, or --black_box")
+    if "real" in args.sources and args.dataset is None:
+        raise UserError("--sources real needs --dataset, whose meta_train it takes")
