@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.runs.predict import FewShotClassifier
+from methods.runs.classifier import FewShotClassifier
 
 
 def drawing(kind: str, count: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""`python -m methods.predict` is `methods.runs.predict`, where the classifier lives."""
+"""`python -m methods.predict` is `methods.runs.predict`, and the classifier is that of `methods.runs.classifier`."""
 
-from methods.runs.predict import FewShotClassifier, main
+from methods.runs.classifier import FewShotClassifier
+from methods.runs.predict import main
 from utils import cli
 
 __all__ = ["FewShotClassifier"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -28,6 +28,12 @@ def save(value: Any, path: str | Path) -> None:
             torch.save(value, file)  # given a path, torch would write the temporary name into the file
         except RuntimeError as error:  # torch's way of saying that the disk is full
             raise OSError(f"{path} could not be written ({' '.join(str(error).split())[:80]}): is the disk full?") from error
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Save named tensors in the format of safetensors."""
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Any:

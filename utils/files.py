@@ -49,6 +49,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; rename it to `folder` on success, remove it on failure.
+
+    Raises `UserError` where `folder` is there already.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} is there already: name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / folder.name
+        whole.mkdir()
+        yield whole
+        whole.rename(folder)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, so that a second process is refused (`UserError`) instead of writing into the same files.
 

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from utils.files import atomic_path
 
@@ -67,5 +69,49 @@ def draw_curve(metrics: Path, target: Path) -> None:
     draw_validations(axes, validations, "seconds", "")
     axes.set(xlabel="minutes", ylabel="accuracy in %", title=metrics.parent.name)
     axes.grid(alpha=0.3)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A number with its interval (value ± half_width), and what it is."""
+
+    label: str
+    value: float
+    half_width: float
+
+
+def draw_scores(
+    scores: Sequence[Line], marks: Sequence[Line], title: str, target: Path, pictures: Mapping[str, Path] | None = None
+) -> None:
+    """Draw scores as dots with their intervals on one axis, the best one in colour, and marks as named lines across.
+
+    Above them stand the upper parts of `pictures`, by what they show.
+    """
+    pictures, height = pictures or {}, 1.6 + 0.4 * len(scores) + 0.22 * len(marks)
+    figure = Figure(figsize=(8, height + (2.0 if pictures else 0)), layout="constrained")
+    rows = figure.add_gridspec(2, max(1, len(pictures)), height_ratios=(2.0 if pictures else 0.01, height))
+    for column, (name, path) in enumerate(pictures.items()):
+        with Image.open(path) as image:
+            upper = image.crop((0, 0, image.width, min(image.height, image.width * 2 // 5)))
+        shown = figure.add_subplot(rows[0, column], title=name, anchor="N")
+        shown.imshow(upper, interpolation="nearest")
+        shown.axis("off")
+    axes = figure.add_subplot(rows[1, :])
+    best = max(scores, key=lambda score: score.value)
+    for place, score in enumerate(scores):
+        colour = "tab:orange" if score is best else "tab:blue"
+        axes.errorbar(score.value, place, xerr=score.half_width, fmt="o", color=colour, capsize=3)
+        axes.annotate(f"{score.value:.1f}", (score.value, place), xytext=(0, 7), textcoords="offset points", ha="center")
+    for place, mark in enumerate(marks):
+        axes.axvline(mark.value, color="grey", linestyle="--", linewidth=1)
+        words = f" {mark.label} {mark.value:.1f}"
+        axes.text(mark.value, len(scores) - 0.2 + 0.55 * (len(marks) - place - 1), words, fontsize=8, color="dimgrey")
+    axes.set_yticks(range(len(scores)), [score.label for score in scores])
+    axes.set(ylim=(-0.6, len(scores) - 0.2 + 0.55 * len(marks)), xlabel="accuracy in %", title=title)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right + 0.35 * (right - left))  # room for the marks' names
+    axes.grid(axis="x", alpha=0.3)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120)

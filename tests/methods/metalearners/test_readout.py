@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import main
 from datasets.image_files import read_images
 from methods.metalearners.readout import FLOOR, Readout, fit_readout, half_whitening
-from methods.runs.predict import FewShotClassifier, labelled_below
+from methods.runs.classifier import FewShotClassifier
+from methods.runs.predict import labelled_below
 from utils import checkpoint
 from utils.errors import UserError
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import main
-from datasets.image_files import images_of
+from datasets.image_files import images_of, read_images
 from methods.runs import predict
-from methods.runs.predict import FewShotClassifier, read_images
+from methods.runs.classifier import FewShotClassifier
 from utils import checkpoint
 from utils.errors import UserError
 

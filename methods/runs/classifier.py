@@ -1,0 +1,169 @@
+"""A learner to use: a few labelled images of new classes in, classes of further images out.
+
+classifier = FewShotClassifier.load("runs/x").fit(images, ["cat", "cat", "dog"])
+names = classifier.predict(others)
+classifier.save("cats_and_dogs")              # FewShotClassifier.load("cats_and_dogs") predicts at once
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.given import as_images, as_labels
+from methods.metalearners import get_metalearner
+from methods.metalearners.learner import Learner, LearnerSpec
+from methods.metalearners.protonet import ProtoNet
+from methods.runs.saved import about_run, read_folder, write_folder
+from utils import checkpoint
+from utils.errors import UserError
+
+AT_ONCE = 256  # images
+
+
+class FewShotClassifier:
+    """A meta-trained learner that can be shown new classes.
+
+    Queries are normalised by the support's statistics, so that no prediction depends on what else is asked about;
+    `transductive` takes the queries' own, as the papers' evaluation does. `about` is what is known of the learner's making.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        metalearner: str,
+        inner_lr: float,
+        steps: int,
+        transductive: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.learner, self.steps, self.about = learner, steps, dict(about or {})
+        self.settings = {"metalearner": metalearner, "inner_lr": inner_lr, "test_inner_steps": steps}
+        inductive = not transductive
+        made = get_metalearner(metalearner)(learner.network, inner_lr, inductive=inductive)
+        self.metalearner = made.reading(learner.readout)
+        self.device = next(iter(learner.params.values())).device
+        self.classes: list[Any] = []  # sorted, but for those that were added
+
+    @classmethod
+    def load(
+        cls, place: str | Path, device: str | torch.device = "cpu", transductive: bool = False, metalearner: str | None = None
+    ) -> "FewShotClassifier":
+        """The learner of a run directory, of its best.pt, or of a folder that `save` wrote, which may have been fitted.
+
+        metalearner: another one than the run's. Raises `UserError` where there is none, or where it is damaged.
+        """
+        place = Path(place)
+        saved = (place / "config.json").is_file()
+        path = place / "best.pt" if place.is_dir() and not saved else place
+        content = read_folder(place, device) if saved else checkpoint.load(path, device)
+        try:
+            learner = Learner(LearnerSpec(**content["learner"]["spec"]), torch.device(device))
+            learner.load_state_dict(content["learner"])
+            about = content["about"] if saved else about_run(path.parent)
+            name = metalearner or content["metalearner"]
+            made = cls(learner, name, content["inner_lr"], content["test_inner_steps"], transductive, about)
+            if content.get("classes"):
+                made._adapt(content["classes"], content["support"], content["labels"])
+            return made
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} holds no learner ({error}): expected the best.pt of a run of main.py") from error
+
+    def fit(self, images: Any, labels: Any) -> "FewShotClassifier":
+        """Adapt to a support set of M images (whatever `datasets.given.as_images` takes) and M classes, names or numbers.
+
+        Raises `UserError` for numbers of another range, and for fewer than two classes.
+        """
+        images, labels = as_images(images, self.learner.spec.image_size), as_labels(labels)
+        if len(images) != len(labels):
+            raise UserError(f"the support set has {len(images)} images and {len(labels)} labels; expected as many of both")
+        if len({isinstance(label, str) for label in labels}) > 1:
+            raise UserError("the support set has names and numbers as classes; expected one kind")
+        classes = sorted(set(labels))
+        if len(classes) < 2:
+            raise UserError(f"the support set has the class {classes[0]!r} alone; expected two or more")
+        numbers = torch.tensor([classes.index(label) for label in labels], device=self.device)
+        return self._adapt(classes, self.learner.prepare(images.to(self.device)), numbers)
+
+    def add_class(self, name: Any, images: Any) -> "FewShotClassifier":
+        """One class more, beside those of `fit`, from its images. Raises `UserError` for a name that is taken."""
+        self._check_fitted()
+        if name in self.classes or isinstance(name, str) != isinstance(self.classes[0], str):
+            raise UserError(f"the class {name!r} cannot be added to {self.classes}: expected another of the same kind")
+        new = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.device))
+        labels = torch.cat([self.labels, torch.full((len(new),), len(self.classes), device=self.device)])
+        return self._adapt([*self.classes, name], torch.cat([self.support, new]), labels)
+
+    def _adapt(self, classes: list[Any], support: Tensor, labels: Tensor) -> "FewShotClassifier":
+        """To prepared images (M, C, S, S) with labels (M,), indices into `classes`."""
+        self.classes, self.support, self.labels = list(classes), support, labels
+        with torch.no_grad():
+            start = self.metalearner.starting_point(self._params(), support, labels, len(classes))
+            fast = self.metalearner.adapt(start, support, labels, self.steps, create_graph=False)
+        self.adapted = {name: value.detach() for name, value in fast.items()}
+        return self
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The classes in the order of the columns of `predict_proba`, as scikit-learn has them."""
+        return np.asarray(self.classes)
+
+    @torch.no_grad()
+    def predict_proba(self, images: Any) -> Tensor:
+        """Probabilities (B, N) of images as `fit` takes them, in the order of `classes`.
+
+        Raises `UserError` before `fit`, for numbers of another range, and where an answer is not finite.
+        """
+        self._check_fitted()
+        images = as_images(images, self.learner.spec.image_size)
+        parts = [
+            self.metalearner.classify(
+                self.adapted, self.support, self.labels, self.learner.prepare(some.to(self.device)), len(self.classes)
+            )
+            for some in images.split(len(images) if not self.metalearner.inductive else AT_ONCE)
+        ]
+        probabilities = F.softmax(torch.cat(parts), 1)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise UserError("the learner's answers are not finite: it was damaged, or its training failed")
+        return probabilities
+
+    def predict(self, images: Any) -> list[Any]:
+        """The most probable class of each image."""
+        return [self.classes[index] for index in self.predict_proba(images).argmax(1).tolist()]
+
+    def score(self, images: Any, labels: Any) -> float:
+        """The share of images whose class is named right."""
+        named, wanted = self.predict(images), as_labels(labels)
+        return sum(one == other for one, other in zip(named, wanted, strict=True)) / len(wanted)
+
+    @torch.no_grad()
+    def embed(self, images: Any) -> Tensor:
+        """Embeddings (B, D) of images as `fit` takes them: what protonet and ncm compare, and otherwise the features.
+
+        A learner that normalises by the batch at hand sees all images together.
+        """
+        prepared = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.device))
+        if isinstance(self.metalearner, ProtoNet):
+            return self.metalearner.read(self._params(), prepared)
+        return self.metalearner.features(self._params(), prepared)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a new folder with config.json, model.safetensors and a card, README.md; fitted classes go with it.
+
+        Raises `UserError` where the folder is there already.
+        """
+        content: dict[str, Any] = {"learner": self.learner.state_dict(), "about": self.about, **self.settings}
+        if self.classes:
+            content |= {"classes": self.classes, "support": self.support, "labels": self.labels}
+        return write_folder(Path(folder), content)
+
+    def _params(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.learner.params.items()}
+
+    def _check_fitted(self) -> None:
+        if not self.classes:
+            raise UserError("the classifier has seen no support set: call fit first")

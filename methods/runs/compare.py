@@ -1,0 +1,75 @@
+"""A few runs side by side: one table, one picture, and a sentence about each.
+
+python -m methods.runs.compare runs/free runs/chorus --out side_by_side.png
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods.runs.page import Run, read_run, results_table
+from utils import cli
+from utils.errors import UserError
+from utils.plots import Line, draw_scores
+from utils.tables import table
+
+ONE, ALL = "one frozen teacher", "all "  # how the labels of these floors begin
+
+
+def verdict(run: Run) -> str:
+    """What a run's score means beside one frozen teacher and all of them, where it has these floors."""
+    name, said = run.name, []
+    for label, by_set in run.result["yardsticks"].items():
+        if label.startswith((ONE, ALL)):
+            for numbers in by_set.values():
+                if "above" in numbers:
+                    said.append(f"{_difference(numbers['above'], numbers['above_half_width'])} {label}")
+    if not said:
+        return f"{name}: nothing to compare with (no teachers' floors)"
+    below = "below one" in " ".join(said)
+    return f"{name} is {' and '.join(said)}" + (": its training has not paid, as far as it went" if below else "")
+
+
+def _difference(above: float, half_width: float) -> str:
+    if abs(above) <= half_width:
+        return f"level with ({100 * above:+.1f} ± {100 * half_width:.1f})"
+    return f"{100 * abs(above):.1f} ± {100 * half_width:.1f} {'above' if above > 0 else 'below'}"
+
+
+def lines_of(runs: Sequence[Run]) -> tuple[list[Line], list[Line]]:
+    """What is drawn: the runs' scores with their intervals, and the floors and ceilings that they share, in %."""
+    scores, marks = [], {"chance": Line("chance", 100 / runs[0].result["way"], 0.0)}
+    for run in runs:
+        for numbers in run.result["accuracy"].values():
+            scores.append(Line(run.name, 100 * numbers["mean"], 100 * numbers["half_width"]))
+        for label, by_set in run.result["yardsticks"].items():
+            for numbers in by_set.values():
+                if not label.startswith("random learner"):  # it depends on how a run's learner is adapted
+                    marks.setdefault(label, Line(label, 100 * numbers["mean"], 100 * numbers["half_width"]))
+    return sorted(scores, key=lambda line: line.value), sorted(marks.values(), key=lambda line: line.value)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser("python -m methods.runs.compare", description="A few runs side by side.")
+    parser.add_argument("runs", type=Path, nargs="+", help="finished run directories of one setting")
+    parser.add_argument("--out", type=Path, default=Path("side_by_side.png"), help="the picture")
+    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    runs = [read_run(folder) for folder in args.runs]
+    for run in runs:
+        if not run.result.get("evaluated") or "way" not in run.result:
+            raise UserError(f"{run.folder} is no finished run with a score in few-shot learning")
+        if run.setting != runs[0].setting:
+            raise UserError(
+                f"{run.folder} is about {run.setting}; {runs[0].folder} about {runs[0].setting}: they do not compare"
+            )
+    found = results_table(runs)
+    print(table([runs[0].setting, *map(str, found.columns[1:])], found.astype(str).to_numpy().tolist()))
+    print("\n".join(map(verdict, runs)))
+    shown = {f"{run.name}'s images": run.pictures[-1] for run in runs if run.pictures}
+    draw_scores(*lines_of(runs), runs[0].setting, args.out, shown)
+    print(f"the picture: {args.out}")
+
+
+if __name__ == "__main__":
+    cli.exit_with_message(main)

@@ -1,0 +1,37 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import main
+from methods.runs import compare
+from methods.runs.page import read_run
+from utils.errors import UserError
+
+Flags = Callable[..., list[str]]
+
+
+def test_runs_stand_side_by_side(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, picture = tmp_path / "runs", tmp_path / "beside.png"
+    main.main([*flags_for("free", 1), "--run_name", "one"])
+    main.main([*flags_for("chorus", 1), "--run_name", "two"])
+    main.main([*flags_for("free", 1), "--num_sup_test", "2", "--run_name", "other", "--no_floors"])
+    capsys.readouterr()
+    compare.main([str(runs / "one"), str(runs / "two"), "--out", str(picture)])
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("one frozen teacher (mean)", "all 2 frozen teachers", "one is ", "two is "))
+    assert picture.stat().st_size > 5000
+    with pytest.raises(UserError, match="they do not compare"):
+        compare.main([str(runs / "one"), str(runs / "other")])
+    assert "nothing to compare with" in compare.verdict(read_run(runs / "other"))
+
+
+@pytest.mark.parametrize(
+    ("above", "words"), [(-0.2, "20.0 ± 1.0 below"), (0.2, "20.0 ± 1.0 above"), (0.005, r"level with (+0.5 ± 1.0)")]
+)
+def test_a_verdict_is_by_the_paired_interval(above: float, words: str, tmp_path: Path) -> None:
+    scores = {"cub": {"mean": 0.5, "half_width": 0.01, "above": above, "above_half_width": 0.01}}
+    result = {"method": "free", "yardsticks": {"one frozen teacher (mean)": scores, "raw pixels": scores}}
+    said = compare.verdict(compare.Run(tmp_path / "mine", {}, [], result))
+    assert said.startswith(f"mine is {words} one frozen teacher (mean)")
+    assert ("has not paid" in said) == (above < -0.01)
