@@ -1,6 +1,7 @@
 """The table of image sets: one row each, the only place that knows them by name."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -28,6 +29,7 @@ class DatasetSpec:
     recolour: bool = False  # whether colours mean nothing
     channels: int = 3
     task: str = "few_shot"
+    root: Path | None = None  # of the images of a set of the user's own, which does not lie below the data root
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -63,11 +65,16 @@ MIX = ("cifar100", "miniimagenet", "cub")  # what the papers' `--dataset mix` me
 def get_spec(name: str, task: str = "few_shot") -> DatasetSpec:
     """The row of `name` among the sets of a task. Raises `UserError` listing them when there is none."""
     if name not in SETS[task]:
-        mixture = f" (or mix: {' + '.join(MIX)})" if task == "few_shot" else ""
-        raise UserError(f"unknown dataset {name!r}: choose from {', '.join(SETS[task])}{mixture}")
+        more = f" (or mix: {' + '.join(MIX)}, or a folder of classes)" if task == "few_shot" else ""
+        raise UserError(f"unknown dataset {name!r}: choose from {', '.join(SETS[task])}{more}")
     return SETS[task][name]
 
 
-def get_domains(name: str) -> list[DatasetSpec]:
-    """The sets that `--dataset name` stands for: one, or the papers' three for `mix`."""
-    return [SPECS[member] for member in MIX] if name == "mix" else [get_spec(name)]
+def is_mix(name: str) -> bool:
+    """Whether `--dataset name` means several sets."""
+    return name == "mix"
+
+
+def mixture() -> list[DatasetSpec]:
+    """The papers' three sets."""
+    return [SPECS[member] for member in MIX]

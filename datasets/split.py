@@ -41,8 +41,13 @@ def csv_path(spec: DatasetSpec, split: str, data_root: Path) -> Path:
 
 
 def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
-    """The split's list with columns `filename` (below the data root) and `label` (tidy class name), sorted by both."""
+    """The split's list with columns `filename` (below the set's root) and `label` (tidy class name), sorted by both."""
     path = csv_path(spec, split, data_root)
+    if not path.is_file() and spec.root:
+        raise UserError(
+            f"{spec.root} has no classes for {split}: it needs 15 classes to be split, or folders train, val and test of its "
+            "own; where none is to be selected on, --select_on last"
+        )
     if not path.is_file():
         raise UserError(
             f"{path} is missing: put the images in {data_root / spec.folder} and run python write_file/{spec.script}"
@@ -71,9 +76,10 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     size = image_size or spec.image_size
     table = read_list(spec, split, data_root)
     source = str(csv_path(spec, split, data_root))
-    paths = [path_below(data_root, name, source) for name in table.filename]
+    root = spec.root or data_root
+    paths = [path_below(root, name, source) for name in table.filename]
     class_names, labels = np.unique(table.label, return_inverse=True)
-    fingerprint = _fingerprint(data_root, paths, source)
+    fingerprint = _fingerprint(root, paths, source)
     images = channels_last(_decode_cached(paths, fingerprint, size, spec.channels, csv_path(spec, split, data_root)))
     return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from datasets.episodes import EpisodeSampler, make_episodes
-from datasets.registry import get_domains
+from datasets.own import get_domains
 from datasets.split import load_split
 from methods.evaluation.exams import Exam
 from methods.evaluation.floors import ensemble_score, read_out_score, teacher_distances
@@ -89,7 +89,7 @@ class Real(FewShotMethod):
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
-        domains = get_domains(args.dataset)
+        domains = get_domains(args.dataset, args.data_root)
         splits = [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]
         names = [f"{domain.name} meta_train" for domain in domains]
         self.splits = [split.to(self.device) for split in splits]

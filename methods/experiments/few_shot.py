@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from datasets.episodes import EpisodeShape
-from datasets.registry import HALF, SPLITS, DatasetSpec, get_domains
+from datasets.own import get_domains, is_own
+from datasets.registry import HALF, SPLITS, DatasetSpec
 from datasets.split import csv_path
 from methods import short_name
 from methods.evaluation.exams import Exam, examine
@@ -86,24 +87,25 @@ class FewShotExperiment:
         if steps:
             raise UserError("first " + "; then ".join(steps))
         rows = find_rows(args) if method_class.NEEDS_TEACHERS else []
-        self.domains = get_domains(args.dataset) if args.dataset else []
-        self.exam_domains = get_domains(args.testdataset) if args.testdataset else self.domains
+        self.domains = get_domains(args.dataset, args.data_root) if args.dataset else []
+        self.exam_domains = get_domains(args.testdataset, args.data_root) if args.testdataset else self.domains
         self.teachers = TeacherPool(rows, device, args.class_order)
         self.spec = learner_spec(args, self.domains, rows)
-        self.exams = self._exams()
+        self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
         self.method = method_class(args, self.teachers, self.spec)
         if not method_class.TRAINS:
             self._read_out()
 
-    def _exams(self) -> dict[str, list[Exam]]:
-        """The exams of meta_val and meta_test; lists that are missing and splits that are too small show here."""
+    def _exams(self, validates: bool) -> dict[str, list[Exam]]:
+        """The exams of meta_test, and of meta_val where it selects; missing lists and splits that are too small show here."""
         args, size = self.args, self.spec.image_size
         shape = EpisodeShape(args.way_test, args.shot_test, args.query_test)
+        counts = {"meta_val": args.episode_val} if validates and args.select_on == "meta_val" else {}
         exams = {
             split: [Exam(domain, split, args.data_root, size, shape, count) for domain in self.exam_domains]
-            for split, count in (("meta_val", args.episode_val), ("meta_test", args.episode_test))
+            for split, count in (counts | {"meta_test": args.episode_test}).items()
         }
         for exam in (exam for some in exams.values() for exam in some):
             _ = exam.indices
@@ -136,6 +138,10 @@ class FewShotExperiment:
             raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
         if args.dataset is None and not args.teachers:
             args.dataset = "cifar100"
+        for name in ("dataset", "testdataset"):
+            place = getattr(args, name)
+            if place and is_own(place):
+                setattr(args, name, str(Path(place).expanduser().resolve()))  # the same folder when the run goes on elsewhere
         if args.shot_test is None:
             args.shot_test = args.shot_train
         if args.select_on == "pseudo" and "memory" not in method_class.STATE:
@@ -155,7 +161,7 @@ class FewShotExperiment:
     @staticmethod
     def default_name(method_class: type[FewShotMethod], args: argparse.Namespace) -> str:
         """A name for the run directory that says what the run is."""
-        data = args.dataset or Path(args.teachers[0]).stem
+        data = Path(args.dataset).name if args.dataset else Path(args.teachers[0]).stem
         return f"{short_name(args.method)}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
 
     @property
@@ -253,8 +259,8 @@ def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
     steps = []
     elsewhere = "" if args.data_root == Path("DFL2Ldata") else f" --data_root {args.data_root}"
     names = dict.fromkeys(name for name in (args.dataset, args.testdataset) if name)
-    for domain in dict.fromkeys(spec for name in names for spec in get_domains(name)):
-        if not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
+    for domain in dict.fromkeys(spec for name in names for spec in get_domains(name, args.data_root)):
+        if domain.root is None and not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):
             steps.append(
                 f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
                 f"python write_file/{domain.script}{elsewhere}"

@@ -67,7 +67,8 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     group.add_argument("--start_id", type=cli.whole(0), default=1, help="accepted for the papers' scripts; only 1 makes sense")
 
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--testdataset", help="image set of meta_val and meta_test (default: --dataset)")
+    tested = group.add_argument("--testdataset", help="image set of meta_val and meta_test (default: --dataset), or a folder")
+    cli.may_change("evaluate", tested)
     unit = "episodes" if counts_episodes else "iterations"
     group.add_argument("--val_interval", type=cli.count, default=20, help=f"{unit} between validations on meta_val")
     group.add_argument(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.registry import get_domains
+from datasets.own import get_domains
 from datasets.split import load_split
 from methods.inversion.by_generator import Descent, fresh, invert_each
 from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
@@ -58,7 +58,9 @@ class Sources:
     def _real(self, count: int) -> Tensor:
         """Images of meta_train, at random."""
         args, size = self.args, self.spec.image_size
-        splits = [load_split(domain, "meta_train", args.data_root, size) for domain in get_domains(args.dataset)]
+        splits = [
+            load_split(domain, "meta_train", args.data_root, size) for domain in get_domains(args.dataset, args.data_root)
+        ]
         images = torch.cat([split.images for split in splits])
         chosen = torch.randint(len(images), (count,), generator=seed.generator(args.seed, "chorus", "real"))
         return images[chosen].to(self.teachers.device)

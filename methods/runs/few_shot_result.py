@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,8 +39,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     content = {
         "method": args.method,
         "paper": method.PAPER,
-        "dataset": args.dataset,
-        "testdataset": args.testdataset,
+        **_sets(args),
         "evaluated": bool(scores),
         "way": args.way_test,
         "shot": args.shot_test,
@@ -68,8 +68,14 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
     if args.judge:
         content["recognised"] = _judge(experiment, log)
-    log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s")
+    where = f"-{content['testdataset']}" if content["testdataset"] else ""
+    log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s{where}")
     log.say("\n" + result_table(args, content))
+
+
+def _sets(args: argparse.Namespace) -> dict[str, str | None]:
+    """The image sets of a run by name; a folder of the user's by its own."""
+    return {name: Path(place).name if (place := getattr(args, name)) else None for name in ("dataset", "testdataset")}
 
 
 def _judge(experiment: FewShotExperiment, log: RunLog) -> float:
@@ -127,7 +133,7 @@ def ceilings(args: argparse.Namespace, image_size: int) -> dict[str, dict[str, S
     """The newest finished run of `real` in the output folder that is like this one."""
     if args.method == "real":
         return {}
-    alike = {name: getattr(args, name) for name in ("dataset", "testdataset", "backbone", "metalearner")}
+    alike = _sets(args) | {"backbone": args.backbone, "metalearner": args.metalearner}
     shape = {"way": args.way_test, "shot": args.shot_test, "query": args.query_test, "image_size": image_size}
     wanted = {"method": "real", **alike, **shape}
     for path in sorted(args.out.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_domains, get_spec
+from datasets.own import get_domains
+from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_spec
 from methods.services.black_box import Listed, services_of
 from methods.services.client import HttpServer
 from methods.services.onnx_model import ONNX, OnnxModel
@@ -61,7 +62,7 @@ class TeacherRow:
 def add_pool_flags(parser: ArgumentParser) -> None:
     """The flags that say which pool of teachers is meant, for training it and for using it."""
     group = parser.add_argument_group("teachers")
-    group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, or mix")
+    group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, mix, or a folder")
     group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets and teachers")
     group.add_argument(
         "--pre_backbone",
@@ -87,7 +88,7 @@ def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
                 f"unknown backbone {arch!r}: choose from {', '.join(model_names())}; teachers also mix, torchvision/NAME, "
                 "timm/NAME"
             )
-    return [(spec, arch) for spec in get_domains(args.dataset) for arch in architectures]
+    return [(spec, arch) for spec in get_domains(args.dataset, args.data_root) for arch in architectures]
 
 
 def teacher_size(args: Namespace, spec: DatasetSpec) -> int:
@@ -130,7 +131,7 @@ def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
     way = (
         f"--num_class_per_task {args.num_class_per_task}" if args.num_class_per_task else f"--way_pretrain {args.way_pretrain}"
     )
-    parts = ["python pretrain.py", f"--dataset {spec.name}", f"--pre_backbone {arch}", way]
+    parts = ["python pretrain.py", f"--dataset {spec.root or spec.name}", f"--pre_backbone {arch}", way]
     if args.pre_model_num and not args.num_class_per_task:
         parts.append(f"--pre_model_num {args.pre_model_num}")
     if args.image_size and args.dataset != "mix":

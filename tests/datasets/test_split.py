@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from datasets.image_files import decode
-from datasets.registry import SPECS, get_domains, get_spec
+from datasets.own import get_domains
+from datasets.registry import SPECS, get_spec
 from datasets.split import csv_path, load_split, read_list
 from utils.errors import UserError
 
@@ -102,7 +103,7 @@ def test_a_truncated_image_is_named(root: Path) -> None:
 
 
 def test_registry() -> None:
-    assert [spec.name for spec in get_domains("mix")] == ["cifar100", "miniimagenet", "cub"]
+    assert [spec.name for spec in get_domains("mix", Path())] == ["cifar100", "miniimagenet", "cub"]
     assert get_spec("cub").pretrain_epochs == 100
     with pytest.raises(UserError, match="choose from cifar100"):
         get_spec("imagenet")

@@ -1,0 +1,133 @@
+"""Image sets of the user's own: a folder with a folder for each class, in place of a name in the table."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from datasets.image_files import class_folders, read_images
+from datasets.registry import SPECS, SPLITS, DatasetSpec, get_spec, is_mix, mixture
+from utils import seed
+from utils.errors import UserError
+from utils.files import write_text
+from utils.names import shown
+
+GIVEN = {  # what people call the parts of a set that is split already
+    "meta_train": ("meta_train", "mete_train", "train"),
+    "meta_val": ("meta_val", "mete_val", "val", "valid", "validation"),
+    "meta_test": ("meta_test", "test"),
+}
+SHARES = (0.64, 0.16)  # of the classes, for meta_train and meta_val, as in CIFAR-FS; the others are meta_test
+LEAST = 15  # classes, so that each part has some
+SIZES = (32, 64, 84)  # pixels that images are brought to: the largest that half of them have
+MEASURED = 1000  # images that size, mean and std are taken from
+Classes = dict[str, list[Path]]
+
+
+def get_domains(name: str, data_root: Path) -> list[DatasetSpec]:
+    """The sets that `--dataset name` stands for: one of the table, the papers' three for `mix`, or a folder.
+
+    Raises `UserError` listing the names when there is none, and for a folder that is no image set.
+    """
+    if is_mix(name):
+        return mixture()
+    return [own_set(Path(name).expanduser().resolve(), data_root) if is_own(name) else get_spec(name)]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name means a folder: it has a slash, or is the name of one and of no set."""
+    return os.sep in name or "/" in name or (name not in SPECS and not is_mix(name) and Path(name).is_dir())
+
+
+@lru_cache(maxsize=16)  # a command asks several times
+def own_set(folder: Path, data_root: Path) -> DatasetSpec:
+    """The row of a folder; its lists, and what was measured of its images, are kept below `data_root / "own"`.
+
+    `folder/<class>/<image>` is split by class with a fixed seed, or, with fewer than 15 classes, is meta_test as a whole;
+    `folder/{train,val,test}/<class>/<image>` (or meta_*) is taken as it is, with parts left out where they are.
+    Raises `UserError` where there are no classes, or where two parts share one.
+    """
+    if not folder.is_dir():
+        raise UserError(f"image set {folder} is missing: expected a folder with {folder}/<class>/<image>, or a set's name")
+    parts = _given(folder) or _split(class_folders(folder))
+    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    kept = data_root / "own" / name
+    lists = {part: _list(classes, folder) for part, classes in parts.items()}
+    digest = hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
+    about = _read(kept / "set.json")
+    if about.get("digest") != digest:
+        for part in SPLITS:
+            (kept / "split" / f"{part}.csv").unlink(missing_ok=True)
+        for part, text in lists.items():
+            write_text(kept / "split" / f"{part}.csv", text)
+        about = {"digest": digest, **_measured([file for classes in parts.values() for file in _files(classes)])}
+        write_text(kept / "set.json", json.dumps(about) + "\n")
+    counts = tuple(len(parts.get(part, {})) for part in SPLITS)
+    images = sum(len(_files(classes)) for classes in parts.values())
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    return DatasetSpec(folder.name, f"own/{name}", about["size"], mean, std, counts, images, "", root=folder)
+
+
+def _given(folder: Path) -> dict[str, Classes]:
+    """The parts of a set that is split already; {} for one that is not."""
+    names = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    found = {part: [name for name in spellings if name in names] for part, spellings in GIVEN.items()}
+    if not found["meta_test"] or not names <= {name for spellings in GIVEN.values() for name in spellings}:
+        return {}
+    parts = {part: class_folders(folder / spellings[0]) for part, spellings in found.items() if spellings}
+    for one, other in (("meta_train", "meta_val"), ("meta_train", "meta_test"), ("meta_val", "meta_test")):
+        if both := sorted(parts.get(one, {}).keys() & parts.get(other, {}).keys()):
+            raise UserError(
+                f"{folder}: {one} and {other} both have {shown(both)}: in few-shot learning the classes of a part are its own; "
+                "give a folder of classes that is not split, and it is split by class"
+            )
+    return parts
+
+
+def _split(classes: Classes) -> dict[str, Classes]:
+    """Classes into three parts, by a fixed seed and their names alone."""
+    if len(classes) < LEAST:
+        return {"meta_test": classes}
+    names = sorted(classes, key=lambda name: seed.generator(0, "own", name).initial_seed())
+    first, second = round(SHARES[0] * len(names)), round((SHARES[0] + SHARES[1]) * len(names))
+    parts = {"meta_train": names[:first], "meta_val": names[first:second], "meta_test": names[second:]}
+    return {part: {name: classes[name] for name in sorted(members)} for part, members in parts.items()}
+
+
+def _files(classes: Mapping[str, Sequence[Path]]) -> list[Path]:
+    return [file for members in classes.values() for file in members]
+
+
+def _list(classes: Classes, folder: Path) -> str:
+    """A part's list, with paths relative to the folder."""
+    rows = [(file.relative_to(folder).as_posix(), label) for label in sorted(classes) for file in sorted(classes[label])]
+    return pd.DataFrame(rows, columns=["filename", "label"]).to_csv(index=False, lineterminator="\n")
+
+
+def _read(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _measured(files: Sequence[Path]) -> dict[str, object]:
+    """Size, mean and standard deviation of a set's images, from an even choice of them."""
+    chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(MEASURED, len(files))).astype(int)]
+    sides = []
+    for file in chosen:
+        try:
+            with Image.open(file) as image:
+                sides.append(min(image.size))
+        except OSError as error:
+            raise UserError(f"image {file} cannot be read ({error}): replace or remove it") from error
+    size = max([size for size in SIZES if size <= float(np.median(sides))], default=SIZES[0])
+    pixels = read_images(chosen, size).double() / 255  # (M, 3, size, size)
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=0.01)
+    return {"size": size, "mean": [round(value, 4) for value in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}
