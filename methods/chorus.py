@@ -42,7 +42,7 @@ TARGETS = ("answers", "features")
 
 
 class Chorus(FewShotMethod):
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 16, "val_interval": 4, "metalearner": "ncm"}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 12, "val_interval": 3, "metalearner": "ncm"}
     SETTINGS = (Setting({"metalearner": "ncm"}, {"readout": ["whitened", "mirror"]}),)
     STATE = ("scale", "student")
 
@@ -58,7 +58,9 @@ class Chorus(FewShotMethod):
             self.scale.fit(self.targets)
         if self.kept.seconds and not resumed:
             self.clock.seconds["made by an earlier run"] = self.kept.seconds
-        return f"{len(self.images)} images of {', '.join(args.sources)}; targets of {self.targets.shape[1]} numbers"
+        return (
+            f"{len(self.images)} images of {', '.join(dict.fromkeys(args.sources))}; targets of {self.targets.shape[1]} numbers"
+        )
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One pass of regression over the images."""

@@ -80,7 +80,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     readout = group.add_argument(
         "--readout", nargs="+", choices=READOUTS, default=["plain"],
         help="how embeddings are read by protonet and ncm: mirror, over an image and its mirror image (where the image set "
-        "allows that); whitened, half whitened on procedural images",
+        "allows that); whitened, half whitened on images of nobody",
     )  # fmt: skip
     cli.may_change("evaluate", readout)
     judge = group.add_argument(

@@ -1,6 +1,7 @@
 """Images that nobody took of the teachers' classes: what `--sources` names, drawn in equal parts."""
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -41,10 +42,11 @@ class Sources:
         self.weights = weights_of(args, without=("adv",))
 
     def draw(self, count: int) -> Tensor:
-        """Images (count, 3, S, S), as many of each source as of any other, one source after another."""
-        names = self.args.sources
-        shares = [len(part) for part in torch.arange(count).tensor_split(len(names))]
-        return torch.cat([self._of(name, share) for name, share in zip(names, shares, strict=True)])
+        """Images (count, 3, S, S), one source after another; one that is named twice has two shares."""
+        shares: Counter[str] = Counter()
+        for name, part in zip(self.args.sources, torch.arange(count).tensor_split(len(self.args.sources)), strict=True):
+            shares[name] += len(part)
+        return torch.cat([self._of(name, share) for name, share in shares.items()])
 
     def _of(self, source: str, count: int) -> Tensor:
         if source in FREE:
@@ -104,11 +106,12 @@ class Sources:
 
 def add_source_flags(group: argparse._ArgumentGroup) -> None:
     """What `Sources` reads."""
-    group.add_argument("--num_images", type=cli.count, default=48_000, help="images that the teachers are asked about")
+    group.add_argument("--num_images", type=cli.count, default=30_000, help="images that the teachers are asked about")
     group.add_argument(
         "--sources", nargs="+", choices=SOURCES, default=None,
-        help="where they come from, in equal parts (default: natural procedural pixel; a black box the first two); photos, "
-        "crops of scikit-learn's two photographs, and real, the images of meta_train without labels, are there to compare with",
+        help="where they come from, in equal parts; a name may stand twice (default: natural natural procedural pixel; with "
+        "--black_box without pixel); photos, crops of scikit-learn's two photographs, and real, the images of meta_train "
+        "without labels, are there to compare with",
     )  # fmt: skip
     group.add_argument(
         "--start",
@@ -124,7 +127,7 @@ def add_source_flags(group: argparse._ArgumentGroup) -> None:
 def finish_sources(args: argparse.Namespace, black_box: bool) -> None:
     """Fill the default of --sources; raise `UserError` for sources that cannot be had."""
     if args.sources is None:
-        args.sources = ["natural", "procedural"] if black_box else ["natural", "procedural", "pixel"]
+        args.sources = ["natural", "natural", "procedural"] + ([] if black_box else ["pixel"])
     inside = [name for name in args.sources if name in INVERTED]
     if black_box and inside:
         raise UserError(f"--black_box: {', '.join(inside)} would look into the teachers; leave it out, or --black_box")

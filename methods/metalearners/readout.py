@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.inversion.natural import natural_images
 from methods.inversion.procedural import procedural_images
 from utils import seed
 from utils.images import to_uint8
 
 READOUTS = ("plain", "mirror", "whitened")
-PROBES = 4000  # procedural images that a whitening is fitted to: no data
+PROBES = 4000  # images of nobody that a whitening is fitted to, two natural ones for each procedural
 AT_ONCE = 500
 FLOOR = 1e-3  # of the largest singular value: what lies far below is noise, and is not blown up
 
@@ -70,5 +71,9 @@ def fit_readout(words: Sequence[str], embed: Embedding, size: int, device: torch
     if "whitened" not in words:
         return readout
     with seed.kept(0):  # the same images for every learner
-        images = to_uint8(procedural_images(PROBES, size, device))
-    return Readout(readout.mirror, half_whitening(torch.cat([readout(embed, some) for some in images.split(AT_ONCE)])))
+        parts = [
+            to_uint8(make(len(some), size, device))
+            for make, count in ((natural_images, PROBES * 2 // 3), (procedural_images, PROBES - PROBES * 2 // 3))
+            for some in torch.arange(count).split(AT_ONCE)
+        ]
+    return Readout(readout.mirror, half_whitening(torch.cat([readout(embed, some) for some in parts])))
