@@ -5,12 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches."""
+    from matplotlib.figure import Figure  # slow to import
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_matrix(
@@ -18,7 +28,7 @@ def draw_matrix(
 ) -> None:
     """Draw a square matrix with a line after each group of rows; `groups` are their sizes, `labels` name the rows."""
     side = max(4.0, 0.16 * len(matrix))
-    figure = Figure(figsize=(side + 2.5, side + 1), layout="constrained")
+    figure = new_figure(side + 2.5, side + 1)
     axes = figure.add_subplot()
     image = axes.imshow(matrix, cmap="viridis")
     for edge in list(accumulate(groups))[:-1]:
@@ -33,7 +43,7 @@ def draw_matrix(
 
 def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], classes: Sequence[int], target: Path) -> None:
     """Draw points (x, y), a marker for each kind, coloured by class."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = new_figure(7, 6)
     axes = figure.add_subplot()
     for kind, marker in zip(dict.fromkeys(kinds), "ox^s", strict=False):
         members = [index for index, own in enumerate(kinds) if own == kind]
@@ -47,7 +57,7 @@ def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], clas
         figure.savefig(temporary, dpi=120)
 
 
-def draw_validations(axes: Axes, validations: Sequence[Mapping[str, float]], against: str, label: str) -> None:
+def draw_validations(axes: "Axes", validations: Sequence[Mapping[str, float]], against: str, label: str) -> None:
     """A line of validation accuracies in %, with their 95 % band, against "seconds" (shown as minutes) or "iteration"."""
     scale = 1 / 60 if against == "seconds" else 1.0
     places = [one[against] * scale for one in validations]
@@ -64,7 +74,7 @@ def draw_curve(metrics: Path, target: Path) -> None:
     validations = [line for line in lines if "val" in line]
     if not validations:
         return
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
     draw_validations(axes, validations, "seconds", "")
     axes.set(xlabel="minutes", ylabel="accuracy in %", title=metrics.parent.name)
@@ -90,7 +100,7 @@ def draw_scores(
     Above them stand the upper parts of `pictures`, by what they show.
     """
     pictures, height = pictures or {}, 1.6 + 0.4 * len(scores) + 0.22 * len(marks)
-    figure = Figure(figsize=(8, height + (2.0 if pictures else 0)), layout="constrained")
+    figure = new_figure(8, height + (2.0 if pictures else 0))
     rows = figure.add_gridspec(2, max(1, len(pictures)), height_ratios=(2.0 if pictures else 0.01, height))
     for column, (name, path) in enumerate(pictures.items()):
         with Image.open(path) as image:

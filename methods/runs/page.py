@@ -18,13 +18,12 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
-from utils.plots import draw_validations
+from utils.plots import draw_validations, new_figure
 from utils.run_log import RunLog, read_metrics
 from utils.tables import duration
 
@@ -148,7 +147,7 @@ def _picture(path: Path) -> dict[str, Any]:
 
 def _curves(runs: Sequence[Run], against: str) -> str:
     """Accuracy of the runs at each validation against "seconds" or "iteration", as data of a picture."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = new_figure(7, 3.8)
     axes = figure.add_subplot()
     for run in runs:
         draw_validations(axes, run.validations, against, run.name)

@@ -4,8 +4,6 @@ import argparse
 from typing import Any
 
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from methods.experiments.whole_class import WholeClassExperiment
 from utils import checkpoint, tables
@@ -75,6 +73,9 @@ def student_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
 @torch.no_grad()
 def draw_features(experiment: WholeClassExperiment, log: RunLog, way: str) -> None:
     """images/embedding.png: the teacher's features of synthetic images beside real test images, in two dimensions."""
+    from sklearn.decomposition import PCA  # slow to import
+    from sklearn.manifold import TSNE
+
     method, test = experiment.method, experiment.test
     if test is None or not method.NEEDS_TEACHER:
         raise UserError("--embed_plot needs a teacher and test images to set beside the synthetic ones")

@@ -1,7 +1,6 @@
 """The mean of the teachers' parameters, as they stand or with their neurons brought into one order first."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from methods.metalearners.base import Params
@@ -69,4 +68,6 @@ def _makings(state: Params, writers: list[str]) -> Tensor:
 def _matching(reference: Tensor, other: Tensor) -> Tensor:
     """Which of `other`'s rows (N, D) belongs to each of `reference`'s: (N,) indices."""
     cost = torch.cdist(reference, other).square()
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1]).to(reference.device)

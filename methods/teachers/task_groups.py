@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import SpectralClustering
 from torch import Tensor
 
 from methods.teachers.manifest import TeacherRow
@@ -36,6 +35,8 @@ def group_by(affinity: Tensor, count: int, seed_value: int) -> list[list[int]]:
     """Spectral clustering by an affinity matrix (T, T): the teachers of each group, the largest group first."""
     if count == 1:
         return [list(range(len(affinity)))]
+    from sklearn.cluster import SpectralClustering  # slow to import
+
     model = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=seed_value)
     labels = model.fit_predict(affinity.double().cpu().numpy())
     found = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
