@@ -1,6 +1,8 @@
 """The plan of the house: which room may import which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,13 @@ def test_the_contract_is_small() -> None:
 
     assert len(members(Method)) == 8
     assert members(FewShotMethod) == {"looks_inside", "score", "recover"}
+
+
+def test_a_command_line_is_read_without_what_is_slow_to_import() -> None:
+    code = """
+import main, sys
+main.parse_args(["--method", "free"])
+print(sorted({"sklearn", "scipy", "matplotlib", "tensorboard", "torchvision", "jinja2"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -350,4 +350,4 @@ def test_a_port_in_use_is_named(data_root: Path) -> None:
 
 def test_a_dry_run_of_one_epoch(flags_for: Flags, capsys: pytest.CaptureFixture[str]) -> None:
     main.main([*flags_for("chorus", 1), "--dry_run"])
-    assert "1 iterations of about" in capsys.readouterr().out
+    assert "1 iterations, validated every 1" in capsys.readouterr().out

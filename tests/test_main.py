@@ -373,7 +373,8 @@ def test_dry_run_writes_nothing(flags_for: Flags, tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "teachers found: 2" in printed
     assert "inversion_steps = 2" in printed
-    assert "iterations of about" in printed
+    assert "2 iterations" in printed
+    assert "no run of free" in printed
     assert not (tmp_path / "runs").exists()
 
 

@@ -180,9 +180,17 @@ class FewShotExperiment:
 
     def plan(self) -> list[str]:
         """What a dry run says about what is there."""
-        if not len(self.teachers):
-            return []
-        return [f"teachers found: {len(self.teachers)}, classes: {len(self.teachers.class_names)}"]
+        learner = self.method.learner
+        numbers = sum(value.numel() for value in learner.params.values())
+        lines = [
+            f"the learner: {learner.spec.arch}, {numbers:,} numbers, {learner.spec.way} outputs, "
+            f"images of {learner.spec.image_size} pixels"
+        ]
+        if len(self.teachers):
+            sizes = ", ".join(str(size) for size in sorted({row.image_size for row in self.teachers.rows}))
+            classes = len(self.teachers.class_names)
+            lines.append(f"teachers found: {len(self.teachers)}, classes: {classes}, images of {sizes} pixels")
+        return lines
 
     def validate(self) -> dict[str, Score]:
         """The scores whose mean selects what is kept, by what they are; none: the last iteration is kept."""

@@ -9,8 +9,9 @@ import torch
 
 from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of
+from methods.runs.dry_run import dry_run
 from methods.runs.few_shot_result import report_learner
-from methods.runs.training import Training, dry_run
+from methods.runs.training import Training
 from methods.runs.whole_class_result import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, distributed, seed

@@ -148,20 +148,3 @@ def _stop_flag() -> Iterator[Any]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def dry_run(experiment: Experiment) -> str:
-    """What a run would do, with an estimate of its time from two iterations at most; writes nothing."""
-    args = experiment.args
-    lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
-    lines += experiment.plan()
-    total = experiment.num_iterations
-    if total:
-        after_warmup = getattr(args, "warmup", 0)
-        tried = range(after_warmup, min(total, after_warmup + 2)) or range(1)
-        start = time.perf_counter()
-        for iteration in tried:
-            experiment.method.train_iteration(iteration)
-        each = (time.perf_counter() - start) / len(tried)
-        lines.append(f"{total} iterations of about {each:.2f} s: {tables.duration(each * total)}")
-    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""What a command line would do, in words: nothing is trained, inverted, asked or written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from methods.experiments.few_shot import FewShotExperiment
+from methods.experiments.whole_class import WholeClassExperiment
+from utils.errors import UserError
+from utils.run_log import RunLog, read_metrics
+from utils.tables import duration
+
+NO_MATTER = {"out", "run_name", "seed", "seeds", "dry_run", "resume", "evaluate", "data_root"}  # flags that cost no time
+
+
+def dry_run(experiment: FewShotExperiment | WholeClassExperiment) -> str:
+    """The flags, what is there, what is to be made, and how long that took before on this machine, where it did."""
+    args, total = experiment.args, experiment.num_iterations
+    lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
+    lines += [*experiment.plan(), *made(experiment.method.summary())]
+    if not total:
+        return "\n".join([*lines, "nothing is trained"])
+    lines.append(f"{total} iterations, validated every {experiment.val_interval}")
+    found = most_alike(vars(args), args.out)
+    if found is None:
+        return "\n".join([*lines, f"how long: not known, for no run of {args.method} in {args.out} has been finished yet"])
+    name, each, others = found
+    same = "the same flags" if not others else f"other values of {', '.join(others)}"
+    return "\n".join([*lines, f"how long: about {duration(each * total)}, as {name} took {each:.2f} s an iteration ({same})"])
+
+
+def made(summary: dict[str, Any]) -> list[str]:
+    """What a method says that it will invert and ask."""
+    lines = []
+    if one := summary.get("inversion_of_one_teacher"):
+        lines.append("to be inverted: {images} images x {steps} steps of a teacher".format(**one))
+    if asked := summary.get("asked_of_services"):
+        lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls")
+    return lines
+
+
+def most_alike(flags: dict[str, Any], out: Path) -> tuple[str, float, list[str]] | None:
+    """The finished run of the method whose flags differ least: its name, seconds an iteration, and the flags that differ."""
+    found: list[tuple[int, str, float, list[str]]] = []
+    for folder in sorted(out.glob("*/")):
+        try:
+            saved = RunLog.read_flags(folder)
+            seconds = json.loads((folder / "result.json").read_text(encoding="utf-8"))["seconds"]["total"]
+            iterations = read_metrics(folder / "metrics.jsonl")[-1]["iteration"]
+        except (OSError, ValueError, KeyError, IndexError, TypeError, UserError):
+            continue
+        if saved.get("method") != flags["method"]:
+            continue
+        differ = [name for name in sorted(flags) if name not in NO_MATTER and str(saved.get(name)) != str(flags[name])]
+        found.append((len(differ), folder.name, seconds / iterations, differ))
+    return min(found)[1:] if found else None
