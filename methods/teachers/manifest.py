@@ -18,6 +18,7 @@ from methods.services.onnx_model import ONNX, OnnxModel
 from models import MIXED_ARCHITECTURES, model_names
 from models.foreign import TORCHSCRIPT, is_code, is_foreign
 from utils import cli
+from utils.code import beside
 from utils.errors import UserError
 from utils.files import digest, read_csv, write_text
 from utils.names import tidy
@@ -45,6 +46,7 @@ class TeacherRow:
     epochs: int = 0
     seed: int = 0
     weights: str = ""  # the key of the file's weights, where it has several
+    network: str = ""  # the arch as it is built: of code, the file beside the list where it lies there
     listed: Listed | None = None  # for a service, whose `path` is only its name
 
     @property
@@ -221,6 +223,7 @@ def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
         epochs=number("epochs", int, record.get("epochs") or "0"),
         seed=number("seed", int, record.get("seed") or "0"),
         weights=record.get("weights", ""),
+        network=beside(record["arch"], folder) if is_code(record["arch"]) else "",
     )
     if not row.class_ids and row.class_names:
         row = replace(row, class_ids=tuple(range(len(row.class_names))))

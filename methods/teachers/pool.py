@@ -169,7 +169,7 @@ class TeacherPool:
             else:
                 content = self._published.get(row.path) or _read(row)
                 outputs = len(content.state["head.bias"]) if row.path in self._published else len(row.class_ids)
-                network = create_model(row.arch, outputs, row.image_size)
+                network = create_model(row.network or row.arch, outputs, row.image_size)
                 notes += load_into(network, content.state, str(row.path))
                 check_said(content, row.class_names, form, row.arch, str(row.path))
         teacher = Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)

@@ -1,0 +1,46 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.code import beside, import_function
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    """Also where the name is that of a module of the program; each once, and with what lies beside it."""
+    one = write(tmp_path / "one", "utils.py", "made = []\ndef make():\n    made.append(1)\n    return 'one', made\n")
+    two = write(tmp_path / "two", "utils.py", "import helper_of_two\ndef make():\n    return helper_of_two.NAME, []\n")
+    write(tmp_path / "two", "helper_of_two.py", "NAME = 'two'\n")
+    assert import_function(f"{one}:make")() == ("one", [1])
+    assert import_function(f"{two}:make")() == ("two", [])
+    assert import_function(f"{one}:make")() == ("one", [1, 1])
+    with pytest.raises(ModuleNotFoundError):
+        import_function(f"{tmp_path}/none_of_that_name.py:make")
+
+
+def test_a_file_that_fails_is_not_kept(tmp_path: Path) -> None:
+    file = write(tmp_path, "fails_at_first.py", "raise ValueError('broken')\n")
+    with pytest.raises(ValueError, match="broken"):
+        import_function(f"{file}:make")
+    file.write_text("def make():\n    return 3\n")
+    assert import_function(f"{file}:make")() == 3
+
+
+def test_what_lies_beside_a_list_comes_first(tmp_path: Path) -> None:
+    file = write(tmp_path / "zoo", "json.py", "def make():\n    return 'beside'\n")
+    assert beside("json:make", tmp_path / "zoo") == f"{file}:make"
+    assert beside("json.py:make", tmp_path / "zoo") == f"{file}:make"
+    assert beside("json:loads", tmp_path) == "json:loads"
+    assert import_function(beside("json:make", tmp_path / "zoo"))() == "beside"
