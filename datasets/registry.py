@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.names import meant
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
 SPLITS_OF = {"few_shot": SPLITS, "classification": ("train", "test")}  # by the task that a set serves
@@ -66,7 +67,7 @@ def get_spec(name: str, task: str = "few_shot") -> DatasetSpec:
     """The row of `name` among the sets of a task. Raises `UserError` listing them when there is none."""
     if name not in SETS[task]:
         more = f" (or mix: {' + '.join(MIX)}, or a folder of classes)" if task == "few_shot" else ""
-        raise UserError(f"unknown dataset {name!r}: choose from {', '.join(SETS[task])}{more}")
+        raise UserError(f"unknown dataset {name!r}: choose from {', '.join(SETS[task])}{more}{meant(name, SETS[task])}")
     return SETS[task][name]
 
 

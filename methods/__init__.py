@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from utils.code import import_function
 from utils.errors import UserError
+from utils.names import meant
 
 if TYPE_CHECKING:
     from methods.experiments.method import Method
@@ -63,7 +64,9 @@ def get_method(name: str) -> "type[Method]":
         if known == spelled(name):
             module, attribute = target.split(":")
             return getattr(importlib.import_module(module), attribute)
-    raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}, or FILE.py:CLASS of your own")
+    raise UserError(
+        f"unknown method {name!r}: choose from {', '.join(METHODS)}, or FILE.py:CLASS of your own{meant(name, METHODS)}"
+    )
 
 
 def _own_method(place: str) -> "type[Method]":

@@ -15,6 +15,7 @@ from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.vgg import VGG
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
+from utils.names import meant
 
 Norm = Callable[[int], nn.Module]
 
@@ -140,7 +141,7 @@ def create_model(
         return create_foreign(name, num_classes, image_size)
     raise UserError(
         f"unknown backbone {name!r}: choose from {', '.join(model_names())}; teachers may also be torchvision/NAME, timm/NAME "
-        "or module:function"
+        f"or module:function{meant(name, model_names())}"
     )
 
 
@@ -154,7 +155,10 @@ def create_classifier(name: str, num_classes: int, image_size: int, weights: str
         foreign = f"torchvision/{spec.torchvision}" if spec.torchvision else name
         return create_foreign(foreign, num_classes, image_size, weights)
     if name not in BACKBONES:
-        raise UserError(f"unknown classifier {name!r}: choose from {', '.join(BACKBONES)}, torchvision/NAME or timm/NAME")
+        raise UserError(
+            f"unknown classifier {name!r}: choose from {', '.join(BACKBONES)}, torchvision/NAME or "
+            f"timm/NAME{meant(name, BACKBONES)}"
+        )
     if spec.classifier is not None:
         return spec.classifier(num_classes, image_size, nn.BatchNorm2d, 3, False)
     return create_model(name, num_classes, image_size)

@@ -12,6 +12,7 @@ import torch
 
 from utils.errors import Stopped, UserError
 from utils.interrupts import interruptible
+from utils.names import meant
 
 WITHOUT_EFFECT, MAY_CHANGE = "reason_for_no_effect", "may_change_when"  # marks on flags
 
@@ -31,6 +32,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, with a question about what was meant by what nobody knows."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown)
+        return parsed
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Raise `UserError` for what is left of a command line."""
+        flag = next((token.split("=")[0] for token in unknown if token.startswith("--")), "")
+        self.error(f"unknown: {' '.join(unknown)}{meant(flag, flags_of(self))}")
 
 
 def underscored(argv: Sequence[str]) -> list[str]:

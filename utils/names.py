@@ -1,5 +1,6 @@
-"""Names of classes: when two are one, when two lists are the same, and which pairs a reader would take for one."""
+"""Names: when two classes are one, when two lists are the same, which pairs a reader would take for one, what was meant."""
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -63,3 +64,9 @@ def check_same_order(first: Sequence[str], second: Sequence[str], first_is: str,
     check_same_classes(first, second, first_is, second_is)
     if [tidy(name) for name in first] != [tidy(name) for name in second]:
         raise UserError(f"{first_is} has the classes in the order {shown(first)}; {second_is} in the order {shown(second)}")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A question to end an error with, where one of the known words is much like `word`; else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

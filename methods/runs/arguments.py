@@ -12,6 +12,7 @@ from methods.experiments.whole_class import WholeClassExperiment
 from methods.teachers.manifest import is_own_code
 from utils import cli
 from utils.errors import UserError
+from utils.names import meant
 from utils.run_log import RunLog
 
 EXPERIMENTS: dict[str, type[FewShotExperiment] | type[WholeClassExperiment]] = {  # by task
@@ -101,9 +102,10 @@ def _parse_known(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
         flag = token.split("=")[0]
         owners = [name for name in METHODS if flag in cli.flags_of(build_parser(name))]
         if owners:
-            raise UserError(f"{flag} is no flag of --method {args.method}; it belongs to {', '.join(owners)}")
+            asked = meant(flag, cli.flags_of(parser))
+            raise UserError(f"{flag} is no flag of --method {args.method}; it belongs to {', '.join(owners)}{asked}")
     if unknown:
-        parser.error(f"unknown: {' '.join(unknown)}")
+        parser.refuse(unknown)
     return args
 
 

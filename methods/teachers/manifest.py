@@ -21,7 +21,7 @@ from utils import cli
 from utils.code import beside
 from utils.errors import UserError
 from utils.files import digest, read_csv, write_text
-from utils.names import tidy
+from utils.names import meant, tidy
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
 OWN = "own"  # the image set of teachers whose list names none
@@ -88,7 +88,7 @@ def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
         if arch not in model_names() and (is_code(arch) or not is_foreign(arch)):
             raise UserError(
                 f"unknown backbone {arch!r}: choose from {', '.join(model_names())}; teachers also mix, torchvision/NAME, "
-                "timm/NAME"
+                f"timm/NAME{meant(arch, model_names())}"
             )
     return [(spec, arch) for spec in get_domains(args.dataset, args.data_root) for arch in architectures]
 
