@@ -9,10 +9,11 @@ from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.own import get_domains
 from datasets.split import load_split
 from methods.evaluation.exams import Exam
-from methods.evaluation.floors import ensemble_score, read_out_score, teacher_distances
+from methods.evaluation.floors import dealt, ensemble_score, read_out_score, teacher_distances
 from methods.experiments.few_shot import FewShotMethod
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
+from methods.teachers.ensemble import EnsembleLearner
 from methods.teachers.pool import TeacherPool
 from methods.teachers.views import BLACK_BOX_VIEWS, VIEWS
 from utils import cli
@@ -50,7 +51,8 @@ class OTA(Average):
 class TeacherNCM(FewShotMethod):
     """Nearest class mean in what frozen teachers make of an image, l2-normalised and concatenated; no training.
 
-    With `--ensemble` so many teachers are concatenated, and the score is the mean over ensembles that share no teacher.
+    With `--ensemble` so many teachers are concatenated, and the score is the mean over ensembles that share no teacher; the
+    first of them is kept. Services cannot be kept.
     """
 
     TRAINS = False
@@ -65,6 +67,9 @@ class TeacherNCM(FewShotMethod):
         super().__init__(args, teachers, spec)
         if args.ensemble and args.ensemble > len(teachers):
             raise UserError(f"--ensemble {args.ensemble}: the pool has {len(teachers)} teachers")
+        if all(row.listed is None for row in teachers.rows):
+            members = dealt(len(teachers), args.ensemble or len(teachers), args.seed)[0].tolist()
+            self.outcome = EnsembleLearner.of(teachers, sorted(members), args.ncm_on, spec.image_size)
 
     @classmethod
     def looks_inside(cls, args: argparse.Namespace) -> bool:

@@ -49,7 +49,7 @@ class FewShotMethod(Method):
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
-        self.learner = Learner(spec, self.device)
+        self.learner = self.outcome = Learner(spec, self.device)  # what is trained, and what a run keeps
         self.metalearner = get_metalearner(args.metalearner)(
             self.learner.network,
             args.inner_lr,
@@ -209,14 +209,15 @@ class FewShotExperiment:
 
     def _read_out(self) -> None:
         """Give the learner, as it now is, the read-out that --readout names."""
-        method, metalearner = self.method, self.method.metalearner
-        if not isinstance(metalearner, ProtoNet):
+        method, learner = self.method, self.method.outcome
+        reader = get_metalearner(self.args.metalearner)(learner.network)
+        if not isinstance(reader, ProtoNet):
             return
-        embed, params = metalearner.embed, {name: value.detach() for name, value in method.learner.params.items()}
+        params = {name: value.detach() for name, value in learner.params.items()}
         with method.clock("evaluation"):
-            method.learner.readout = fit_readout(
+            learner.readout = fit_readout(
                 self.args.readout,
-                lambda images: embed(params, method.learner.prepare(images)),
+                lambda images: reader.embed(params, learner.prepare(images)),
                 self.spec.image_size,
                 self.device,
                 self.teachers.augmentation.flip,
@@ -237,7 +238,7 @@ class FewShotExperiment:
         """What `best.pt` holds of the present iteration: what was learnt, and all that using it needs."""
         args = self.args
         return {
-            "learner": self.method.learner.state_dict(),
+            "learner": self.method.outcome.state_dict(),
             "metalearner": args.metalearner,
             "inner_lr": args.inner_lr,
             "test_inner_steps": args.test_inner_steps,
@@ -247,7 +248,7 @@ class FewShotExperiment:
 
     def load_best(self, state: dict[str, Any]) -> None:
         """Go back to what was kept; with another --readout, the learner is read anew."""
-        self.method.learner.load_state_dict(state["learner"])
+        self.method.outcome.load_state_dict(state["learner"])
         if state.get("readout", ["plain"]) != self.args.readout:
             self._read_out()
 

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from methods.metalearners.readout import PLAIN, Readout
 from models import create_model
+from models.backbone import Backbone
 from utils import checkpoint
 from utils.images import channels_last, normalise, resize, to_float
 
@@ -31,11 +32,12 @@ class Learner:
     """A network whose parameters live outside of it, in `params`: a dict of leaf tensors that an optimizer can own."""
 
     def __init__(self, spec: LearnerSpec, device: torch.device) -> None:
-        self.spec = spec
         network = create_model(spec.arch, spec.way, spec.image_size, norm=spec.norm, global_pool=spec.global_pool)
-        self.network = network.to(device).requires_grad_(False)
+        self._own(spec, network.to(device).requires_grad_(False))
+
+    def _own(self, spec: LearnerSpec, network: Backbone) -> None:
+        self.spec, self.network, self.readout = spec, network, PLAIN
         self.params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
-        self.readout = PLAIN
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1], (..., C, H, W) of any size, to the learner's size and normalisation."""
@@ -54,10 +56,13 @@ class Learner:
         params = {name: value.detach().clone() for name, value in self.params.items()}
         return {"spec": spec, "params": params, "readout": self.readout.state_dict()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises `UserError` if the parameters do not fit."""
         checkpoint.load_weights(self.network, state["params"], "the saved learner")
+        self._take(state)
+
+    @torch.no_grad()
+    def _take(self, state: dict[str, Any]) -> None:
         for name, value in self.params.items():
             value.copy_(state["params"][name])
         self.readout = Readout(**state.get("readout", {}))

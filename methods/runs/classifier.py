@@ -16,9 +16,10 @@ from torch import Tensor
 
 from datasets.given import as_images, as_labels
 from methods.metalearners import get_metalearner
-from methods.metalearners.learner import Learner, LearnerSpec
+from methods.metalearners.learner import Learner
 from methods.metalearners.protonet import ProtoNet
 from methods.runs.saved import about_run, read_folder, write_folder
+from methods.teachers.ensemble import learner_from
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -62,8 +63,7 @@ class FewShotClassifier:
         path = place / "best.pt" if place.is_dir() and not saved else place
         content = read_folder(place, device) if saved else checkpoint.load(path, device)
         try:
-            learner = Learner(LearnerSpec(**content["learner"]["spec"]), torch.device(device))
-            learner.load_state_dict(content["learner"])
+            learner = learner_from(content["learner"], torch.device(device))
             about = content["about"] if saved else about_run(path.parent)
             name = metalearner or content["metalearner"]
             made = cls(learner, name, content["inner_lr"], content["test_inner_steps"], transductive, about)

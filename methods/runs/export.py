@@ -53,8 +53,8 @@ class _Embedding(nn.Module):
     def __init__(self, learner: Learner, metalearner: ProtoNet) -> None:
         super().__init__()
         spec, self.metalearner, self.network = learner.spec, metalearner, copy.deepcopy(learner.network)
-        self.network.load_state_dict(learner.params)
-        like = learner.params["head.weight"].detach()
+        self.network.load_state_dict(learner.params, strict=False)  # frozen teachers have statistics beside
+        like = next(iter(learner.params.values())).detach()
         self.mean, self.std = (like.new_tensor(value).view(-1, 1, 1) for value in (spec.mean, spec.std))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,7 +95,11 @@ def _write_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
     axes = {name: {0: "batch"} for name in ("images", "embedding")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that tracing is the older way
-        torch.onnx.export(
-            module, (images,), str(path), dynamo=False,
-            input_names=["images"], output_names=["embedding"], dynamic_axes=axes,
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                module, (images,), str(path), dynamo=False,
+                input_names=["images"], output_names=["embedding"], dynamic_axes=axes,
+            )  # fmt: skip
+        except Exception as error:  # whatever an operator provokes that the format lacks
+            why = str(error).strip().splitlines()[0]
+            raise UserError(f"this network cannot be written as ONNX ({why}): --save keeps it for this program") from error

@@ -12,6 +12,7 @@ from utils.errors import UserError
 from utils.files import new_folder, write_text
 
 FORMAT = 1
+OF_ENSEMBLES = ("teachers", "view")  # what the state of teachers side by side has beside a learner's
 CARD = """# A few-shot learner
 
 It tells new classes apart from a few labelled images each. It was made without any data of the classes its teachers knew.
@@ -42,6 +43,7 @@ def write_folder(folder: Path, content: Mapping[str, Any]) -> Path:
         "format": FORMAT,
         "spec": learner["spec"],
         "mirror": learner["readout"]["mirror"],
+        **{name: learner[name] for name in OF_ENSEMBLES if name in learner},
         **{name: content[name] for name in ("metalearner", "inner_lr", "test_inner_steps")},
         "classes": content.get("classes", []),
         "about": content["about"],
@@ -66,7 +68,8 @@ def read_folder(folder: Path, device: str | torch.device = "cpu") -> dict[str, A
         content = {name: config[name] for name in ("metalearner", "inner_lr", "test_inner_steps", "classes", "about")}
         if config["classes"]:
             content |= {"support": tensors["support"], "labels": tensors["labels"]}
-        return content | {"learner": {"spec": config["spec"], "params": params, "readout": readout}}
+        teachers = {name: config[name] for name in OF_ENSEMBLES if name in config}
+        return content | {"learner": {"spec": config["spec"], "params": params, "readout": readout, **teachers}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no learner that can be read ({type(error).__name__}: {error})") from error
 

@@ -39,7 +39,13 @@ def run(flags_for: Flags, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("chorus", ["--sources", "procedural"]), ("free", ["--metalearner", "protonet"]), ("random", ["--metalearner", "maml"])],
+    [
+        ("chorus", ["--sources", "procedural"]),
+        ("free", ["--metalearner", "protonet"]),
+        ("random", ["--metalearner", "maml"]),
+        ("teacher_ncm", ["--readout", "whitened"]),
+        ("teacher_ncm", ["--ncm_on", "answers", "--ensemble", "1"]),
+    ],
 )
 def test_what_is_saved_predicts_the_same(
     method: str, more: list[str], run: Callable[..., Path], shown: tuple[list[Path], list[str]], tmp_path: Path
@@ -95,12 +101,13 @@ def test_a_damaged_folder_is_refused(file: str, damage: bytes, run: Callable[...
         FewShotClassifier.load(folder)
 
 
+@pytest.mark.parametrize(("method", "more"), [("chorus", ["--sources", "procedural"]), ("teacher_ncm", [])])
 def test_an_export_serves_without_the_program(
-    run: Callable[..., Path], shown: tuple[list[Path], list[str]], tmp_path: Path
+    method: str, more: list[str], run: Callable[..., Path], shown: tuple[list[Path], list[str]], tmp_path: Path
 ) -> None:
     """The code of its card, in a process that cannot import the program, on a hundred images."""
     pytest.importorskip("onnxruntime")
-    folder, support = run("chorus", "--sources", "procedural", "--no_floors"), str(tmp_path / "support")
+    folder, support = run(method, *more, "--no_floors"), str(tmp_path / "support")
     where = ["--run", str(folder), "--support", support, "--query", support, "--out", str(tmp_path / "answers.csv")]
     predict.main([*where, "--save", str(tmp_path / "kept"), "--export", str(tmp_path / "alone")])
     rng = np.random.default_rng(0)
