@@ -2,13 +2,15 @@
 
     python -m methods.runs.figures runs/*               # adds these runs to docs/figures.json, and writes docs/results.md anew
 
-A run replaces an earlier one of the same command and seed. Nothing in the page is typed by hand.
+What `--evaluate` has scored of a run is taken, too. A run replaces an earlier one of the same command and seed. Nothing in
+the page is typed by hand.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,21 +30,30 @@ of several the mean over seeds stands with their standard deviation (s). *statis
 queries of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for
 a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
 HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
+AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
 Figure = Mapping[str, Any]  # one run, as figures.json has it
 
 
-def figure_of(run: Run) -> dict[str, Any]:
-    """What is kept of a finished few-shot run. Raises `UserError` for another one."""
+def figures_of(run: Run) -> list[dict[str, Any]]:
+    """What is kept of a finished few-shot run, and of each time that it was scored again."""
+    again = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.folder.glob("evaluate-*.json"))]
+    return [figure_of(run), *[figure_of(replace(run, result=result), AGAIN.format(**result)) for result in again]]
+
+
+def figure_of(run: Run, then: str = "") -> dict[str, Any]:
+    """What is kept of a result; `then`: what was typed after the run. Raises `UserError` for a run that has none."""
     result, record = run.result, RunLog.read_record(run.folder)
     if not result.get("evaluated") or "shot" not in result:
         raise UserError(f"{run.folder} is no finished run with a score in few-shot learning")
     return {
         "setting": run.setting,
-        "command": command_of(record["argv"]),
+        "command": command_of(record["argv"]) + then,
         "seed": run.flags["seed"],
         "settings": run.flags["settings"],
         "statistics": "batch" if result["batch_statistics"].startswith("query") else "fixed",
         "metalearner": result["metalearner"],
+        "backbone": result["backbone"],
+        "readout": result.get("readout", ["plain"]),
         "seconds": result["seconds"]["total"],
         "queries": result["asked_of_services"].get("queries", 0),
         "commit": record["environment"]["commit"],
@@ -79,7 +90,7 @@ def page_of(figures: Sequence[Figure]) -> str:
     for setting in sorted({figure["setting"] for figure in figures}):
         members = [figure for figure in figures if figure["setting"] == setting]
         parts += ["", f"## {setting}", "", *_table(members), "", "```bash"]
-        parts += [*sorted({figure["command"] for figure in members}), "```", ""]
+        parts += [*[command.replace("; ", "\n") for command in sorted({figure["command"] for figure in members})], "```", ""]
         parts.append(f"Machines: {'; '.join(sorted({figure['machine'] for figure in members}))}, one thread.")
     return "\n".join(parts) + "\n"
 
@@ -120,7 +131,11 @@ def _label(figure: Figure) -> str:
     words = figure["command"].split()
     plus = "_plus" if "--candidate_size" in words else ""
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
-    return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}"
+    read = " ".join(figure.get("readout", ["plain"]))
+    more = [figure.get("backbone", "conv4").replace("conv4_", "conv4, width "), "" if read == "plain" else f"read {read}"]
+    others = "".join(f", {word}" for word in more if word not in ("", "conv4"))
+    looked = f", {words[words.index('--ncm_on') + 1]}" if "--ncm_on" in words else ""
+    return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}{looked}{others}"
 
 
 def _mean(scores: Mapping[str, Mapping[str, float]]) -> float:
@@ -143,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
     path = args.docs / "figures.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    figures = merged(before, [figure_of(read_run(folder)) for folder in args.runs])
+    figures = merged(before, [one for folder in args.runs for one in figures_of(read_run(folder))])
     write_text(path, json.dumps(figures, indent=1) + "\n")
     write_text(args.docs / "results.md", page_of(figures))
     print(f"{len(args.runs)} runs, {len(figures)} in all: {path} and {args.docs / 'results.md'}")

@@ -34,8 +34,11 @@ def test_runs_become_one_line_a_command(flags_for: Flags, tmp_path: Path) -> Non
     assert "| 0, 1 |" in one
     assert page.count("## cifar100") == 2
     assert page.count("*random learner, adapted (maml)*") == 2
+    main.main(["--evaluate", str(tmp_path / "runs" / "a2"), "--num_sup_test", "2"])
     figures.main([str(tmp_path / "runs" / "a2"), "--docs", str(tmp_path)])
-    assert len(json.loads((tmp_path / "figures.json").read_text())) == 3
+    again = json.loads((tmp_path / "figures.json").read_text())
+    assert len(again) == 4  # the run in place of an earlier one, and what it scored again
+    assert sum("--evaluate RUN --way_test 3 --num_sup_test 2" in figure["command"] for figure in again) == 1
 
 
 def test_a_run_without_a_score_is_refused(flags_for: Flags, tmp_path: Path) -> None:
