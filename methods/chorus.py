@@ -116,7 +116,7 @@ class Chorus(FewShotMethod):
         return {"images": (self.images[shown], 16)}
 
     def summary(self) -> dict[str, Any]:
-        marks = [NOT_DATA_FREE[name] for name in self.args.sources if name in NOT_DATA_FREE]
+        marks = [NOT_DATA_FREE[name] for name in dict.fromkeys(self.args.sources) if name in NOT_DATA_FREE]
         summary: dict[str, Any] = {"examined": ", ".join(marks)}
         if self.args.black_box:
             teachers, asked = len(self.teachers), self.views * self.count

@@ -368,6 +368,15 @@ def test_nonsense_in_a_loss_stops_the_run(flags_for: Flags, tmp_path: Path, monk
     assert checkpoint.load(only_run(tmp_path) / "last.pt")["iteration"] == 2
 
 
+def test_a_finished_run_is_not_finished_again(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main([*flags_for("free", 1), "--no_floors", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    main.main(["--resume", str(run)])
+    assert "is finished, 1 iterations" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_dry_run_writes_nothing(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main.main([*flags_for("free"), "--dry_run"])
     printed = capsys.readouterr().out

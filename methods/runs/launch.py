@@ -56,6 +56,9 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
     training, report = Training(experiment, log), REPORTS[method_class.TASK]
     if args.resume or args.evaluate:
         training.restore()
+    if args.resume and training.iteration >= experiment.num_iterations and (log.folder / "result.json").is_file():
+        print(f"{log.folder} is finished, {training.iteration} iterations: --evaluate scores it again, more --epochs go on")
+        return
     if args.evaluate:
         log.check_kept_learner()
         report(experiment, log, training.seconds, "evaluate")
