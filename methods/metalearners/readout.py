@@ -67,7 +67,7 @@ def fit_readout(words: Sequence[str], embed: Embedding, size: int, device: torch
 
     flip: whether a mirror image shows the same class; where it does not, none is looked at.
     """
-    readout = Readout(mirror="mirror" in words and flip)
+    readout = Readout(mirror=True) if "mirror" in words and flip else PLAIN
     if "whitened" not in words:
         return readout
     with seed.kept(0):  # the same images for every learner

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import main
 from datasets.image_files import read_images
-from methods.metalearners.readout import FLOOR, Readout, fit_readout, half_whitening
+from methods.metalearners.readout import FLOOR, PLAIN, Readout, fit_readout, half_whitening
 from methods.runs.classifier import FewShotClassifier
 from methods.runs.predict import labelled_below
 from utils import checkpoint
@@ -51,7 +51,7 @@ def test_no_mirror_image_where_it_would_be_another_class() -> None:
 
     assert fitted("mirror").mirror
     assert not fitted("mirror", flip=False).mirror
-    assert fitted("plain").matrix is None
+    assert fitted("plain") is PLAIN
     whitened = fitted("whitened", "mirror")
     assert whitened.mirror
     assert whitened.matrix is not None
