@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -36,8 +35,7 @@ Figure = Mapping[str, Any]  # one run, as figures.json has it
 
 def figures_of(run: Run) -> list[dict[str, Any]]:
     """What is kept of a finished few-shot run, and of each time that it was scored again."""
-    again = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.folder.glob("evaluate-*.json"))]
-    return [figure_of(run), *[figure_of(replace(run, result=result), AGAIN.format(**result)) for result in again]]
+    return [figure_of(run), *[figure_of(one, AGAIN.format(**one.result)) for one in run.again]]
 
 
 def figure_of(run: Run, then: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,10 +40,11 @@ class Run:
     flags: dict[str, Any]
     metrics: list[dict[str, float]]
     result: dict[str, Any]
+    note: str = ""
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.name + self.note
 
     @property
     def setting(self) -> str:
@@ -54,6 +55,12 @@ class Run:
             return f"{sets}, {result['classes']} classes, {result['images']} test images, top-1 in %"
         way, shot, episodes = result.get("way"), result.get("shot"), self.flags.get("episode_test")
         return f"{sets}, {way}-way {shot}-shot, {episodes} episodes of meta_test, accuracy in %"
+
+    @property
+    def again(self) -> list["Run"]:
+        """The same run with each of the results that --evaluate made of it."""
+        paths = sorted(self.folder.glob("evaluate-*.json"))
+        return [replace(self, result=_read_result(path), note=", scored again") for path in paths]
 
     @property
     def validations(self) -> list[dict[str, float]]:
@@ -77,31 +84,39 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Raises `UserError` where `folder` is no run directory, or one of its files is damaged."""
-    path, result = folder / "result.json", {}
+    path = folder / "result.json"
+    result = _read_result(path) if path.is_file() else {}
+    return Run(folder, RunLog.read_flags(folder), read_metrics(folder / "metrics.jsonl"), result)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
     try:
-        result = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    return Run(folder, RunLog.read_flags(folder), read_metrics(folder / "metrics.jsonl"), result)
 
 
 def results_table(runs: Iterable[Run]) -> pd.DataFrame:
     """One line for each floor, run, group of runs that differ in the seed alone, and ceiling; a column an image set.
 
-    Accuracy and half-width in %; what is better stands lower.
+    Accuracy and half-width in %; what is better stands lower. A floor that is another one in another run bears that run's
+    name; of runs with one seed the last counts.
     """
     floors: dict[str, dict[str, Any]] = {}
     ceilings: dict[str, dict[str, Any]] = {}
     own: list[dict[str, Any]] = []
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         own.append({"what": run.name, **_cells(run.result["accuracy"])})
-        groups.setdefault(_without_seed(run), []).append(run)
+        groups.setdefault(_without_seed(run), {})[run.flags.get("seed", 0)] = run
         for label, scores in run.result["yardsticks"].items():
-            (ceilings if "ceiling" in label else floors).setdefault(label, {"what": label, **_cells(scores)})
-    for members in groups.values():
-        if len(members) > 1:
-            own.append(_over_seeds(members))
+            kind, cells = ceilings if "ceiling" in label else floors, _cells(scores)
+            if label in kind and kind[label] != {"what": label, **cells}:
+                label = f"{label} (of {run.name})"
+            kind.setdefault(label, {"what": label, **cells})
+    for by_seed in groups.values():
+        if len(by_seed) > 1:
+            own.append(_over_seeds(list(by_seed.values())))
     own.sort(key=lambda line: line["mean"])
     lines = [*sorted(floors.values(), key=lambda line: line["mean"]), *own, *ceilings.values()]
     return pd.DataFrame(lines).drop(columns="mean").fillna("")
@@ -124,7 +139,7 @@ def _over_seeds(members: Sequence[Run]) -> dict[str, Any]:
 
 
 def _without_seed(run: Run) -> str:
-    return json.dumps({name: value for name, value in run.flags.items() if name not in PLACES}, sort_keys=True)
+    return json.dumps({name: value for name, value in run.flags.items() if name not in PLACES}, sort_keys=True) + run.note
 
 
 def differing_flags(runs: Sequence[Run]) -> pd.DataFrame:
@@ -174,7 +189,7 @@ def _teachers(run: Run) -> str:
 
 def build(runs: Sequence[Run]) -> tuple[str, str, str]:
     """The page, and its tables as Markdown and CSV."""
-    finished = [run for run in runs if run.result.get("evaluated")]
+    finished = [one for run in runs for one in (run, *run.again) if one.result.get("evaluated")]
     settings = sorted({run.setting for run in finished})
     tables = [(setting, results_table(run for run in finished if run.setting == setting)) for setting in settings]
     validated = [run for run in runs if run.validations]

@@ -45,6 +45,29 @@ def test_the_table_stands_between_floors_and_ceiling_and_sums_up_seeds(tmp_path:
     assert table.letters.tolist()[2:4] == ["45.00 (s 7.07)", "50.00 ± 2.00"]
 
 
+def test_a_seed_counts_once_and_a_floor_belongs_to_its_run(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "a", 0.5), write_run(tmp_path, "b", 0.4, seed=1), write_run(tmp_path, "c", 0.6)]
+    other = json.loads((runs[1] / "result.json").read_text())
+    other["yardsticks"]["raw <pixels>"]["letters"]["mean"] = 0.3
+    (runs[1] / "result.json").write_text(json.dumps(other))
+    table = report_page.results_table([report_page.read_run(run) for run in runs])
+    assert "raw <pixels> (of b)" in table.what.tolist()
+    assert "free: mean and spread of 2 seeds" in table.what.tolist()
+    assert table[table.what.str.contains("spread")].letters.tolist() == ["50.00 (s 14.14)"]  # of b and the later run of seed 0
+
+
+def test_what_was_scored_again_is_there(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "a", 0.5)
+    again = json.loads((run / "result.json").read_text()) | {
+        "shot": 5,
+        "accuracy": {"letters": {"mean": 0.7, "half_width": 0.01}},
+    }
+    (run / "evaluate-5w5s.json").write_text(json.dumps(again))
+    page, markdown, _ = report_page.build([report_page.read_run(run)])
+    assert "5-way 5-shot" in page
+    assert "| a, scored again | 70.00 ± 1.00 |" in markdown
+
+
 def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", "first", 0.5)
     write_run(tmp_path / "runs", "second", 0.6, outer_lr=0.5)
