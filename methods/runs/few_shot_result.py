@@ -107,7 +107,7 @@ def _beside(own: Score, other: Score) -> dict[str, float]:
 
 
 def _statistics_note(experiment: FewShotExperiment) -> str:
-    if experiment.method.learner.spec.norm == "fixed":
+    if experiment.method.outcome.spec.norm == "fixed":
         return "none: fixed numbers"
     return "support" if experiment.args.inductive else "query (transductive)"
 

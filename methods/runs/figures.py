@@ -21,7 +21,15 @@ from utils.files import write_text
 from utils.run_log import RunLog
 from utils.tables import duration
 
-PLACES = {"--out", "--run_name", "--seed", "--threads", "--device", "--data_root"}  # of a command, what is not its result's
+PLACES = {
+    "--out",
+    "--run_name",
+    "--seed",
+    "--threads",
+    "--device",
+    "--data_root",
+    "--no_floors",
+}  # of a command, what is not its result's
 ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figures are in [figures.json](figures.json).
 
 The learner is picked on meta_val and meets meta_test once. Of one seed the interval is that of the mean over episodes (95 %);
@@ -126,7 +134,7 @@ def _row(members: Sequence[Figure]) -> list[str]:
 
 
 def _label(figure: Figure) -> str:
-    words = figure["command"].split()
+    words = figure["command"].split(";")[0].split()
     plus = "_plus" if "--candidate_size" in words else ""
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))
