@@ -32,7 +32,7 @@ from methods.memory.sources import NOT_DATA_FREE, Sources, add_source_flags, fin
 from methods.metalearners.learner import LearnerSpec
 from methods.services.black_box import Meter, add_black_box_flags
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import FEATURES_KEPT, SHOWN_AT_ONCE, ask_everybody
+from methods.teachers.views import FEATURES_KEPT, ask_everybody, shown_at_once
 from utils import cli
 from utils.errors import UserError
 from utils.kept import Kept
@@ -120,7 +120,7 @@ class Chorus(FewShotMethod):
         summary: dict[str, Any] = {"examined": ", ".join(marks)}
         if self.args.black_box:
             teachers, asked = len(self.teachers), self.views * self.count
-            calls = teachers * -(-asked // SHOWN_AT_ONCE)
+            calls = sum(-(-asked // shown_at_once(row.image_size)) for row in self.teachers.rows)
             each = teachers * self.views
             summary["asked_of_services"] = {"queries": teachers * asked, "calls": calls, "queries_per_image": each}
         return summary

@@ -14,7 +14,7 @@ from utils import seed
 from utils.images import to_float
 from utils.kept import Kept
 
-SHOWN_AT_ONCE = 500  # images
+SHOWN_AT_ONCE = 500  # images of up to 84 pixels
 FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
 
 View = Callable[[TeacherPool, int, Tensor, Meter, ApiDtype], Tensor]  # images (B, C, S, S) in [0, 1] -> (B, D)
@@ -28,6 +28,11 @@ def _centred(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter, d
     """Log-probabilities without their mean: the logits, up to what softmax forgets."""
     logits = log_answers(_answers(pool, teacher_id, images, meter, dtype))
     return logits - logits.mean(1, keepdim=True)
+
+
+def shown_at_once(size: int) -> int:
+    """Images of `size` pixels that a teacher sees together: what its layers make of them must fit into memory."""
+    return max(1, min(SHOWN_AT_ONCE, SHOWN_AT_ONCE * 84**2 // size**2))
 
 
 VIEWS: dict[str, View] = {
@@ -48,7 +53,8 @@ def view_of(
     `meter` counts what services are asked.
     """
     meter, look = meter or Meter(), VIEWS[view]
-    parts = [look(pool, teacher_id, to_float(some.to(pool.device)), meter, dtype) for some in images.split(SHOWN_AT_ONCE)]
+    pieces = images.split(shown_at_once(pool.rows[teacher_id].image_size))
+    parts = [look(pool, teacher_id, to_float(some.to(pool.device)), meter, dtype) for some in pieces]
     return F.normalize(torch.cat(parts))
 
 
