@@ -301,7 +301,7 @@ def test_two_processes_never_work_in_one_run_or_pool(
     main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
     run = tmp_path / "runs" / "mine"
     with locked(run):
-        assert in_a_child(["--resume", str(run)]) == 2
+        assert in_a_child(["--resume", str(run), "--epochs", "4"]) == 2
     (tmp_path / "cifar100").symlink_to(data_root / "cifar100")
     argv = ["--data_root", str(tmp_path), "--way_pretrain", "3", "--pre_model_num", "1", "--pretrain_epochs", "1"]
     pool = tmp_path / "teachers" / "cifar100" / "conv4" / "3way"
