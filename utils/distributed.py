@@ -41,6 +41,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
             yield device
+            _talk(dist.barrier)  # nobody hangs up while another still speaks
     finally:
         dist.destroy_process_group()
 
