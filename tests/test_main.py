@@ -36,8 +36,17 @@ Flags = Callable[..., list[str]]
 # ---------------------------------------------------------------- every method, one after another
 
 
-@pytest.mark.parametrize("shot", ["1", "5"])
-@pytest.mark.parametrize("scenario", [["--dataset", "cifar100"], ["--dataset", "mix"], ["--pre_backbone", "mix"]])
+@pytest.mark.parametrize(
+    ("scenario", "shot"),
+    [
+        (["--dataset", "cifar100"], "1"),
+        (["--dataset", "cifar100"], "5"),
+        (["--dataset", "mix"], "1"),
+        (["--pre_backbone", "mix"], "1"),
+        pytest.param(["--dataset", "mix"], "5", marks=pytest.mark.slow),
+        pytest.param(["--pre_backbone", "mix"], "5", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("method", methods_of("few_shot"))
 def test_every_method_in_every_scenario(method: str, scenario: list[str], shot: str, flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for(method), *scenario, "--num_sup_train", shot])
