@@ -8,15 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from datasets.image_files import class_folders, read_images
 from datasets.registry import SPECS, SPLITS, DatasetSpec, get_spec, is_mix, mixture
+from datasets.split import list_of
 from utils import seed
 from utils.errors import UserError
 from utils.files import write_text
-from utils.names import shown
+from utils.names import check_different_classes
 
 GIVEN = {  # what people call the parts of a set that is split already
     "meta_train": ("meta_train", "mete_train", "train"),
@@ -58,7 +58,7 @@ def own_set(folder: Path, data_root: Path) -> DatasetSpec:
     parts = _given(folder) or _split(class_folders(folder))
     name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     kept = data_root / "own" / name
-    lists = {part: _list(classes, folder) for part, classes in parts.items()}
+    lists = {part: list_of(classes, folder) for part, classes in parts.items()}
     digest = hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
     about = _read(kept / "set.json")
     if about.get("digest") != digest:
@@ -81,12 +81,7 @@ def _given(folder: Path) -> dict[str, Classes]:
     if not found["meta_test"] or not names <= {name for spellings in GIVEN.values() for name in spellings}:
         return {}
     parts = {part: class_folders(folder / spellings[0]) for part, spellings in found.items() if spellings}
-    for one, other in (("meta_train", "meta_val"), ("meta_train", "meta_test"), ("meta_val", "meta_test")):
-        if both := sorted(parts.get(one, {}).keys() & parts.get(other, {}).keys()):
-            raise UserError(
-                f"{folder}: {one} and {other} both have {shown(both)}: in few-shot learning the classes of a part are its own; "
-                "give a folder of classes that is not split, and it is split by class"
-            )
+    check_different_classes(parts, str(folder))
     return parts
 
 
@@ -102,12 +97,6 @@ def _split(classes: Classes) -> dict[str, Classes]:
 
 def _files(classes: Mapping[str, Sequence[Path]]) -> list[Path]:
     return [file for members in classes.values() for file in members]
-
-
-def _list(classes: Classes, folder: Path) -> str:
-    """A part's list, with paths relative to the folder."""
-    rows = [(file.relative_to(folder).as_posix(), label) for label in sorted(classes) for file in sorted(classes[label])]
-    return pd.DataFrame(rows, columns=["filename", "label"]).to_csv(index=False, lineterminator="\n")
 
 
 def _read(path: Path) -> dict:

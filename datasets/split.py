@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import stat
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,12 @@ class ImageSplit:
 
 def csv_path(spec: DatasetSpec, split: str, data_root: Path) -> Path:
     return data_root / spec.folder / "split" / f"{split}.csv"
+
+
+def list_of(classes: Mapping[str, Sequence[Path]], root: Path) -> str:
+    """The text of a list: `filename,label` rows sorted by class and file, with paths relative to `root`."""
+    rows = [(file.relative_to(root).as_posix(), label) for label in sorted(classes) for file in sorted(classes[label])]
+    return pd.DataFrame(rows, columns=["filename", "label"]).to_csv(index=False, lineterminator="\n")
 
 
 def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:

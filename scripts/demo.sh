@@ -6,9 +6,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt
 SECONDS=0
 common="--dataset glyphs --pre_model_num 8 --episode_val 100"
-once() {  # once NAME FLAGS...: a run of main.py, unless it has been finished
-    [ -f "runs/$1/result.json" ] || python main.py --run_name "$1" --overwrite "${@:2}"
-}
 echo "1/5  glyphs: letters of five scripts, drawn with the typefaces inside matplotlib"
 python write_file/write_glyphs_filelist.py
 echo "2/5  teachers: 8 classifiers of 5 letters each; from here on nobody sees their images"

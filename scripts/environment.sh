@@ -77,3 +77,7 @@ run_named() {  # run_named DEFAULT [NAME|--all] [FLAGS...]: main.py with the row
         python main.py ${ROW[$name]} "$@"
     done
 }
+
+once() {  # once NAME FLAGS...: a run of main.py, unless it has been finished
+    [ -f "runs/$1/result.json" ] || python main.py --run_name "$1" --overwrite "${@:2}"
+}

@@ -16,9 +16,6 @@ python examples/real_zoo.py "$zoo"
 allowed="--allow_code real_zoo:lite0 real_zoo:lite1 real_zoo:lite2"
 common="--teachers $zoo/zoo.csv $allowed --testdataset $images --image_size 84 --num_sup_train 5 --select_on last"
 python -m methods.teachers check "$zoo/zoo.csv" $allowed
-once() {  # once NAME FLAGS...: a run of main.py, unless it has been finished
-    [ -f "runs/$1/result.json" ] || python main.py --run_name "$1" --overwrite "${@:2}"
-}
 once real-ncm --method teacher_ncm $common "$@"
 once real-chorus --method chorus $common --black_box --num_images 6000 --epochs 20 --val_interval 5 "$@"
 python -m methods.runs.compare runs/real-ncm runs/real-chorus --out runs/real.png

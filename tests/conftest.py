@@ -239,6 +239,23 @@ def lively_teacher(seed: int = 0, way: int = 3, arch: str = "conv4", first_class
     return Teacher(network, [f"class {number}" for number in class_ids], ImageForm(16, *CIFAR), class_ids, arch=arch)
 
 
+@pytest.fixture
+def drawn_twice() -> Callable[..., torch.Tensor]:
+    """drawn_twice(make, size): six images of `make`, after it was seen that they are images and follow the seed."""
+
+    def drawn(make: Callable[..., torch.Tensor], size: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        images = make(6, size, torch.device("cpu"))
+        assert images.shape == (6, 3, size, size)
+        assert 0 <= float(images.min()) <= float(images.max()) <= 1
+        torch.manual_seed(0)
+        assert torch.equal(make(6, size, torch.device("cpu")), images)
+        assert not torch.equal(make(6, size, torch.device("cpu")), images)
+        return images
+
+    return drawn
+
+
 @pytest.fixture(name="lively_teacher")
 def _lively_teacher() -> Callable[..., Teacher]:
     return lively_teacher

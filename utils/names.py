@@ -1,9 +1,10 @@
 """Names: when two classes are one, when two lists are the same, which pairs a reader would take for one, what was meant."""
 
 import difflib
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from utils.errors import UserError
 
@@ -64,6 +65,16 @@ def check_same_order(first: Sequence[str], second: Sequence[str], first_is: str,
     check_same_classes(first, second, first_is, second_is)
     if [tidy(name) for name in first] != [tidy(name) for name in second]:
         raise UserError(f"{first_is} has the classes in the order {shown(first)}; {second_is} in the order {shown(second)}")
+
+
+def check_different_classes(splits: Mapping[str, Iterable[str]], source: str) -> None:
+    """Raise `UserError` where two splits of a few-shot set share a class."""
+    for first, second in itertools.combinations(splits, 2):
+        if both := sorted(set(splits[first]) & set(splits[second])):
+            raise UserError(
+                f"{source}: {first} and {second} both have {shown(both)}: new classes must be new, so that a learner is "
+                "never scored on what it was trained on"
+            )
 
 
 def meant(word: str, known: Iterable[str]) -> str:

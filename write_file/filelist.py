@@ -10,17 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
 from datasets.image_files import class_folders, decode
 from datasets.registry import SPLITS, DatasetSpec, get_spec
-from datasets.split import csv_path
+from datasets.split import csv_path, list_of
 from utils.cli import exit_with_message
 from utils.errors import UserError
 from utils.files import write_text
-from utils.names import check_same_classes, shown
+from utils.names import check_different_classes, check_same_classes
 from utils.vision import import_torchvision
 
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
@@ -104,14 +103,11 @@ def split_folders(folder: Path) -> dict[str, ClassFiles]:
 
 def check_classes(spec: DatasetSpec, splits: Mapping[str, ClassFiles]) -> None:
     """Raise `UserError` unless the splits of a whole set have the same classes, and those of a few-shot set different ones."""
+    if spec.task != "classification":
+        check_different_classes(splits, spec.folder)
+        return
     for first, second in itertools.combinations(splits, 2):
-        if spec.task == "classification":
-            check_same_classes(list(splits[first]), list(splits[second]), f"{spec.folder}/{first}", f"{spec.folder}/{second}")
-        elif both := sorted(splits[first].keys() & splits[second].keys()):
-            raise UserError(
-                f"{spec.folder}: {first} and {second} both have {shown(both)}: new classes must be new, so that a learner is "
-                "never scored on what it was trained on"
-            )
+        check_same_classes(list(splits[first]), list(splits[second]), f"{spec.folder}/{first}", f"{spec.folder}/{second}")
 
 
 def check(classes: ClassFiles, name: str) -> None:
@@ -130,9 +126,7 @@ def check(classes: ClassFiles, name: str) -> None:
 
 def write_list(spec: DatasetSpec, split: str, classes: ClassFiles, data_root: Path) -> None:
     """Write `filename,label` rows sorted by class and file, with paths relative to the data root."""
-    rows = [(file.relative_to(data_root).as_posix(), label) for label in sorted(classes) for file in sorted(classes[label])]
-    table = pd.DataFrame(rows, columns=["filename", "label"])
-    write_text(csv_path(spec, split, data_root), table.to_csv(index=False, lineterminator="\n"))
+    write_text(csv_path(spec, split, data_root), list_of(classes, data_root))
 
 
 def print_counts(spec: DatasetSpec, splits: Mapping[str, ClassFiles]) -> None:

@@ -16,7 +16,7 @@ from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner
 from methods.metalearners.readout import fit_readout
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import SHOWN_AT_ONCE, view_of
+from methods.teachers.views import SHOWN_AT_ONCE, side_by_side, view_of
 from utils import seed
 from utils.images import to_float
 from utils.kept import Kept
@@ -78,17 +78,12 @@ def read_out_score(pool: TeacherPool, exam: Exam, view: str, words: Sequence[str
     """As `ensemble_score`, with the concatenated views of an ensemble read as a learner is (`fit_readout`)."""
     images, scores = exam.split.images, []
     for members in dealt(len(pool), size, seed_value).tolist():
-        embed = partial(_concatenated, pool, members, view)
+        embed = partial(side_by_side, pool, members, view)
         readout = fit_readout(words, embed, exam.image_size, pool.device, pool.augmentation.flip)
         pieces = tqdm(images.split(SHOWN_AT_ONCE), desc="frozen teachers", unit="images", unit_scale=SHOWN_AT_ONCE, leave=False)
         embeddings = F.normalize(torch.cat([readout(embed, some) for some in pieces]))
         scores.append(accuracy_of(distances_to_means(embeddings, exam.indices, exam.shape.way)))
     return Score(torch.stack(scores).mean(0).tolist())
-
-
-def _concatenated(pool: TeacherPool, members: Sequence[int], view: str, images: Tensor) -> Tensor:
-    """What teachers make of uint8 images (B, C, S, S), each at length 1, side by side: (B, D)."""
-    return torch.cat([view_of(pool, teacher_id, view, images) for teacher_id in members], 1)
 
 
 def exam_key(exam: Exam) -> list[object]:

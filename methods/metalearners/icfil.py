@@ -17,6 +17,7 @@ from torch import Tensor
 from methods.inversion.bn_statistics import distance, record_statistics
 from methods.inversion.terms import total_variation
 from methods.metalearners.base import Metalearner, Params
+from methods.metalearners.readout import Readout
 from models.norm import BatchStatsNorm2d
 from utils import cli, seed
 from utils.images import channels_last
@@ -76,6 +77,10 @@ class ICFIL(Metalearner):
         self.inner = inner
         self.ADAPTS = inner.ADAPTS
         self.settings = settings
+
+    def reading(self, readout: Readout) -> "ICFIL":
+        """It is the metalearner within that reads."""
+        return ICFIL(self.inner.reading(readout), self.settings)
 
     def adapt(self, params: Params, support: Tensor, labels: Tensor, steps: int, create_graph: bool) -> Params:
         """As the metalearner within, then `invert` and `calibrate`; no gradient flows back into `params`."""

@@ -44,6 +44,12 @@ def log_answers(probabilities: Tensor) -> Tensor:
     return probabilities.clamp(min=LEAST_PROBABILITY).log()
 
 
+def centred_answers(probabilities: Tensor) -> Tensor:
+    """Their logarithms (B, N) without their mean: the logits, up to what softmax forgets."""
+    logits = log_answers(probabilities)
+    return logits - logits.mean(1, keepdim=True)
+
+
 @dataclass
 class Meter:
     """What was asked of services: images shown (`queries`) and calls. `budget` limits queries; `watch` takes the time."""

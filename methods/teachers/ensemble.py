@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.metalearners.learner import Learner, LearnerSpec
-from methods.services.black_box import log_answers
+from methods.services.black_box import centred_answers
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
@@ -20,16 +20,11 @@ ENSEMBLE = "ensemble"  # the arch of its spec
 AS_THEY_ARE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # teachers take images in [0, 1]
 
 
-def _centred(teacher: Teacher, images: Tensor) -> Tensor:
-    logits = log_answers(teacher(images).softmax(1))
-    return logits - logits.mean(1, keepdim=True)
-
-
 LOOKS = {  # as in `views`, of teachers in memory
     "features": Teacher.features,
     "logits": Teacher.forward,
     "probabilities": lambda teacher, images: teacher(images).softmax(1),
-    "answers": _centred,
+    "answers": lambda teacher, images: centred_answers(teacher(images).softmax(1)),
 }
 
 

@@ -1,14 +1,14 @@
 """What may be seen of a teacher when it looks at an image: features and logits of a white box, answers of a black one."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from methods.services.black_box import ApiDtype, Meter, log_answers
+from methods.services.black_box import ApiDtype, Meter, centred_answers
 from methods.teachers.pool import TeacherPool
 from utils import seed
 from utils.images import to_float
@@ -25,9 +25,7 @@ def _answers(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter, d
 
 
 def _centred(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter, dtype: ApiDtype) -> Tensor:
-    """Log-probabilities without their mean: the logits, up to what softmax forgets."""
-    logits = log_answers(_answers(pool, teacher_id, images, meter, dtype))
-    return logits - logits.mean(1, keepdim=True)
+    return centred_answers(_answers(pool, teacher_id, images, meter, dtype))
 
 
 def shown_at_once(size: int) -> int:
@@ -58,6 +56,18 @@ def view_of(
     return F.normalize(torch.cat(parts))
 
 
+def side_by_side(
+    pool: TeacherPool,
+    teacher_ids: Iterable[int],
+    view: str,
+    images: Tensor,
+    meter: Meter | None = None,
+    dtype: ApiDtype = "float32",
+) -> Tensor:
+    """The `view` of several teachers on uint8 images (M, C, S, S), each at length 1: (M, D)."""
+    return torch.cat([view_of(pool, teacher_id, view, images, meter, dtype) for teacher_id in teacher_ids], 1)
+
+
 def ask_everybody(
     pool: TeacherPool, view: str, images: Tensor, kept: Kept, number: int, meter: Meter, dtype: ApiDtype
 ) -> Tensor:
@@ -69,7 +79,7 @@ def ask_everybody(
 
     def compute() -> Tensor:
         everybody = tqdm(range(len(pool)), desc="asking", unit="teacher", leave=False)
-        views = torch.cat([view_of(pool, one, view, images, meter, dtype) for one in everybody], 1)
+        views = side_by_side(pool, everybody, view, images, meter, dtype)
         if view == "features":
             draws = seed.generator(number, "chorus", "projection")
             views = views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)

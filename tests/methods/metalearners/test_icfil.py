@@ -8,6 +8,7 @@ from methods.inversion.bn_statistics import distance, record_statistics
 from methods.metalearners import METALEARNERS
 from methods.metalearners.icfil import ICFIL, IcfilSettings, supervised_contrastive
 from methods.metalearners.learner import Learner, LearnerSpec
+from methods.metalearners.readout import Readout
 from models.norm import BatchStatsNorm2d
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -95,3 +96,15 @@ def test_calibration_is_the_same_around_a_batched_metalearner(name: str) -> None
     moved = sum(float((one[key] - learner.params[key]).square().sum()) for key in one)
     assert moved > 1e-6
     assert all(torch.allclose(one[key], other[key], rtol=0, atol=1e-9) for key in one)
+
+
+def test_a_read_out_reaches_the_metalearner_within() -> None:
+    """As every evaluation hands it over; what ICFIL predicts is then read so."""
+    learner, icfil, support, labels = make("protonet")
+    reading = icfil.reading(Readout(mirror=True))
+    assert isinstance(reading, ICFIL)
+    assert reading.inner.readout.mirror
+    assert not icfil.inner.readout.mirror
+    logits = reading.classify(learner.params, support, labels, support, 3)
+    assert torch.equal(logits, reading.inner.classify(learner.params, support, labels, support, 3))
+    assert not torch.allclose(logits, icfil.classify(learner.params, support, labels, support, 3))
