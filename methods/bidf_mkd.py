@@ -33,6 +33,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -49,7 +50,8 @@ from methods.memory.bank import BATCHES_KEPT, MemoryBank
 from methods.memory.replay import Replay
 from methods.metalearners.base import Params
 from methods.metalearners.learner import LearnerSpec
-from methods.services.black_box import BlackBox, Meter, add_black_box_flags, log_answers
+from methods.services.black_box import BlackBox, add_black_box_flags, log_answers
+from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from utils import cli
@@ -103,6 +105,10 @@ class BiDfMKD(FewShotMethod):
         exhausted = self.patience.note(numbers["accuracy"])
         self.progress.due = exhausted or not self.replay.ready
         return numbers | ({"queries": float(self.meter.queries)} if self.args.ZO else {})
+
+    def prepare(self, folder: Path) -> str:
+        self.meter.keep(folder)
+        return ""
 
     def learn_from_a_service(self, iteration: int) -> tuple[Params, float, dict[str, float]] | None:
         """Bi-level distillation from one service: the outer gradient, the accuracy on the query set, and numbers to log.
@@ -165,7 +171,7 @@ class BiDfMKD(FewShotMethod):
         """As much of a teacher as the run may see, and as many of its classes as the learner has."""
         pool, way = self.teachers, self.args.way_train
         if self.args.ZO:
-            return pool.black_box(teacher_id, meter, self.args.api_dtype).narrowed(way)
+            return pool.black_box(teacher_id, meter).narrowed(way)
         return pool[teacher_id].narrowed(way)
 
     def answers(self, teacher: Teacher | BlackBox, batch: PseudoBatch) -> Tensor:
@@ -185,9 +191,9 @@ class BiDfMKD(FewShotMethod):
         self.patience = Patience(args.patience)
         self.meter = Meter(args.query_budget, self.clock)
         self.progress = Progress()
-        for row in teachers.rows if args.ZO and args.api_dtype == "uint8" else []:
+        for teacher_id, row in enumerate(teachers.rows if args.ZO else []):
             least = least_mu(row.image_size, row.std)
-            if args.mu < least:
+            if args.mu < least and teachers.takes_bytes(teacher_id):
                 raise UserError(
                     f"--mu {args.mu}: a service that takes 8-bit images of {row.image_size} pixels sees no step that small; "
                     f"try --mu {least:.2g} or more"
@@ -235,8 +241,7 @@ class BiDfMKD(FewShotMethod):
         images = args.way_train * (args.num_sup_kd + args.num_qur_kd)
         summary: dict[str, Any] = {"inversion_of_one_teacher": {"images": images, "steps": args.inversion_steps}}
         if args.ZO:
-            per_image = self.meter.queries / max(1, self.progress.recovered)
-            summary["asked_of_services"] = self.meter.state_dict() | {"queries_per_image": per_image}
+            summary["asked_of_services"] = self.meter.report(self.progress.recovered, args.price_per_1000)
         return summary
 
 

@@ -30,11 +30,12 @@ from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.settings import Setting
 from methods.memory.sources import NOT_DATA_FREE, Sources, add_source_flags, finish_sources
 from methods.metalearners.learner import LearnerSpec
-from methods.services.black_box import Meter, add_black_box_flags
+from methods.services.black_box import add_black_box_flags
+from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import FEATURES_KEPT, ask_everybody, shown_at_once
+from methods.teachers.views import FEATURES_KEPT, ask_everybody, calls_for
 from utils import cli
-from utils.errors import UserError
+from utils.errors import BudgetSpent, UserError
 from utils.kept import Kept
 
 LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
@@ -53,8 +54,13 @@ class Chorus(FewShotMethod):
             images = self.sources.draw(self.count)
             self.images = torch.cat([images, images.flip(-1)]) if self.views == 2 else images
         with self.clock("asking"):
-            meter = Meter(watch=self.clock)
-            self.targets = ask_everybody(self.teachers, args.targets, self.images, self.kept, args.seed, meter, args.api_dtype)
+            meter = self.meter.keep(folder)
+            try:
+                self.targets = ask_everybody(self.teachers, args.targets, self.images, self.kept, args.seed, meter)
+            except BudgetSpent as spent:
+                raise UserError(
+                    f"{spent}, some of them repeats: start anew with a higher --query_budget; answers are kept"
+                ) from spent
             self.scale.fit(self.targets)
         if self.kept.seconds and not resumed:
             self.clock.seconds["made by an earlier run"] = self.kept.seconds
@@ -83,7 +89,7 @@ class Chorus(FewShotMethod):
                 f"batch of {args.batch_size}: raise them or lower --batch_size"
             )
         self.student = LearnersStudent(self.learner, args.lr, args.epochs * (self.views * self.count // args.batch_size))
-        self.scale, self.kept = self.student.scale, Kept(args.out)
+        self.scale, self.kept, self.meter = self.student.scale, Kept(args.out), Meter(args.query_budget, self.clock)
         self.sources = Sources(args, teachers, spec, self.kept)
         asked, size, device = self.views * self.count, spec.image_size, self.device
         self.images = torch.zeros(asked, 3, size, size, dtype=torch.uint8, device=device)  # until `prepare` draws them
@@ -119,8 +125,8 @@ class Chorus(FewShotMethod):
         marks = [NOT_DATA_FREE[name] for name in dict.fromkeys(self.args.sources) if name in NOT_DATA_FREE]
         summary: dict[str, Any] = {"examined": ", ".join(marks)}
         if self.args.black_box:
-            teachers, asked = len(self.teachers), self.views * self.count
-            calls = sum(-(-asked // shown_at_once(row.image_size)) for row in self.teachers.rows)
-            each = teachers * self.views
-            summary["asked_of_services"] = {"queries": teachers * asked, "calls": calls, "queries_per_image": each}
+            everybody, asked = range(len(self.teachers)), self.views * self.count
+            calls = sum(calls_for(self.teachers, teacher_id, asked) for teacher_id in everybody)
+            once = replace(self.meter, queries=len(everybody) * asked, calls=calls)
+            summary["asked_of_services"] = once.report(self.count, self.args.price_per_1000)
         return summary

@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+import uvicorn
 from filelock import FileLock
 from PIL import Image
 from torch import nn
@@ -294,6 +296,37 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.01)
 
     return wait
+
+
+class Running(uvicorn.Server):
+    """An application in a thread, at `url`; the port stays its own when it is given again."""
+
+    def __init__(self, app: object, port: int = 0) -> None:
+        super().__init__(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))  # type: ignore[arg-type]
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        while not self.started:
+            time.sleep(0.01)
+        self.port = self.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self.should_exit = self.force_exit = True
+        self.thread.join(10)
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[..., Running]]:
+    """Start a server of an application; all of them stop with the test."""
+    started: list[Running] = []
+
+    def start(app: object, port: int = 0) -> Running:
+        started.append(Running(app, port))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
 from methods.metalearners.readout import fit_readout
+from methods.services.black_box import api_of
 from methods.teachers.manifest import (
     TeacherRow,
     add_pool_flags,
@@ -89,7 +90,7 @@ class FewShotExperiment:
         rows = find_rows(args) if method_class.NEEDS_TEACHERS else []
         self.domains = get_domains(args.dataset, args.data_root) if args.dataset else []
         self.exam_domains = get_domains(args.testdataset, args.data_root) if args.testdataset else self.domains
-        self.teachers = TeacherPool(rows, device, args.class_order)
+        self.teachers = TeacherPool(rows, device, args.class_order, api_of(args))
         self.spec = learner_spec(args, self.domains, rows)
         self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()

@@ -5,7 +5,7 @@ import argparse
 import torch
 from torch import nn
 
-from methods.services.black_box import Meter
+from methods.services.meter import Meter
 from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
@@ -44,9 +44,11 @@ def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
     line = [str(row.path), row.arch, str(len(row.class_ids)), str(row.image_size)]
     try:
         if row.listed is not None:
-            noise = torch.rand(4, 3, row.image_size, row.image_size, device=pool.device)
+            server = pool.server_of(teacher_id)
+            how = server.contact() if server else "answers"
+            noise = torch.rand(1 if server else 4, 3, row.image_size, row.image_size, device=pool.device)
             pool.black_box(teacher_id, Meter()).query(noise)
-            return [*line, "?", "?", "good: answers"]
+            return [*line, "?", "?", f"good: {how}"]
         teacher, finding = pool[teacher_id], pool.finding(teacher_id)
     except UserError as error:
         return [*line, "", "", " ".join(str(error).removeprefix(f"{row.path}: ").split())]

@@ -35,7 +35,8 @@ def made(summary: dict[str, Any]) -> list[str]:
     if one := summary.get("inversion_of_one_teacher"):
         lines.append("to be inverted: {images} images x {steps} steps of a teacher".format(**one))
     if asked := summary.get("asked_of_services"):
-        lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls")
+        price = f", price {asked['price']:,.2f}" if "price" in asked else ""
+        lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls{price}")
     return lines
 
 

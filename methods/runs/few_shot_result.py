@@ -167,13 +167,19 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     if content["inversion_of_one_teacher"]:
         notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
     if content["asked_of_services"]:
-        notes.append(
-            "{queries:,} queries in {calls:,} calls, {queries_per_image:,.0f} a recovered image".format(
-                **content["asked_of_services"]
-            )
-        )
+        notes += said_of_services(content["asked_of_services"])
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
     return "\n".join([tables.table(header, rows), ", ".join(notes), *warnings(args, content)]).rstrip()
+
+
+def said_of_services(asked: dict[str, float]) -> list[str]:
+    """What was asked, and what it cost."""
+    notes = ["{queries:,} queries in {calls:,} calls, {queries_per_image:,.0f} a recovered image".format(**asked)]
+    if "sent" in asked:
+        notes.append(f"{asked['sent']:,} images left for servers")
+    if "price" in asked:
+        notes.append(f"price {asked['price']:,.2f}")
+    return notes
 
 
 def warnings(args: argparse.Namespace, content: dict[str, Any]) -> list[str]:

@@ -1,16 +1,18 @@
-"""A pool of teachers as a service over HTTP: images there, probabilities back, and nothing else gets out.
+"""A pool of teachers as an inference server: images there, probabilities back, and nothing else gets out.
 
-    GET  /health                   {"status": "ok", "models": 20}
-    GET  /models                   {"max_batch": 1024, "models": [...]}, each with name, class_names, image_size, dataset and
-                                   fingerprint
-    POST /models/NAME/predict      raw images, `X-Shape: B,3,S,S`, `X-Dtype: float32` (little-endian, in [0, 1]) or `uint8`;
-                                   answers raw little-endian float32 probabilities with `X-Shape: B,N`
+It speaks the Open Inference Protocol (KServe v2), whose words stand in `methods.services.protocol`:
 
-Raw float32 because JSON is slow and 8-bit images round away the small differences that gradients are estimated from.
+    GET  /v2                          name, version and extensions
+    GET  /v2/health/live, /ready      200; they need no token
+    POST /v2/repository/index         the models, by name
+    GET  /v2/models/NAME              inputs and outputs; its `parameters` say what the protocol has no word for: class_names,
+                                      image_size, dataset, fingerprint and max_batch
+    GET  /v2/models/NAME/ready        200
+    POST /v2/models/NAME/infer        `images` (B, 3, S, S): FP32 in [0, 1], or UINT8; answers `probabilities` (B, N) of FP32
 """
 
 import argparse
-import hashlib
+import asyncio
 import hmac
 import math
 import os
@@ -18,119 +20,185 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from threading import Lock
+from typing import Any
 
-import numpy as np
 import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from methods.services.black_box import LocalService
 from methods.services.client import TOKEN
+from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
 from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
+from utils.files import digest
 from utils.images import to_float
 
-SERVER_DTYPES = {"float32": "<f4", "uint8": "u1"}
+DATATYPES = ("FP32", "UINT8")
+IMAGES, PROBABILITIES = "images", "probabilities"  # the input and the output of every model
+CHARACTERS = 24  # that a number may take in JSON
+HEAD_BYTES = 1 << 16  # for what a request says beside its numbers
+BODY_SECONDS = 60.0  # in which a request must be complete
+CONNECTIONS = 256
 
 
-def create_app(pool: TeacherPool, max_batch: int = 1024, token: str | None = None) -> Starlette:
-    """The application that serves `pool`; with `token`, everything but /health needs it as a bearer token."""
-    names = [f"{number:03d}-{row.path.stem}" for number, row in enumerate(pool.rows)]
-    by_name = {name: teacher_id for teacher_id, name in enumerate(names)}
-    listed = [_described(pool, teacher_id, name) for name, teacher_id in by_name.items()]
-    one_at_a_time = Lock()  # the pool reads teachers when asked, and the machine has one set of cores
+class ModelServer:
+    """What is served, and how it answers: a method for each path."""
 
-    def check_token(request: Request) -> None:
+    def __init__(self, pool: TeacherPool, max_batch: int, token: str | None) -> None:
+        self.pool, self.max_batch, self.token = pool, max_batch, token
+        self.by_name = {f"{number:03d}-{row.path.stem}": number for number, row in enumerate(pool.rows)}
+        self.one_at_a_time = Lock()  # the pool reads teachers when asked, and the machine has one set of cores
+
+    def check_token(self, request: Request) -> None:
         given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        if self.token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
             raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
 
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "models": len(pool)})
+    def teacher_id(self, request: Request) -> int:
+        name = request.path_params["name"]
+        if name not in self.by_name:
+            raise HTTPException(404, f"no model {name!r}; POST /v2/repository/index lists them")
+        return self.by_name[name]
 
-    async def models(request: Request) -> Response:
-        check_token(request)
-        return JSONResponse({"max_batch": max_batch, "models": listed})
+    async def healthy(self, request: Request) -> Response:
+        return JSONResponse({"live": True, "ready": True})
 
-    async def predict(request: Request) -> Response:
-        check_token(request)
-        teacher_id = by_name.get(request.path_params["name"])
-        if teacher_id is None:
-            raise HTTPException(404, f"no model {request.path_params['name']!r}; GET /models lists them")
-        row = pool.rows[teacher_id]
-        dtype, shape = _form(request, (len(row.mean), row.image_size, row.image_size), max_batch)
-        body = await _body(request, math.prod(shape) * np.dtype(dtype).itemsize)
-        pixels = torch.from_numpy(np.frombuffer(body, dtype).reshape(shape).copy())
+    async def server(self, request: Request) -> Response:
+        self.check_token(request)
+        return JSONResponse({"name": "data-free-meta-learning", "version": "2", "extensions": [BINARY, "model_repository"]})
+
+    async def index(self, request: Request) -> Response:
+        self.check_token(request)
+        return JSONResponse([{"name": name, "version": "1", "state": "READY", "reason": ""} for name in self.by_name])
+
+    async def model(self, request: Request) -> Response:
+        self.check_token(request)
+        teacher_id = self.teacher_id(request)
+        row = self.pool.rows[teacher_id]
+        parameters = {
+            "class_names": [key.split("/", 1)[1] for key in row.class_keys],
+            "image_size": row.image_size,
+            "dataset": row.dataset,
+            "fingerprint": digest(row.path),
+            "max_batch": self.max_batch,
+        }
+        images = [-1, *self._image_shape(teacher_id)]
+        return JSONResponse(
+            {
+                "name": request.path_params["name"],
+                "versions": ["1"],
+                "platform": "pytorch",
+                "inputs": [{"name": IMAGES, "datatype": "FP32", "shape": images}],
+                "outputs": [{"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(row.class_ids)]}],
+                "parameters": parameters,
+            }
+        )
+
+    async def ready(self, request: Request) -> Response:
+        self.check_token(request)
+        self.teacher_id(request)
+        return JSONResponse({"name": request.path_params["name"], "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        self.check_token(request)
+        teacher_id = self.teacher_id(request)
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "compressed bodies are not taken: send it as it is")
+        shape = self._image_shape(teacher_id)
+        each = 4 if JSON_LENGTH in request.headers else CHARACTERS  # bytes of a number
+        body = await _body(request, HEAD_BYTES + each * self.max_batch * math.prod(shape))
+        try:
+            content, tensors = decode("inputs", body, request.headers)
+        except ValueError as error:
+            raise HTTPException(400, f"the body is no request of the protocol: {error}") from error
+        images = self._images(tensors, shape)
+        answers = await run_in_threadpool(self._answer, teacher_id, images)
+        outer = {"model_name": request.path_params["name"], "model_version": "1"}
+        outer |= {"id": content["id"]} if isinstance(content.get("id"), str) else {}
+        named = Named(PROBABILITIES, "FP32", answers.float().numpy())
+        data, headers = encode("outputs", [named], _wants_bytes(content), outer)
+        return Response(data, headers=headers)
+
+    def _image_shape(self, teacher_id: int) -> tuple[int, int, int]:
+        row = self.pool.rows[teacher_id]
+        return len(row.mean), row.image_size, row.image_size
+
+    def _images(self, tensors: list[Named], shape: tuple[int, int, int]) -> torch.Tensor:
+        """The images of a request, in [0, 1]."""
+        (given,) = tensors if len(tensors) == 1 else (None,)
+        if given is None or given.datatype not in DATATYPES:
+            raise HTTPException(400, f"expected one input, {IMAGES}, of {' or '.join(DATATYPES)}")
+        found, wanted = list(given.values.shape), ", ".join(map(str, shape))
+        if len(found) != 4 or tuple(found[1:]) != shape or not found[0]:
+            raise HTTPException(400, f"{given.name} has the shape {found}; expected [B, {wanted}] with B from 1")
+        if len(given.values) > self.max_batch:
+            raise HTTPException(413, f"{len(given.values)} images; at most {self.max_batch} at once")
+        pixels = torch.from_numpy(given.values)
         images = to_float(pixels) if pixels.dtype == torch.uint8 else pixels.to(torch.get_default_dtype())
         if not bool(torch.isfinite(images).all()):
             raise HTTPException(400, "the images hold NaN or infinite values")
+        return images
 
-        def answer() -> torch.Tensor:
-            with one_at_a_time:
-                return LocalService(pool[teacher_id].answering).query(images.to(pool.device)).cpu()
+    def _answer(self, teacher_id: int, images: torch.Tensor) -> torch.Tensor:
+        with self.one_at_a_time:
+            return LocalService(self.pool[teacher_id].answering).query(images.to(self.pool.device)).cpu()
 
-        answers = await run_in_threadpool(answer)
-        return Response(
-            answers.numpy().astype("<f4").tobytes(),
-            media_type="application/octet-stream",
-            headers={"X-Shape": ",".join(map(str, answers.shape))},
-        )
 
-    async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return PlainTextResponse(error.detail, error.status_code, error.headers)
-
+def create_app(pool: TeacherPool, max_batch: int = 1024, token: str | None = None) -> Starlette:
+    """The application that serves `pool`; with `token`, everything but health needs it as a bearer token."""
+    served = ModelServer(pool, max_batch, token)
+    of_a_model = [("", served.model, "GET"), ("/ready", served.ready, "GET"), ("/infer", served.infer, "POST")]
     routes = [
-        Route("/health", health),
-        Route("/models", models),
-        Route("/models/{name}/predict", predict, methods=["POST"]),
+        Route("/v2", served.server),
+        Route("/v2/health/live", served.healthy),
+        Route("/v2/health/ready", served.healthy),
+        Route("/v2/repository/index", served.index, methods=["POST"]),
+        *[
+            Route(f"/v2/models/{{name}}{version}{path}", answer, methods=[method])
+            for version in ("", "/versions/1")
+            for path, answer, method in of_a_model
+        ],
     ]
-    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {HTTPException: refuse}
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {HTTPException: _refuse}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _described(pool: TeacherPool, teacher_id: int, name: str) -> dict[str, object]:
-    row = pool.rows[teacher_id]
-    digest = hashlib.sha256(row.path.read_bytes()).hexdigest()[:16]
-    names = [key.split("/", 1)[1] for key in row.class_keys]
-    return {"name": name, "class_names": names, "image_size": row.image_size, "dataset": row.dataset, "fingerprint": digest}
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-def _form(request: Request, wanted: tuple[int, int, int], max_batch: int) -> tuple[str, list[int]]:
-    """Type and shape of a request's images, checked before a byte of them is read."""
-    dtype = SERVER_DTYPES.get(request.headers.get("x-dtype", "float32"))
-    if dtype is None:
-        raise HTTPException(415, f"X-Dtype: expected one of {', '.join(SERVER_DTYPES)}")
-    try:
-        shape = [int(part) for part in request.headers.get("x-shape", "").split(",")]
-    except ValueError:
-        shape = []
-    if len(shape) != 4 or tuple(shape[1:]) != wanted or shape[0] < 1:
-        raise HTTPException(400, f"X-Shape: expected B,{','.join(map(str, wanted))} with B from 1")
-    if shape[0] > max_batch:
-        raise HTTPException(413, f"{shape[0]} images; at most {max_batch} at once")
-    return dtype, shape
+def _wants_bytes(content: dict[str, Any]) -> bool:
+    """Whether the answer is wanted as bytes: for all outputs, or for the one that is asked for."""
+    asked = [content, *[one for one in content.get("outputs") or [] if isinstance(one, dict)]]
+    said = [one["parameters"] for one in asked if isinstance(one.get("parameters"), dict)]
+    return any(one.get("binary_data_output") is True or one.get("binary_data") is True for one in said)
 
 
-async def _body(request: Request, length: int) -> bytes:
-    """The body, which must be `length` bytes; reading stops as soon as it is longer."""
+async def _body(request: Request, most: int) -> bytes:
+    """The body; reading stops as soon as it is longer than `most` bytes, or too slow."""
     body = bytearray()
-    try:
+
+    async def read() -> None:
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > length:
-                raise HTTPException(413, f"the body is longer than the {length} bytes that X-Shape promises")
+            body.extend(chunk)
+            if len(body) > most:
+                raise HTTPException(413, f"the body is longer than {most} bytes")
+
+    try:
+        await asyncio.wait_for(read(), BODY_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(408, f"the body was not complete after {BODY_SECONDS:g} s") from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the client left before the body was complete") from error
-    if len(body) != length:
-        raise HTTPException(400, f"the body has {len(body)} bytes, X-Shape promises {length}")
     return bytes(body)
 
 
@@ -160,4 +228,4 @@ def serve(args: argparse.Namespace) -> None:
     _check_free(args.host, args.port)
     app = create_app(pool, args.max_batch, os.environ.get(TOKEN) or None)
     print(f"{len(pool)} teachers at http://{args.host}:{args.port}", file=sys.stderr)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", limit_concurrency=CONNECTIONS, timeout_keep_alive=30)

@@ -2,30 +2,59 @@
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.services.api import Api, answers_flag
+from methods.services.client import IN_FLIGHT
+from methods.services.meter import Meter
 from utils import cli
 from utils.code import import_function
-from utils.errors import BudgetSpent, UserError
-from utils.images import resize, to_float, to_uint8
+from utils.errors import UserError
+from utils.images import resize
 from utils.precision import full_precision
 
-ApiDtype = Literal["float32", "uint8"]
-WAITING = "waiting for services"  # as the report calls it
 LEAST_PROBABILITY = 1e-6  # what a service calls impossible counts as this much
+NO_LIMITS = Api()
 
 
 class Service(Protocol):
     """All that a black box must offer: probabilities (B, classes) of float images (B, C, h, w) in [0, 1]."""
 
     def query(self, images: Tensor) -> Tensor: ...
+
+
+class Metered(ABC):
+    """A service behind HTTP, which says itself what it sends: its requests may have to be repeated."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Images of a request."""
+
+    @property
+    @abstractmethod
+    def at_once(self) -> int:
+        """Images that are best asked together."""
+
+    @property
+    @abstractmethod
+    def takes_bytes(self) -> bool:
+        """Whether pixels are rounded to 8 bits before they are sent."""
+
+    @abstractmethod
+    def ask(self, images: Tensor, meter: Meter) -> Tensor:
+        """What `query` of a `Service` gives; every request is charged to the meter before it is sent."""
+
+    @abstractmethod
+    def contact(self) -> str:
+        """See that it is there, and say how it is asked. Raises `UserError` within seconds where it is not."""
 
 
 class LocalService:
@@ -50,52 +79,25 @@ def centred_answers(probabilities: Tensor) -> Tensor:
     return logits - logits.mean(1, keepdim=True)
 
 
-@dataclass
-class Meter:
-    """What was asked of services: images shown (`queries`) and calls. `budget` limits queries; `watch` takes the time."""
-
-    budget: int | None = None
-    watch: Callable[[str], AbstractContextManager[None]] = lambda purpose: nullcontext()
-    queries: int = 0
-    calls: int = 0
-
-    @contextmanager
-    def charge(self, images: int) -> Iterator[None]:
-        """Count a call of the block, once it has succeeded. Raises `BudgetSpent` instead if it would exceed the budget."""
-        if self.budget is not None and self.queries + images > self.budget:
-            raise BudgetSpent(f"--query_budget {self.budget} is spent: {self.queries} queries were made")
-        with self.watch(WAITING):
-            yield
-        self.queries += images
-        self.calls += 1
-
-    def state_dict(self) -> dict[str, int]:
-        return {"queries": self.queries, "calls": self.calls}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.queries, self.calls = state["queries"], state["calls"]
-
-
 class BlackBox:
     """A service as the methods see a teacher. `class_ids` are indices into the pool's classes; answer i is class i of them.
 
-    `std` is the standard deviation of the image set's pixels, as far as it is known. With `dtype` "uint8" images are rounded
-    to what 8 bits can say before they are sent (`as_sent`).
+    `std` is the standard deviation of the image set's pixels, as far as it is known; `api` what gets there and back.
     """
 
     def __init__(
         self,
-        service: Service,
+        service: Service | Metered,
         name: str,
         class_ids: Sequence[int],
         image_size: int,
         std: Sequence[float],
         meter: Meter,
-        dtype: ApiDtype = "float32",
+        api: Api = NO_LIMITS,
     ) -> None:
         self.service, self.name = service, name
         self.class_ids, self.image_size, self.std = tuple(class_ids), image_size, tuple(std)
-        self.meter, self.dtype = meter, dtype
+        self.meter, self.api = meter, api
         self.answers = len(class_ids)  # that the service gives
         self.outputs = list(range(len(class_ids)))  # of them, those that are listened to
 
@@ -115,7 +117,7 @@ class BlackBox:
 
     def as_sent(self, images: Tensor) -> Tensor:
         """Images (..., C, h, w) as the service gets them."""
-        return images if self.dtype == "float32" else to_float(to_uint8(images))
+        return self.api.sent(images)
 
     @torch.no_grad()
     def query(self, images: Tensor) -> Tensor:
@@ -123,8 +125,13 @@ class BlackBox:
 
         Raises `BudgetSpent`, and `UserError` naming the service for an answer that is none.
         """
-        with self.meter.charge(len(images)):
-            answer = self.service.query(self.as_sent(resize(images.detach(), self.image_size)))
+        shown, service = self.as_sent(resize(images.detach(), self.image_size)), self.service
+        if isinstance(service, Metered):
+            with self.meter.charge(len(images), -(-len(images) // service.batch)):
+                answer = service.ask(shown, self.meter)
+        else:
+            with self.meter.charge(len(images), waits=not isinstance(service, LocalService)):
+                answer = service.query(shown)
         expected = (len(images), self.answers)
         if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
@@ -134,9 +141,10 @@ class BlackBox:
             raise UserError(
                 f"{self.name} answered numbers that are no probabilities: they must be finite, from 0, and sum to 1"
             )
+        heard = self.api.heard(answer)
         if self.way == self.answers:
-            return answer
-        heard = answer[:, self.outputs]
+            return heard
+        heard = heard[:, self.outputs]
         return heard / heard.sum(1, keepdim=True).clamp(min=1e-12)
 
 
@@ -144,12 +152,17 @@ class BlackBox:
 class Listed:
     """A service and what it says of itself, as `teachers.csv` says it of a file."""
 
-    service: Service
+    service: Service | Metered
     name: str
     class_names: tuple[str, ...]
     image_size: int
     dataset: str = "service"
-    fingerprint: str = ""  # changes when the model does; empty where nobody knows
+    known_as: str = ""  # what the file or the list says of the model's version
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the model does; empty where nobody knows."""
+        return self.known_as or getattr(self.service, "fingerprint", "")
 
 
 def services_of(place: str) -> list[Listed]:
@@ -178,4 +191,25 @@ def services_of(place: str) -> list[Listed]:
 
 
 def add_black_box_flags(group: argparse._ArgumentGroup) -> None:
+    """For methods that ask: what it may cost."""
     group.add_argument("--query_budget", type=cli.count, help="images that services may be asked about in all (default: any)")
+    group.add_argument("--price_per_1000", type=cli.weight, help="of as many images, for the result to say what was spent")
+
+
+def add_api_flags(group: argparse._ArgumentGroup) -> None:
+    """What services let through, and how they are asked."""
+    group.add_argument(
+        "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
+    )
+    group.add_argument(
+        "--answers",
+        type=answers_flag,
+        default="probabilities",
+        help="what services are taken to answer: probabilities, top<K> or label",
+    )
+    group.add_argument("--digits", type=cli.whole(0, 16), help="decimals of their probabilities (default: all)")
+    group.add_argument("--in_flight", type=cli.count, default=IN_FLIGHT, help="requests to a server at once")
+
+
+def api_of(args: argparse.Namespace) -> Api:
+    return Api(args.api_dtype, args.answers, args.digits)

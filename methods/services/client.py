@@ -1,89 +1,176 @@
-"""Teachers behind HTTP: what `methods.runs.serve` speaks, or any service that speaks the same."""
+"""A server behind HTTP: asked in several threads at once, again where asking again may help, and never twice for nothing."""
 
 import json
 import os
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
 import urllib3
-from torch import Tensor
 
-from methods.services.black_box import ApiDtype, Listed
 from utils.errors import UserError
 
+T = TypeVar("T")
+
 TOKEN = "DFML_TOKEN"  # environment variable: a token on the command line would end up in args.json
-CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
-# After failures waits of 0, 1, 2, 4, ... at most 20 s: a service may take two minutes to come back.
-RETRY = urllib3.Retry(
-    total=10, backoff_factor=0.5, backoff_max=20, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None,
-    raise_on_status=False,
-)  # fmt: skip
+IN_FLIGHT = 8  # requests at once
+FIRST_SECONDS = 5.0  # in which a server must show that it is there
+READ_SECONDS = 60.0  # in which it must answer
+PATIENCE = 120.0  # seconds from the first failure of a request that it may take a server to come back
+FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0  # between two attempts, where the server says nothing
+RETRY_AFTER = 120.0  # seconds that a server may ask to be left alone
+PASSING = (429, 502, 503, 504)  # statuses that pass by themselves
+FAILURES = 2  # answers 500 in a row to one request: many servers call a wrong shape that
 
 
-class HttpServer:
-    """One server of teachers. A request is repeated on time-outs, lost connections and 5xx; asking twice changes nothing."""
+class TooLarge(Exception):
+    """The server takes no request of this size."""
 
-    def __init__(self, url: str, retry: urllib3.Retry = RETRY) -> None:
-        self.url = url.rstrip("/")
-        self.http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), retries=retry)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
-        """The response of `path`. Raises `UserError` naming the URL."""
+@dataclass(frozen=True)
+class Credential:
+    """The header that lets a client in, its value being in an environment variable."""
+
+    variable: str = TOKEN
+    header: str = ""  # none: Authorization, with Bearer
+
+    def headers(self) -> dict[str, str]:
+        value = os.environ.get(self.variable, "")
+        if not value:
+            return {}
+        return {self.header: value} if self.header else {"Authorization": f"Bearer {value}"}
+
+
+class Client:
+    """A server by its URL. Requests are safe to repeat: asking twice changes nothing but the bill."""
+
+    def __init__(self, url: str, credential: Credential | None = None, in_flight: int = IN_FLIGHT) -> None:
+        self.url, self.credential = url.rstrip("/"), credential or Credential()
+        self.in_flight = in_flight
+        self._http = urllib3.PoolManager(maxsize=in_flight, block=True, retries=False)
+        self._leaving = threading.Event()
+
+    def look(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """The JSON of `path`; None where the server has no such path. It has `FIRST_SECONDS` to answer.
+
+        Raises `UserError` naming the URL.
+        """
         url = self.url + path
-        token = os.environ.get(TOKEN)
-        headers = (headers or {}) | ({"Authorization": f"Bearer {token}"} if token else {})
         try:
-            response = self.http.request(method, url, body=body, headers=headers)
+            response = self._request(method, url, body, {"Content-Type": "application/json"} if body else {}, FIRST_SECONDS)
         except urllib3.exceptions.HTTPError as error:
-            raise UserError(f"{url} does not answer ({error}); is the server running? --resume goes on later") from error
-        if response.status == 401:
-            raise UserError(f"{url} wants a token: put the right one into the environment variable {TOKEN}")
+            raise UserError(f"{url} does not answer ({_reason(error)}); is the server running?") from error
+        if response.status in (404, 405):
+            return None
         if response.status != 200:
-            raise UserError(f"{url} answered {response.status}: {response.data[:300].decode(errors='replace')}")
-        return response
-
-    def models(self, dtype: ApiDtype = "float32") -> list[Listed]:
-        """The services of the server. Raises `UserError` for an answer that is no such list."""
-        response = self.request("GET", "/models")
+            raise self._refusal(url, response)
         try:
-            content = json.loads(response.data)
-            return [
-                Listed(
-                    HttpService(self, str(model["name"]), int(content["max_batch"]), dtype),
-                    str(model["name"]),
-                    tuple(map(str, model["class_names"])),
-                    int(model["image_size"]),
-                    str(model["dataset"]),
-                    str(model["fingerprint"]),
-                )
-                for model in content["models"]
-            ]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{self.url}/models is no list of teachers: {error!r}") from error
+            return json.loads(response.data)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{url} answers, but not with JSON: is it a server of the Open Inference Protocol?") from error
 
+    def post(
+        self, path: str, body: bytes, headers: Mapping[str, str], name: str, before: Callable[[], None]
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The body and headers of the answer to a question.
 
-class HttpService:
-    """One teacher of a server: raw little-endian float32 (or bytes) there, float32 probabilities back."""
+        `before` is called before each attempt and may raise. Attempts that fail for a reason that passes are repeated for up
+        to `PATIENCE` seconds. Raises `TooLarge`, and `UserError` that names the service.
+        """
+        url, delay, failures, since = self.url + path, FIRST_WAIT, 0, 0.0
+        while True:
+            before()
+            try:
+                response = self._request("POST", url, body, headers, READ_SECONDS)
+            except urllib3.exceptions.HTTPError as error:
+                what, wait = f"does not answer ({_reason(error)})", delay
+            else:
+                if response.status == 200:
+                    return response.data, response.headers
+                failures += response.status == 500
+                what = f"answered {response.status}: {_words(response.data)}"
+                passes = response.status in PASSING or (response.status == 500 and failures < FAILURES)
+                if response.status in (400, 413):
+                    raise TooLarge(what)
+                if not passes:
+                    raise self._refusal(url, response, name)
+                wait = _asked_to_wait(response.headers.get("Retry-After")) or delay
+                if wait > RETRY_AFTER:
+                    raise UserError(
+                        f"{name} at {url} {what}; it asks to be left alone for {wait:.0f} s: --resume goes on then, what was "
+                        "answered is kept"
+                    )
+            since = since or time.monotonic()
+            if time.monotonic() + wait - since > PATIENCE:
+                raise UserError(f"{name} at {url} {what}; is the server running? --resume goes on later, answers are kept")
+            if self._leaving.wait(wait):
+                raise UserError(f"{name} at {url} {what}; the run was stopped")
+            delay = min(2 * delay, LONGEST_WAIT)
 
-    def __init__(self, server: HttpServer, name: str, max_batch: int, dtype: ApiDtype) -> None:
-        self.server, self.name, self.max_batch, self.dtype = server, name, max_batch, dtype
+    def together(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """The results of all tasks in their order, `in_flight` of them at once.
 
-    def query(self, images: Tensor) -> Tensor:
-        return torch.cat([self._query(part) for part in images.split(self.max_batch)])
-
-    def _query(self, images: Tensor) -> Tensor:
-        pixels = images.cpu().numpy()
-        payload = np.rint(pixels * 255).astype("u1") if self.dtype == "uint8" else pixels.astype("<f4")
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "X-Dtype": self.dtype,
-            "X-Shape": ",".join(map(str, images.shape)),
-        }
-        path = f"/models/{self.name}/predict"
-        response = self.server.request("POST", path, payload.tobytes(), headers)
+        Where one fails, those that are under way are finished, those that wait are not begun, and the error is raised.
+        """
+        workers = ThreadPoolExecutor(self.in_flight, thread_name_prefix="asking")
         try:
-            shape = [int(part) for part in response.headers["X-Shape"].split(",")]
-            return torch.from_numpy(np.frombuffer(response.data, "<f4").reshape(shape).copy())
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{self.server.url}{path} gave no float32 array of the shape it names: {error}") from error
+            asked: list[Future[T]] = [workers.submit(task) for task in tasks]
+            return [one.result() for one in asked]
+        except BaseException:
+            self._leaving.set()
+            raise
+        finally:
+            workers.shutdown(cancel_futures=True)
+            self._leaving.clear()
+
+    def _request(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], seconds: float
+    ) -> urllib3.BaseHTTPResponse:
+        timeout = urllib3.Timeout(connect=FIRST_SECONDS, read=seconds)
+        return self._http.request(method, url, body=body, headers={**headers, **self.credential.headers()}, timeout=timeout)
+
+    def _refusal(self, url: str, response: urllib3.BaseHTTPResponse, name: str = "") -> UserError:
+        who = f"{name} at {url}" if name else url
+        if response.status in (401, 403):
+            return UserError(
+                f"{who} wants a token (status {response.status}): put the right one into the environment variable "
+                f"{self.credential.variable}"
+            )
+        return UserError(f"{who} answered {response.status}: {_words(response.data)}")
+
+
+def _reason(error: Exception) -> str:
+    """The innermost words of urllib3's errors, which nest."""
+    while (inner := getattr(error, "reason", None)) is not None and isinstance(inner, Exception):
+        error = inner
+    return " ".join(str(error).split())[-200:] or type(error).__name__
+
+
+def _words(body: bytes) -> str:
+    """What an error's body says: servers send {"error"}, {"detail"} or text."""
+    text = body[:2000].decode(errors="replace")
+    try:
+        content = json.loads(text)
+        said = content.get("error") or content.get("detail") if isinstance(content, dict) else content
+        text = said if isinstance(said, str) else json.dumps(said) if said else text
+    except (ValueError, RecursionError):
+        pass
+    return " ".join(text.split())[:300] or "nothing"
+
+
+def _asked_to_wait(retry_after: str | None) -> float:
+    """Seconds of a Retry-After header: a number or a date; 0 where there is none that can be read."""
+    if not retry_after:
+        return 0.0
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -12,9 +12,11 @@ import pandas as pd
 
 from datasets.own import get_domains
 from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_spec
+from methods.services.answer_store import AnswerStore
 from methods.services.black_box import Listed, services_of
-from methods.services.client import HttpServer
+from methods.services.client import TOKEN, Client, Credential
 from methods.services.onnx_model import ONNX, OnnxModel
+from methods.services.remote import Asking, ModelForm, RemoteModel, check_form, models_of
 from models import MIXED_ARCHITECTURES, model_names
 from models.foreign import TORCHSCRIPT, is_code, is_foreign
 from utils import cli
@@ -24,10 +26,13 @@ from utils.files import digest, read_csv, write_text
 from utils.names import meant, tidy
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
+NEEDED_OF_SERVICES = ["path", "arch", "image_size"]
 OWN = "own"  # the image set of teachers whose list names none
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
+OF_SERVICES = ["model", "version", "layout", "dtype", "input", "output", "answers", "binary", "fingerprint"]
 NUMBER = re.compile(r"(\d+)$")
-SERVICE = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
+SERVICE = "service"  # the arch of a model of an inference server, whose path is the server's URL
+PLACE_OF_SERVICES = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
 
 def as_place(text: str) -> Path | str:
     """What --teachers may name: a file or folder that is there, or the text of a URL or `module:function`."""
-    return text if SERVICE.match(text) and not Path(text).exists() else Path(text)
+    return text if PLACE_OF_SERVICES.match(text) and not Path(text).exists() else Path(text)
 
 
 def is_own_code(place: str) -> bool:
@@ -156,14 +161,14 @@ def is_own_code(place: str) -> bool:
 def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
     """A manifest, a folder with a manifest, a folder of the papers' files, or services."""
     if isinstance(place, str):
-        listed = HttpServer(place).models(args.api_dtype) if place.startswith("http") else services_of(place)
+        listed = models_of(place, asking_of(args)) if place.startswith("http") else services_of(place)
         if not listed:
             raise UserError(f"--teachers {place} lists no service")
         return [_row_of_service(service) for service in listed]
     if place.is_file():
-        return read_manifest(place)
+        return read_manifest(place, asking_of(args))
     if (place / "teachers.csv").is_file():
-        return read_manifest(place / "teachers.csv")
+        return read_manifest(place / "teachers.csv", asking_of(args))
     if place.is_dir():
         known = re.split(r"[/_]", place.as_posix())
         arch = next((part for part in known if part in model_names()), args.pre_backbone)
@@ -176,13 +181,23 @@ def _row_of_service(listed: Listed) -> TeacherRow:
     spec = SPECS.get(listed.dataset)
     mean, std = (spec.mean, spec.std) if spec else IMAGENET
     ids, size = tuple(range(len(listed.class_names))), listed.image_size
-    return TeacherRow(Path(listed.name), "service", ids, listed.class_names, size, mean, std, listed.dataset, listed=listed)
+    return TeacherRow(Path(listed.name), SERVICE, ids, listed.class_names, size, mean, std, listed.dataset, listed=listed)
 
 
-def read_manifest(path: Path) -> list[TeacherRow]:
-    """Read a manifest; teachers' paths are taken from the manifest's folder. Raises `UserError` naming line and column."""
+def asking_of(args: Namespace) -> Asking:
+    """How a command asks services; answers are kept in the folder of runs, where it has one."""
+    out = getattr(args, "out", None)
+    return Asking(args.in_flight, None if out is None else AnswerStore(out))
+
+
+def read_manifest(path: Path, asking: Asking = Asking()) -> list[TeacherRow]:  # noqa: B008 (it is never changed)
+    """Read a manifest; teachers' paths are taken from the manifest's folder. Raises `UserError` naming line and column.
+
+    `asking` is how its services are asked.
+    """
     table = read_csv(path).rename(columns=str.lower)
-    missing = [column for column in NEEDED if column not in table.columns]
+    asked = "arch" in table.columns and bool((table["arch"] == SERVICE).all())
+    missing = [column for column in (NEEDED_OF_SERVICES if asked else NEEDED) if column not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(NEEDED)}, and class_ids or class_names")
     if table.empty:
@@ -190,13 +205,13 @@ def read_manifest(path: Path) -> list[TeacherRow]:
     rows = []
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
         try:
-            rows.append(_row_from_record({str(key): value for key, value in record.items()}, path.parent))
+            rows.append(_row_from_record({str(key): value for key, value in record.items()}, path.parent, asking))
         except (ValueError, UserError) as error:
             raise UserError(f"{path}, line {line}: {error}") from error
     return rows
 
 
-def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
+def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> TeacherRow:
     def number(column: str, kind: type, text: str) -> Any:
         try:
             return kind(text)
@@ -210,14 +225,17 @@ def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
     for column in ("path", "arch"):
         if not record[column]:
             raise ValueError(f"column {column} is empty")
+    is_service = record["arch"] == SERVICE
+    spec = SPECS.get(record.get("dataset", ""))
+    usual_mean, usual_std = (spec.mean, spec.std) if spec else IMAGENET
     row = TeacherRow(
         path=folder / record["path"],
         arch=record["arch"],
         class_ids=parts("class_ids", int),
         class_names=tuple(tidy(name) for name in parts("class_names", str)),
         image_size=number("image_size", int, record["image_size"].removesuffix(".0")),
-        mean=parts("mean", float),
-        std=parts("std", float),
+        mean=parts("mean", float) or (usual_mean if is_service else ()),
+        std=parts("std", float) or (usual_std if is_service else ()),
         dataset=record.get("dataset") or OWN,
         accuracy=number("accuracy", float, record.get("accuracy") or "nan"),
         epochs=number("epochs", int, record.get("epochs") or "0"),
@@ -228,7 +246,27 @@ def _row_from_record(record: dict[str, str], folder: Path) -> TeacherRow:
     if not row.class_ids and row.class_names:
         row = replace(row, class_ids=tuple(range(len(row.class_names))))
     _check_row(row)
+    if is_service:
+        form = ModelForm(
+            **{column: record.get(column, "") for column in OF_SERVICES},
+            mean=parts("mean", float),
+            std=parts("std", float),
+            batch=number("batch", int, record.get("batch") or "0"),
+        )
+        client = asking.client(record["path"], Credential(record.get("token") or TOKEN, record.get("header", "")))
+        return _service(row, form, client, asking.store)
     return replace(row, listed=_onnx(row)) if row.arch == ONNX else row
+
+
+def _service(row: TeacherRow, form: ModelForm, client: Client, store: AnswerStore | None) -> TeacherRow:
+    if not client.url.startswith(("http://", "https://")):
+        raise ValueError(f"column path: {client.url!r}; expected a server's URL, http://host:port")
+    if not row.class_names:
+        raise ValueError("column class_names is empty: a server does not say what its classes are called")
+    check_form(form)
+    model = RemoteModel(client, form, len(row.class_names), row.image_size, store)
+    listed = Listed(model, model.place, row.class_names, row.image_size, row.dataset)
+    return replace(row, path=Path(model.place), listed=listed)
 
 
 def _onnx(row: TeacherRow) -> Listed:

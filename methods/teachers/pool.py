@@ -12,7 +12,9 @@ from uuid import uuid4
 import torch
 
 from datasets.registry import SPECS
-from methods.services.black_box import ApiDtype, BlackBox, LocalService, Meter
+from methods.services.api import Api
+from methods.services.black_box import NO_LIMITS, BlackBox, LocalService, Metered, add_api_flags
+from methods.services.meter import Meter
 from methods.teachers.inspection import Finding, check_said, inspect
 from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
 from methods.teachers.teacher import ImageForm, Teacher
@@ -32,11 +34,18 @@ CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when th
 class TeacherPool:
     """The teachers of one or more manifests, loaded when first asked for; none, for a method that needs none.
 
-    `class_names` are the pool's classes, `<set>/<class>`, sorted; a class that several teachers know is one class.
+    `class_names` are the pool's classes, `<set>/<class>`, sorted; a class that several teachers know is one class. `api` is
+    what black boxes let through.
     """
 
-    def __init__(self, rows: Sequence[TeacherRow], device: torch.device, class_order: Path | None = None) -> None:
-        self.device = device
+    def __init__(
+        self,
+        rows: Sequence[TeacherRow],
+        device: torch.device,
+        class_order: Path | None = None,
+        api: Api = NO_LIMITS,
+    ) -> None:
+        self.device, self.api = device, api
         self._published: dict[Path, Content] = {}  # files of the papers, in our names
         self._findings: dict[int, Finding] = {}
         self.rows = [row if row.class_ids else self._complete(row, class_order) for row in rows]
@@ -89,11 +98,22 @@ class TeacherPool:
         self._loaded.move_to_end(teacher_id)
         return self._loaded[teacher_id]
 
-    def black_box(self, teacher_id: int, meter: Meter, dtype: ApiDtype = "float32") -> BlackBox:
+    def black_box(self, teacher_id: int, meter: Meter) -> BlackBox:
         """A teacher, or a service, of which only the answers can be had; `meter` counts them."""
         row = self.rows[teacher_id]
         service = LocalService(self[teacher_id].answering) if row.listed is None else row.listed.service
-        return BlackBox(service, str(row.path), self._ids_of(row), row.image_size, row.std, meter, dtype)
+        api = replace(self.api, images="uint8") if self.takes_bytes(teacher_id) else self.api
+        return BlackBox(service, str(row.path), self._ids_of(row), row.image_size, row.std, meter, api)
+
+    def takes_bytes(self, teacher_id: int) -> bool:
+        """Whether images are rounded to 8 bits before the black box sees them."""
+        server = self.server_of(teacher_id)
+        return self.api.images == "uint8" or (server is not None and server.takes_bytes)
+
+    def server_of(self, teacher_id: int) -> Metered | None:
+        """A teacher behind HTTP, which says itself how it is asked."""
+        listed = self.rows[teacher_id].listed
+        return listed.service if listed is not None and isinstance(listed.service, Metered) else None
 
     def sample(self, count: int, way: int | None = None) -> list[Teacher]:
         """`count` different teachers at random (all, in random order, where there are fewer).
@@ -117,11 +137,13 @@ class TeacherPool:
     def check(self, inside: bool = True, inverts: bool = True) -> None:
         """Read every teacher once, so that a file that is missing, damaged or wrong shows before hours of work.
 
-        What a person should know of them is said on stderr. Services are passed over where nobody wants to look `inside`, and
-        are asked by one process alone; with `inverts` a gradient must reach the pixels (`UserError`).
+        What a person should know of them is said on stderr. Services must be there, and are not looked into where nobody wants
+        to look `inside`; one process alone asks them. With `inverts` a gradient must reach the pixels (`UserError`).
         """
         notes: dict[str, list[str]] = {}
         for teacher_id, row in enumerate(self.rows):
+            if not inside and (server := self.server_of(teacher_id)):
+                server.contact()
             if inside or row.listed is None:
                 finding = self.finding(teacher_id)
                 if inside and inverts and not finding.invertible:
@@ -236,8 +258,6 @@ def add_teacher_flags(parser: ArgumentParser) -> None:
         help="a teachers.csv or its folder, a server's URL, or module:function that returns services; may be repeated",
     )  # fmt: skip
     add_allow_code_flag(group)
-    group.add_argument(
-        "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
-    )
+    add_api_flags(group)
     group.add_argument("--pretrained_path_prefix", "--pretrained_prefix", help="root of the papers' own trees of teachers")
     group.add_argument("--class_order", type=Path, help="file with the class names in the order the papers' ids count")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from methods.services.black_box import ApiDtype, Meter, centred_answers
+from methods.services.black_box import centred_answers
+from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
 from utils import seed
 from utils.images import to_float
@@ -17,25 +18,32 @@ from utils.kept import Kept
 SHOWN_AT_ONCE = 500  # images of up to 84 pixels
 FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
 
-View = Callable[[TeacherPool, int, Tensor, Meter, ApiDtype], Tensor]  # images (B, C, S, S) in [0, 1] -> (B, D)
+View = Callable[[TeacherPool, int, Tensor, Meter], Tensor]  # images (B, C, S, S) in [0, 1] -> (B, D)
 
 
-def _answers(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter, dtype: ApiDtype) -> Tensor:
-    return pool.black_box(teacher_id, meter, dtype).query(images)
+def _answers(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter) -> Tensor:
+    return pool.black_box(teacher_id, meter).query(images)
 
 
-def _centred(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter, dtype: ApiDtype) -> Tensor:
-    return centred_answers(_answers(pool, teacher_id, images, meter, dtype))
+def _centred(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter) -> Tensor:
+    return centred_answers(_answers(pool, teacher_id, images, meter))
 
 
-def shown_at_once(size: int) -> int:
-    """Images of `size` pixels that a teacher sees together: what its layers make of them must fit into memory."""
-    return max(1, min(SHOWN_AT_ONCE, SHOWN_AT_ONCE * 84**2 // size**2))
+def shown_at_once(pool: TeacherPool, teacher_id: int) -> int:
+    """Images that a teacher sees together: what its layers make of them must fit into memory; a server knows itself."""
+    server, size = pool.server_of(teacher_id), pool.rows[teacher_id].image_size
+    return server.at_once if server else max(1, min(SHOWN_AT_ONCE, SHOWN_AT_ONCE * 84**2 // size**2))
+
+
+def calls_for(pool: TeacherPool, teacher_id: int, images: int) -> int:
+    """How often a black box is asked for so many answers."""
+    server = pool.server_of(teacher_id)
+    return -(-images // (server.batch if server else shown_at_once(pool, teacher_id)))
 
 
 VIEWS: dict[str, View] = {
-    "features": lambda pool, teacher_id, images, meter, dtype: pool[teacher_id].features(images),
-    "logits": lambda pool, teacher_id, images, meter, dtype: pool[teacher_id](images),
+    "features": lambda pool, teacher_id, images, meter: pool[teacher_id].features(images),
+    "logits": lambda pool, teacher_id, images, meter: pool[teacher_id](images),
     "probabilities": _answers,
     "answers": _centred,
 }
@@ -44,15 +52,21 @@ BLACK_BOX_VIEWS = ("probabilities", "answers")  # which services can be had by
 
 @torch.no_grad()
 def view_of(
-    pool: TeacherPool, teacher_id: int, view: str, images: Tensor, meter: Meter | None = None, dtype: ApiDtype = "float32"
+    pool: TeacherPool,
+    teacher_id: int,
+    view: str,
+    images: Tensor,
+    meter: Meter | None = None,
+    told: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """The `view` of a teacher on uint8 images (M, C, S, S), each at length 1: (M, D).
 
-    `meter` counts what services are asked.
+    `meter` counts what services are asked; `told` hears of the images that have been answered.
     """
-    meter, look = meter or Meter(), VIEWS[view]
-    pieces = images.split(shown_at_once(pool.rows[teacher_id].image_size))
-    parts = [look(pool, teacher_id, to_float(some.to(pool.device)), meter, dtype) for some in pieces]
+    meter, look, parts = meter or Meter(), VIEWS[view], []
+    for some in images.split(shown_at_once(pool, teacher_id)):
+        parts.append(look(pool, teacher_id, to_float(some.to(pool.device)), meter))
+        told(len(some))
     return F.normalize(torch.cat(parts))
 
 
@@ -62,15 +76,13 @@ def side_by_side(
     view: str,
     images: Tensor,
     meter: Meter | None = None,
-    dtype: ApiDtype = "float32",
+    told: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """The `view` of several teachers on uint8 images (M, C, S, S), each at length 1: (M, D)."""
-    return torch.cat([view_of(pool, teacher_id, view, images, meter, dtype) for teacher_id in teacher_ids], 1)
+    return torch.cat([view_of(pool, teacher_id, view, images, meter, told) for teacher_id in teacher_ids], 1)
 
 
-def ask_everybody(
-    pool: TeacherPool, view: str, images: Tensor, kept: Kept, number: int, meter: Meter, dtype: ApiDtype
-) -> Tensor:
+def ask_everybody(pool: TeacherPool, view: str, images: Tensor, kept: Kept, number: int, meter: Meter) -> Tensor:
     """The `view` of all teachers on uint8 images (M, C, S, S), side by side, in half precision: (M, D).
 
     Features go through a random projection to `FEATURES_KEPT` numbers, drawn by the seed `number`, that keeps lengths on
@@ -78,12 +90,13 @@ def ask_everybody(
     """
 
     def compute() -> Tensor:
-        everybody = tqdm(range(len(pool)), desc="asking", unit="teacher", leave=False)
-        views = side_by_side(pool, everybody, view, images, meter, dtype)
+        whole = len(pool) * len(images)
+        with tqdm(total=whole, desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
+            views = side_by_side(pool, range(len(pool)), view, images, meter, progress.update)
         if view == "features":
             draws = seed.generator(number, "chorus", "projection")
             views = views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)
         return views.half()
 
     digest = hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
-    return kept(".asked", [digest, pool.fingerprint(), view, dtype], number, compute).to(pool.device)
+    return kept(".asked", [digest, pool.fingerprint(), view, vars(pool.api)], number, compute).to(pool.device)

@@ -1,22 +1,22 @@
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import urllib3
-import uvicorn
+from starlette.applications import Starlette
 from torch import nn
 from torch.func import functional_call
 
 import main
 from methods.distillation.divergences import kl_divergence
 from methods.runs.serve import create_app
-from methods.services.black_box import LocalService, Meter
-from methods.services.client import HttpService
+from methods.services.black_box import LocalService
+from methods.services.client import Client
+from methods.services.meter import LEDGER, Meter
+from methods.services.remote import RemoteModel
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
@@ -100,7 +100,7 @@ def test_white_and_black_boxes(flags_for: Flags, tmp_path: Path, flags: list[str
     one_set = 3 * 8 * (2 * (2 + 1) + 1)  # images x (steps x (q + 1) + the answers for distillation)
     assert result["asked_of_services"]["queries"] == 2 * one_set
     assert result["asked_of_services"]["queries_per_image"] == one_set / 24
-    assert result["seconds"]["waiting for services"] > 0
+    assert "waiting for services" not in result["seconds"]  # there was none
     assert "one frozen teacher (mean), answers alone" in result["yardsticks"]
 
 
@@ -148,29 +148,10 @@ def test_a_term_that_a_service_cannot_show_is_refused(flags_for: Flags) -> None:
         main.parse_args([*flags_for("bidf_mkd"), "--bn", "1"])
 
 
-class Server(uvicorn.Server):
-    """A pool behind HTTP, in a thread, on a port that stays its own when it is started again."""
-
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        pool = TeacherPool(read_manifest(folder / "teachers.csv"), torch.device("cpu"))
-        super().__init__(uvicorn.Config(create_app(pool), port=port, log_level="error"))
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        while not self.started:
-            time.sleep(0.01)
-        self.port = self.servers[0].sockets[0].getsockname()[1]
-
-    def stop(self) -> None:
-        self.should_exit = True
-        self.force_exit = True
-        self.thread.join(10)
-
-
-@pytest.fixture
-def server(data_root: Path) -> Iterator[Server]:
-    running = Server(data_root / "teachers/cifar100/conv4/3way-16px")
-    yield running
-    running.stop()
+def app(data_root: Path) -> Starlette:
+    """A pool behind HTTP."""
+    rows = read_manifest(data_root / "teachers/cifar100/conv4/3way-16px/teachers.csv")
+    return create_app(TeacherPool(rows, torch.device("cpu")))
 
 
 class OnTheWire(LocalService):
@@ -184,64 +165,83 @@ class OnTheWire(LocalService):
 
 @pytest.mark.usefixtures("float64")
 def test_over_http_the_run_is_the_local_one(
-    server: Server, flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Callable[..., Any], data_root: Path, flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as locally:
         locally.setattr("methods.teachers.pool.LocalService", OnTheWire)
         main.main([*flags_for("bidf_mkd"), "--run_name", "local"])
-    where = ["--dataset", "cifar100", "--teachers", f"http://127.0.0.1:{server.port}"]
-    main.main([*flags_for("bidf_mkd"), *where, "--run_name", "http"])
+    where = ["--dataset", "cifar100", "--teachers", served(app(data_root)).url]
+    main.main([*flags_for("bidf_mkd"), *where, "--price_per_1000", "2", "--run_name", "http"])
     local, http = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("local", "http"))
-    assert http["asked_of_services"] == local["asked_of_services"]
+    asked, queries = http["asked_of_services"], local["asked_of_services"]["queries"]
+    assert asked["queries"] == asked["sent"] == queries
+    assert asked["price"] == pytest.approx(2 * queries / 1000)
+    assert http["seconds"]["waiting for services"] > 0
     one, other = (torch.load(tmp_path / "runs" / name / "best.pt") for name in ("local", "http"))
     for name, value in one["learner"]["params"].items():
         assert torch.allclose(value, other["learner"]["params"][name], rtol=0, atol=1e-9)
 
 
+def test_what_was_answered_is_not_asked_again(
+    served: Callable[..., Any], data_root: Path, flags_for: Flags, tmp_path: Path
+) -> None:
+    """A second run with the same flags takes every answer from the store, and counts its queries all the same."""
+    where = ["--dataset", "cifar100", "--teachers", served(app(data_root)).url, "--no_floors"]
+    for name in ("first", "second"):
+        main.main([*flags_for("bidf_mkd"), *where, "--run_name", name])
+    first, second = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("first", "second"))
+    assert first["asked_of_services"]["sent"] == first["asked_of_services"]["queries"]
+    assert second["asked_of_services"] == {name: first["asked_of_services"][name] for name in second["asked_of_services"]}
+    assert "sent" not in second["asked_of_services"]
+    assert not (tmp_path / "runs/second" / LEDGER).exists()
+    assert first["accuracy"] == second["accuracy"]
+
+
 def test_a_server_that_comes_back_is_waited_for(
-    server: Server,
+    served: Callable[..., Any],
     flags_for: Flags,
     tmp_path: Path,
     data_root: Path,
     monkeypatch: pytest.MonkeyPatch,
-    wait_until: Callable[..., None],
 ) -> None:
     """It goes away at the run's fifth question, and is back on the same port once the run has met a closed door."""
-    asked, refused, again = [], threading.Event(), []
-    query, increment = HttpService.query, urllib3.Retry.increment
+    server, refused = served(app(data_root)), threading.Event()
+    asked: list[int] = []
+    ask, request = RemoteModel.ask, Client._request
 
-    def restart() -> None:
-        refused.wait(600)
-        again.append(Server(data_root / "teachers/cifar100/conv4/3way-16px", server.port))
-
-    def leaving(self: HttpService, images: torch.Tensor) -> torch.Tensor:
+    def leaving(self: RemoteModel, images: torch.Tensor, meter: Meter) -> torch.Tensor:
         asked.append(len(images))
         if len(asked) == 5:
             server.stop()
-        return query(self, images)
+        return ask(self, images, meter)
 
-    def noticed(self: urllib3.Retry, *details: object, **more: object) -> urllib3.Retry:
-        refused.set()
-        return increment(self, *details, **more)  # type: ignore[arg-type]
+    def noticed(self: Client, *what: Any) -> Any:
+        try:
+            return request(self, *what)
+        except Exception:
+            if not refused.is_set():
+                refused.set()
+                served(app(data_root), server.port)
+            raise
 
-    monkeypatch.setattr(HttpService, "query", leaving)
-    monkeypatch.setattr(urllib3.Retry, "increment", noticed)
-    helper = threading.Thread(target=restart)
-    helper.start()
-    main.main([*flags_for("bidf_mkd", 4), "--teachers", f"http://127.0.0.1:{server.port}", "--no_floors"])
-    helper.join()
-    again[0].stop()
+    monkeypatch.setattr(RemoteModel, "ask", leaving)
+    monkeypatch.setattr(Client, "_request", noticed)
+    main.main([*flags_for("bidf_mkd", 4), "--dataset", "cifar100", "--teachers", server.url, "--no_floors"])
     assert refused.is_set()
-    assert result_of(tmp_path)["asked_of_services"]["queries"] == sum(asked)
+    result = result_of(tmp_path)["asked_of_services"]
+    assert result["queries"] == sum(asked)
+    assert result["sent"] > result["queries"]  # what met a closed door left twice, and is counted
 
 
-def test_methods_that_look_inside_refuse_services(server: Server, flags_for: Flags) -> None:
+def test_methods_that_look_inside_refuse_services(served: Callable[..., Any], data_root: Path, flags_for: Flags) -> None:
     with pytest.raises(UserError, match="choose a black-box method"):
-        main.main([*flags_for("free"), "--teachers", f"http://127.0.0.1:{server.port}"])
+        main.main([*flags_for("free"), "--teachers", served(app(data_root)).url])
 
 
-def test_services_are_measured_by_their_answers(server: Server, flags_for: Flags, tmp_path: Path) -> None:
-    where = ["--teachers", f"http://127.0.0.1:{server.port}", "--dataset", "cifar100"]
+def test_services_are_measured_by_their_answers(
+    served: Callable[..., Any], data_root: Path, flags_for: Flags, tmp_path: Path
+) -> None:
+    where = ["--teachers", served(app(data_root)).url, "--dataset", "cifar100"]
     main.main([*flags_for("teacher_ncm"), *where, "--ncm_on", "probabilities", "--run_name", "http"])
     main.main([*flags_for("teacher_ncm"), "--ncm_on", "probabilities", "--run_name", "local"])
     http, local = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("http", "local"))

@@ -1,29 +1,32 @@
-"""A pool behind HTTP, on a real socket."""
+"""A pool behind HTTP, on a real socket, asked by a client that nobody here wrote."""
 
+import asyncio
 import json
 import socket
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import tritonclient.http
+import tritonclient.http.aio
 import urllib3
-import uvicorn
 
-from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient
 from methods.runs.serve import create_app
-from methods.services import client
 from methods.services.black_box import LocalService
-from methods.services.client import TOKEN, HttpServer
+from methods.services.client import TOKEN
+from methods.services.meter import Meter
+from methods.services.protocol import JSON_LENGTH, Named, encode
+from methods.services.remote import Asking, models_of
 from methods.teachers import __main__ as command
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
 
-QUICK = urllib3.Retry(total=2, backoff_factor=0.01, status_forcelist=(500, 503), allowed_methods=None, raise_on_status=False)
+Served = Callable[..., Any]
+IMAGES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -32,187 +35,113 @@ def pool(data_root: Path) -> TeacherPool:
     return TeacherPool(rows, torch.device("cpu"))
 
 
-class Running(uvicorn.Server):
-    """A server in a thread, at `url`."""
-
-    def __init__(self, app: object) -> None:
-        super().__init__(uvicorn.Config(app, port=0, log_level="error"))  # type: ignore[arg-type]
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        while not self.started:
-            time.sleep(0.01)
-        self.port = self.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        self.should_exit = True
-        self.thread.join(10)
+@pytest.fixture
+def server(served: Served, pool: TeacherPool) -> Any:
+    return served(create_app(pool, max_batch=16))
 
 
-@pytest.fixture(scope="module")
-def server(pool: TeacherPool) -> Iterator[Running]:
-    running = Running(create_app(pool, max_batch=16))
-    yield running
-    running.stop()
-
-
-def test_the_answers_are_those_of_the_teacher(server: Running, pool: TeacherPool) -> None:
-    listed = HttpServer(server.url).models()
+def test_it_says_what_it_serves(server: Any, pool: TeacherPool) -> None:
+    listed = models_of(server.url, Asking())
     assert [entry.class_names for entry in listed] == [row.class_names for row in pool.rows]
-    assert {entry.image_size for entry in listed} == {16}
-    images = torch.rand(40, 3, 16, 16)  # more than a request may hold
-    for teacher_id, entry in enumerate(listed):
-        assert torch.allclose(entry.service.query(images), LocalService(pool[teacher_id]).query(images), atol=1e-6)
-    (eight_bits, *_) = HttpServer(server.url).models("uint8")
-    rounded = (images * 255).round() / 255
-    assert torch.allclose(eight_bits.service.query(images), LocalService(pool[0]).query(rounded), atol=1e-6)
+    assert {(entry.image_size, entry.dataset) for entry in listed} == {(16, "cifar100")}
+    assert len({entry.fingerprint for entry in listed}) == len(listed)
 
 
-def test_the_estimate_over_http_is_the_local_one(server: Running, pool: TeacherPool) -> None:
-    remote, local = HttpServer(server.url).models()[0].service, LocalService(pool[0])
-    x, estimates = torch.rand(4, 3, 16, 16), []
-    for service in (remote, local):
-        torch.manual_seed(0)
-
-        def losses(images: torch.Tensor, query=service.query) -> torch.Tensor:
-            return -query(images)[:, 1].log()
-
-        estimates.append(estimate_gradient(losses, x, losses(x), ZerothOrder(1e-2, 8)).flatten())
-    assert float(torch.cosine_similarity(*estimates, dim=0)) > 0.999
+def test_more_images_than_a_request_may_hold(server: Any, pool: TeacherPool) -> None:
+    images = torch.rand(40, 3, 16, 16)
+    for teacher_id, entry in enumerate(models_of(server.url, Asking())):
+        own = LocalService(pool[teacher_id].answering)
+        parts = [own.query(part) for part in images.split(16)]  # float32 answers depend on the batch
+        assert torch.equal(entry.service.ask(images, Meter()), torch.cat(parts))  # type: ignore[union-attr]
 
 
-HEADERS = {"X-Shape": "2,3,16,16", "X-Dtype": "float32"}
-GOOD = torch.rand(2, 3, 16, 16).numpy().tobytes()
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
+def test_tritons_client_gets_bit_equal_answers(server: Any, pool: TeacherPool, binary: bool, datatype: str) -> None:
+    sent = IMAGES if datatype == "FP32" else (IMAGES * 255).to(torch.uint8)
+    shown = IMAGES if datatype == "FP32" else sent.float() / 255
+    expected = LocalService(pool[0].answering).query(shown).numpy()
+    asked = tritonclient.http.InferInput("images", list(sent.shape), datatype)
+    asked.set_data_from_numpy(sent.numpy(), binary_data=binary)
+    wanted = tritonclient.http.InferRequestedOutput("probabilities", binary_data=binary)
+    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        name = client.get_model_repository_index()[0]["name"]
+        assert client.is_model_ready(name)
+        assert client.get_model_metadata(name)["outputs"][0]["name"] == "probabilities"
+        answer = client.infer(name, [asked], outputs=[wanted], request_id="7")
+    assert np.array_equal(answer.as_numpy("probabilities"), expected)
+    assert answer.get_response()["id"] == "7"
+
+
+def test_tritons_asynchronous_client(server: Any, pool: TeacherPool) -> None:
+    asked = tritonclient.http.InferInput("images", list(IMAGES.shape), "FP32")
+    asked.set_data_from_numpy(IMAGES.numpy())
+
+    async def ask() -> list[np.ndarray]:
+        async with tritonclient.http.aio.InferenceServerClient(server.url.removeprefix("http://")) as client:
+            name = (await client.get_model_repository_index())[0]["name"]
+            answers = await asyncio.gather(*[client.infer(name, [asked], model_version="1") for _ in range(4)])
+            return [answer.as_numpy("probabilities") for answer in answers]
+
+    expected = LocalService(pool[0].answering).query(IMAGES).numpy()
+    assert all(np.array_equal(answer, expected) for answer in asyncio.run(ask()))
+
+
+def body_of(values: Any, datatype: str = "FP32", name: str = "images", binary: bool = False) -> tuple[bytes, dict[str, str]]:
+    return encode("inputs", [Named(name, datatype, np.asarray(values))], binary, {})
+
+
+GOOD, HEADERS = body_of(IMAGES[:2].numpy())
 BAD = [
-    ("/models/nobody/predict", HEADERS, GOOD, 404, "no model 'nobody'"),
-    ("/models/{}/predict", HEADERS | {"X-Shape": "2,3,17,16"}, GOOD, 400, "expected B,3,16,16"),
-    ("/models/{}/predict", HEADERS | {"X-Shape": "2,3"}, GOOD, 400, "expected B,3,16,16"),
-    ("/models/{}/predict", HEADERS | {"X-Shape": "-1,3,16,16"}, GOOD, 400, "from 1"),
-    ("/models/{}/predict", HEADERS | {"X-Shape": "many"}, GOOD, 400, "expected B,3,16,16"),
-    ("/models/{}/predict", HEADERS | {"X-Dtype": "float64"}, GOOD, 415, "float32, uint8"),
-    ("/models/{}/predict", HEADERS | {"X-Shape": "17,3,16,16"}, GOOD, 413, "at most 16"),
-    ("/models/{}/predict", HEADERS, GOOD + b"more", 413, "longer than"),
-    ("/models/{}/predict", HEADERS, GOOD[:-4], 400, "promises"),
-    ("/models/{}/predict", HEADERS, b"\x00\x00\xc0\x7f" * (2 * 3 * 256), 400, "NaN"),
-    ("/models/{}/predict", {}, b"", 400, "expected B,3,16,16"),
+    ("/v2/models/nobody/infer", HEADERS, GOOD, 404, "no model 'nobody'"),
+    ("/v2/models/{}/infer", *body_of(np.zeros((2, 3, 17, 16), "f4"))[::-1], 400, "expected [B, 3, 16, 16]"),
+    ("/v2/models/{}/infer", *body_of(np.zeros((2, 3), "f4"))[::-1], 400, "expected [B, 3, 16, 16]"),
+    ("/v2/models/{}/infer", *body_of(np.zeros((0, 3, 16, 16), "f4"))[::-1], 400, "from 1"),
+    ("/v2/models/{}/infer", *body_of(np.zeros((1, 3, 16, 16), "f8"), "FP64")[::-1], 400, "FP32 or UINT8"),
+    ("/v2/models/{}/infer", *body_of(np.zeros((17, 3, 16, 16), "f4"))[::-1], 413, "at most 16"),
+    ("/v2/models/{}/infer", *body_of(np.full((1, 3, 16, 16), np.nan, "f4"))[::-1], 400, "NaN"),
+    ("/v2/models/{}/infer", *body_of(np.full((1, 3, 16, 16), np.inf, "f4"), binary=True)[::-1], 400, "infinite"),
+    ("/v2/models/{}/infer", HEADERS, GOOD[:-4], 400, "no request of the protocol"),
+    ("/v2/models/{}/infer", HEADERS, b"", 400, "no request of the protocol"),
+    ("/v2/models/{}/infer", HEADERS, b"[" * 300_000, 400, "no request of the protocol"),
+    ("/v2/models/{}/infer", HEADERS, b" " * (24 * 16 * 3 * 256 + 70_000), 413, "longer than"),
+    ("/v2/models/{}/infer", HEADERS | {JSON_LENGTH: "5"}, b" " * (4 * 16 * 3 * 256 + 70_000), 413, "longer than"),
+    ("/v2/models/{}/infer", HEADERS | {"Content-Encoding": "gzip"}, GOOD, 415, "compressed"),
     ("/elsewhere", {}, b"", 404, ""),
 ]
 
 
 @pytest.mark.parametrize(("path", "headers", "body", "status", "words"), BAD)
 def test_bad_requests_are_refused_in_words(
-    server: Running, path: str, headers: dict[str, str], body: bytes, status: int, words: str
+    server: Any, path: str, headers: dict[str, str], body: bytes, status: int, words: str
 ) -> None:
-    name = HttpServer(server.url).models()[0].name
-    response = urllib3.request("POST", server.url + path.format(name), body=body, headers=headers)
+    name = json.loads(urllib3.request("POST", server.url + "/v2/repository/index").data)[0]["name"]
+    response = urllib3.request("POST", server.url + path.format(name), body=body, headers=headers, retries=False)
     assert response.status == status
-    assert words in response.data.decode()
+    assert words in json.loads(response.data)["error"]
     assert "Traceback" not in response.data.decode()
-    assert json.loads(urllib3.request("GET", server.url + "/health").data) == {"status": "ok", "models": 2}
+    assert urllib3.request("GET", server.url + "/v2/health/ready").status == 200
 
 
-def test_half_a_request_harms_nobody(server: Running) -> None:
-    name = HttpServer(server.url).models()[0].name
+def test_half_a_request_harms_nobody(server: Any, pool: TeacherPool) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = f"POST /models/{name}/predict HTTP/1.1\r\nHost: x\r\nX-Shape: 2,3,16,16\r\nContent-Length: {len(GOOD)}\r\n\r\n"
+        head = f"POST /v2/models/{next(iter(pool.rows)).path.stem}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n"
         connection.sendall(head.encode() + GOOD[:100])
-    assert urllib3.request("GET", server.url + "/health").status == 200
+    assert urllib3.request("GET", server.url + "/v2/health/live").status == 200
 
 
-def test_a_token_is_asked_for(pool: TeacherPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = Running(create_app(pool, token="secret"))
-    assert urllib3.request("GET", running.url + "/health").status == 200
+def test_a_token_is_asked_for(served: Served, pool: TeacherPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = served(create_app(pool, token="secret"))
+    assert urllib3.request("GET", server.url + "/v2/health/ready").status == 200
     for given in (None, "wrong"):
         monkeypatch.setenv(TOKEN, given) if given else monkeypatch.delenv(TOKEN, raising=False)
         with pytest.raises(UserError, match=TOKEN):
-            HttpServer(running.url).models()
+            models_of(server.url, Asking())
     monkeypatch.setenv(TOKEN, "secret")
-    assert HttpServer(running.url).models()[0].service.query(torch.rand(1, 3, 16, 16)).shape == (1, 3)
-    running.stop()
-
-
-class Faulty(BaseHTTPRequestHandler):
-    """Lists one model; its answers come from `plan`, one after another, the last for ever."""
-
-    plan: list[tuple[int, dict[str, str], bytes]]
-    asked = 0
-    hold: threading.Event
-
-    def do_GET(self) -> None:
-        model = {"name": "m", "class_names": ["a", "b"], "image_size": 8, "dataset": "x", "fingerprint": ""}
-        self.answer(200, {}, json.dumps({"max_batch": 4, "models": [model]}).encode())
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.plan[min(type(self).asked, len(self.plan) - 1)]
-        type(self).asked += 1
-        self.answer(*answer)
-
-    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        if status == 0:
-            self.hold.wait(600)  # longer than the client does
-            return
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def faulty() -> Iterator[tuple[type[Faulty], str]]:
-    handler = type("Planned", (Faulty,), {"hold": threading.Event()})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield handler, f"http://127.0.0.1:{running.server_port}"
-    handler.hold.set()
-    running.shutdown()
-
-
-ANSWER = (200, {"X-Shape": "2,2"}, torch.full((2, 2), 0.5).numpy().tobytes())
-
-
-def test_failures_that_pass_are_waited_out(faulty: tuple[type[Faulty], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    handler, url = faulty
-    monkeypatch.setattr(client, "READ_SECONDS", 1.0)
-    handler.plan = [(503, {}, b"busy"), (0, {}, b""), ANSWER]
-    (entry,) = HttpServer(url, QUICK).models()
-    assert entry.service.query(torch.rand(2, 3, 8, 8)).tolist() == [[0.5, 0.5]] * 2
-    assert handler.asked == 3
-
-
-@pytest.mark.parametrize(
-    ("plan", "words"),
-    [
-        ([(500, {}, b"broken")], "answered 500: broken"),
-        ([(400, {}, b"bad shape")], "answered 400: bad shape"),
-        ([(200, {}, b"")], "gave no float32 array"),
-        ([(200, {"X-Shape": "2,2"}, b"123")], "gave no float32 array"),
-        ([(200, {"X-Shape": "9,9"}, b"\x00" * 16)], "gave no float32 array"),
-        ([(0, {}, b"")], "does not answer"),
-    ],
-)
-def test_failures_that_stay_name_the_url(
-    faulty: tuple[type[Faulty], str], plan: list, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler, url = faulty
-    handler.plan = plan
-    monkeypatch.setattr(client, "READ_SECONDS", 1.0)
-    (entry,) = HttpServer(url, QUICK).models()
-    with pytest.raises(UserError, match=words) as caught:
-        entry.service.query(torch.rand(2, 3, 8, 8))
-    assert f"{url}/models/m/predict" in str(caught.value)
-
-
-def test_a_dead_host_is_named() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(UserError, match=f"{url}/models does not answer"):
-        HttpServer(url, QUICK).models()
+    service = models_of(server.url, Asking())[0].service
+    assert service.ask(IMAGES, Meter()).shape == (5, 3)  # type: ignore[union-attr]
 
 
 def test_the_command_says_what_it_can_do(data_root: Path) -> None:

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.services.black_box import BlackBox, LocalService, Meter, services_of
+from methods.services.api import Api
+from methods.services.black_box import BlackBox, LocalService, services_of
+from methods.services.meter import Meter
 from methods.teachers.manifest import as_place, read_manifest
 from methods.teachers.pool import TeacherPool
-from utils.errors import BudgetSpent, UserError
+from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -41,20 +43,6 @@ def test_nothing_but_answers_gets_out() -> None:
     assert list(vars(service)) == ["query"]
 
 
-def test_queries_are_counted_and_the_budget_is_never_exceeded() -> None:
-    meter = Meter(budget=7)
-    service = box(HALVES, meter=meter)
-    service.query(torch.rand(3, 3, 8, 8))
-    service.query(torch.rand(3, 3, 8, 8))
-    assert (meter.queries, meter.calls) == (6, 2)
-    with pytest.raises(BudgetSpent, match="7"):
-        service.query(torch.rand(3, 3, 8, 8))
-    assert meter.queries == 6
-    again = Meter(budget=7)
-    again.load_state_dict(meter.state_dict())
-    assert again == meter
-
-
 def test_a_call_that_failed_is_not_counted() -> None:
     meter, service = Meter(), box(HALVES)
     service.meter = meter
@@ -65,7 +53,7 @@ def test_a_call_that_failed_is_not_counted() -> None:
 
 
 def test_images_are_sent_at_the_service_size_and_in_its_type() -> None:
-    service = box(HALVES, dtype="uint8")
+    service = box(HALVES, api=Api("uint8"))
     images = torch.rand(3, 3, 20, 20)
     service.query(images)
     assert service.service.seen.shape == (3, 3, 8, 8)  # type: ignore[attr-defined]

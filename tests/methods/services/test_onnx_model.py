@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.services.black_box import Meter
+from methods.services.meter import Meter
 from methods.services.onnx_model import OnnxModel
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool

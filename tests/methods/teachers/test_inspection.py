@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.services.black_box import Meter
+from methods.services.meter import Meter
 from methods.teachers.inspection import check_said, inspect
 from methods.teachers.manifest import OWN, TeacherRow
 from methods.teachers.pool import TeacherPool
