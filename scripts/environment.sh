@@ -81,3 +81,10 @@ run_named() {  # run_named DEFAULT [NAME|--all] [FLAGS...]: main.py with the row
 once() {  # once NAME FLAGS...: a run of main.py, unless it has been finished
     [ -f "runs/$1/result.json" ] || python main.py --run_name "$1" --overwrite "${@:2}"
 }
+
+services_environment() {  # makes .venv-services, in which MLServer runs beside this project's own requirements
+    [ -x .venv-services/bin/mlserver ] && return
+    echo "making a Python environment for MLServer in .venv-services"
+    "${PYTHON:-python3}" -m venv .venv-services
+    .venv-services/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-services.txt
+}

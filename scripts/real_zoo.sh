@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Real networks on images of yours: bash scripts/real_zoo.sh FOLDER [FLAGS...]
-# FOLDER/<class>/ holds images of 5 to 14 classes, which are all tested, or of 25 and more, of which a fifth is. What three ImageNet classifiers are worth as they are, and what
-# one small learner takes from them without their data. 5-way 5-shot; the flags go to both runs.
+# FOLDER/<class>/ holds images of 5 to 14 classes, which are all tested, or of 25 and more, of which a fifth is. What three
+# ImageNet classifiers are worth as they are, and what one small learner takes from them without their data. 5-way 5-shot;
+# the flags go to both runs.
 set -euo pipefail
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
     echo "usage: bash scripts/real_zoo.sh FOLDER [FLAGS...], with FOLDER/<class>/<image>" >&2

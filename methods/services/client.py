@@ -147,7 +147,7 @@ def _reason(error: Exception) -> str:
     """The innermost words of urllib3's errors, which nest."""
     while (inner := getattr(error, "reason", None)) is not None and isinstance(inner, Exception):
         error = inner
-    return " ".join(str(error).split())[-200:] or type(error).__name__
+    return " ".join(str(error).split()).rpartition("Failed to establish a new connection: ")[2][-200:] or type(error).__name__
 
 
 def _words(body: bytes) -> str:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
@@ -22,7 +23,6 @@ from methods.services.black_box import Listed, Metered
 from methods.services.client import IN_FLIGHT, Client, Credential, TooLarge
 from methods.services.meter import Meter
 from methods.services.protocol import BINARY, TEXT, Named, decode, encode
-from utils import seed
 from utils.errors import UserError
 from utils.images import normalise, to_uint8
 
@@ -37,8 +37,7 @@ LAYOUTS: dict[str, Layout] = {
 DTYPES = ("FP32", "UINT8")
 ANSWERS = ("probabilities", "logits", "classification")
 BATCH = 32  # images of a request, where nothing is said
-PROBES = 4  # images that tell whether a model that names no version is still the same
-SAME = 1e-3  # by which its answers to them may differ
+SAME = 1e-3  # by which two answers of one model to one question may differ
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class RemoteModel(Metered):
         self._form, self._largest = form, 0
         self.path = f"/v2/models/{quote(form.model, safe='')}" + (f"/versions/{quote(form.version)}" if form.version else "")
         self.name = form.model + (f"/{form.version}" if form.version else "")
-        self._probed = False
+        self._same, self._one_at_a_time = False, Lock()
 
     @property
     def place(self) -> str:
@@ -155,7 +154,6 @@ class RemoteModel(Metered):
 
         An answer that was paid for before is taken from the store. Raises `BudgetSpent`, and `UserError` naming the model.
         """
-        self._probe(meter)
         parts = images.detach().cpu().split(self.batch)
         return torch.cat(self.client.together([partial(self._answer, part, meter) for part in parts]))
 
@@ -185,14 +183,16 @@ class RemoteModel(Metered):
         key = self._key(images)
         kept = self.store.get(key) if self.store is not None else None
         if kept is not None:
+            if not self.fingerprint:
+                self._check_same(images, key, kept, meter)
             return kept
-        answer = self._send(images, lambda: meter.send(len(images), f"{self.name} {key.hex()[:12]}"))
+        answer = self._send(images, key, meter)
         if self.store is not None:
             self.store.put(key, answer)
         return answer
 
-    def _send(self, images: Tensor, before: Callable[[], None]) -> np.ndarray:
-        form = self.form
+    def _send(self, images: Tensor, key: bytes, meter: Meter) -> np.ndarray:
+        form, about = self.form, f"{self.name} {key.hex()[:12]}"
         outer: dict[str, Any] = {}
         if form.output or form.answers == "classification":
             extra = {"classification": self.num_classes} if form.answers == "classification" else {}
@@ -202,7 +202,7 @@ class RemoteModel(Metered):
         elif form.binary == "yes":
             outer["parameters"] = {"binary_data_output": True}
         body, headers = encode("inputs", [Named(form.input, form.dtype, self._prepared(images))], form.binary == "yes", outer)
-        data, said = self.client.post(f"{self.path}/infer", body, headers, self.name, before)
+        data, said = self.client.post(f"{self.path}/infer", body, headers, self.name, lambda: meter.send(len(images), about))
         try:
             return self._numbers(decode("outputs", data, said)[1])
         except ValueError as error:
@@ -247,23 +247,21 @@ class RemoteModel(Metered):
         sent = self._prepared(images)
         return hashlib.sha256(json.dumps(about, default=str).encode() + sent.tobytes()).digest()
 
-    def _probe(self, meter: Meter) -> None:
-        """Raise `UserError` where kept answers are another model's: one without a version is asked again what it once said."""
-        if self._probed or self.store is None or self.fingerprint:
-            self._probed = True
-            return
-        shown = torch.rand(PROBES, 3, self.image_size, self.image_size, generator=seed.generator(0, "probes"))
-        key = b"probe" + self._key(shown)
-        before = self.store.get(key)
-        now = self._send(shown, lambda: meter.send(PROBES, f"{self.name} probe"))
-        if before is None:
-            self.store.put(key, now)
-        elif before.shape != now.shape or not np.allclose(before, now, rtol=SAME, atol=SAME):
-            raise UserError(
-                f"{self.name} at {self.client.url} answers otherwise than before, and names no version: if it is another model "
-                f"now, list it with a word of yours in the column fingerprint; kept answers are in {self.store.path}"
-            )
-        self._probed = True
+    def _check_same(self, images: Tensor, key: bytes, kept: np.ndarray, meter: Meter) -> None:
+        """Ask again what was answered before, once, of a model that names no version.
+
+        Raises `UserError` where the answer is another one: then kept answers are another model's.
+        """
+        with self._one_at_a_time:
+            if self._same:
+                return
+            now = self._send(images, key, meter)
+            if kept.shape != now.shape or not np.allclose(kept, now, rtol=SAME, atol=SAME):
+                raise UserError(
+                    f"{self.name} at {self.client.url} answers otherwise than before, and names no version: if it is another "
+                    "model now, list it with a word of yours in the column fingerprint"
+                )
+            self._same = True
 
     @property
     def batch(self) -> int:
