@@ -24,7 +24,7 @@ done
 python -m methods.teachers check "$repository/zoo.csv"
 echo "3/4  what its answers are worth as they are, and one learner that has heard them"
 once services-ncm --method teacher_ncm $common --ncm_on answers "$@"
-once services-chorus --method chorus --black_box $common --num_images 2000 --epochs 8 --val_interval 8 "$@"
+once services-chorus --method chorus --black_box $common --num_images 6000 --epochs 8 --val_interval 8 "$@"
 echo "4/4  side by side"
 python -m methods.runs.compare runs/services-ncm runs/services-chorus --out runs/services.png
 echo "$SECONDS seconds. What was asked is in runs/services-chorus/asked.jsonl; what was answered is not asked again."

@@ -36,8 +36,11 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.predict import FewShotClassifier
 from methods.runs.arguments import parse_args
 from methods.runs.page import read_run
-from methods.services.black_box import BlackBox, Meter
-from methods.services.client import HttpServer
+from methods.services.black_box import BlackBox
+from methods.services.client import Client, Credential
+from methods.services.meter import Meter
+from methods.services.protocol import JSON_LENGTH, Named, encode
+from methods.services.remote import Asking, models_of
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from models import create_model
@@ -287,36 +290,47 @@ def command_line(folder: Path) -> Target:
     return Target(path, use, name=" ")
 
 
-class Canned(HttpServer):
+class Canned(Client):
     """A server whose answers are files."""
 
-    def __init__(self, listing: Path, answer: Path) -> None:
+    def __init__(self, metadata: Path, answer: Path) -> None:
         super().__init__("http://canned")
-        self.files = {"/models": listing, "/models/one/predict": answer}
+        self.metadata, self.answer = metadata, answer
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
-        if path not in self.files:
-            raise UserError(f"{self.url}{path} answered 404")
-        head, _, data = self.files[path].read_bytes().partition(b"\n\n")
-        return SimpleNamespace(data=data, headers={"X-Shape": head.decode(errors="replace")})
+    def _request(self, method: str, url: str, *rest: Any) -> Any:
+        path, headers = url.removeprefix(self.url), {}
+        if path == "/v2/models/one/infer":
+            data = self.answer.read_bytes()
+            headers = {JSON_LENGTH: str(data.find(b"\n"))}
+        elif path == "/v2/models/one":
+            data = self.metadata.read_bytes()
+        else:
+            data = {"/v2": b"{}", "/v2/repository/index": b'[{"name": "one"}]'}.get(path, b"")
+        return SimpleNamespace(status=200 if data else 404, data=data.replace(b"\n", b"", 1), headers=headers)
 
 
 def service(which: str) -> Callable[[Path], Target]:
     def make(folder: Path) -> Target:
-        model = {
-            "name": "one", "class_names": ["a", "b"], "image_size": 8, "dataset": "x", "fingerprint": "f",
+        about = {
+            "versions": ["1"], "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 8, 8]}],
+            "parameters": {"class_names": ["a", "b"], "image_size": 8, "dataset": "x", "fingerprint": "f"},
         }  # fmt: skip
-        listing, answer = folder / "listing", folder / "answer"
-        listing.write_bytes(b"\n\n" + json.dumps({"models": [model], "max_batch": 4}).encode())
-        answer.write_bytes(b"2,2\n\n" + np.array([[0.25, 0.75], [0.5, 0.5]], "<f4").tobytes())
+        metadata, answer = folder / "metadata", folder / "answer"
+        metadata.write_bytes(json.dumps(about).encode())
+        tensor = Named("p", "FP32", np.array([[0.25, 0.75], [0.5, 0.5]], "<f4"))
+        body, headers = encode("outputs", [tensor], True, {})
+        length = int(headers[JSON_LENGTH])
+        answer.write_bytes(body[:length] + b"\n" + body[length:])
 
         def use() -> object:
-            listed = Canned(listing, answer).models()[0]
+            asking = Asking()
+            asking._clients[("http://canned", Credential())] = Canned(metadata, answer)
+            (listed,) = models_of("http://canned", asking)
             ids = range(len(listed.class_names))
             box = BlackBox(listed.service, "canned", ids, listed.image_size, (1.0,) * 3, Meter())
             return box.query(torch.zeros(2, 3, 8, 8)).tolist(), listed.class_names
 
-        return Target(listing if which == "listing" else answer, use, name="canned")
+        return Target(metadata if which == "metadata" else answer, use, name="canned")
 
     return make
 
@@ -336,7 +350,7 @@ KINDS: dict[str, Callable[[Path], Target]] = {
     "run: metrics.jsonl": numbers_of_a_run("metrics.jsonl"),
     "run: result.json": numbers_of_a_run("result.json"),
     "command line": command_line,
-    "service: its list": service("listing"),
+    "service: what it says of itself": service("metadata"),
     "service: its answer": service("answer"),
 }
 

@@ -60,8 +60,8 @@ class Method:
     def summary(self) -> dict[str, Any]:
         """What the result says of the method beside scores and times.
 
-        inversion_of_one_teacher: images and steps; asked_of_services: queries, calls and queries_per_image; examined: what
-        must be said about how scores came about.
+        inversion_of_one_teacher: images and steps; asked_of_services: what `Meter.report` says; examined: what must be
+        said about how scores came about.
         """
         return {}
 

@@ -35,8 +35,13 @@ def made(summary: dict[str, Any]) -> list[str]:
     if one := summary.get("inversion_of_one_teacher"):
         lines.append("to be inverted: {images} images x {steps} steps of a teacher".format(**one))
     if asked := summary.get("asked_of_services"):
-        price = f", price {asked['price']:,.2f}" if "price" in asked else ""
-        lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls{price}")
+        price = f", price {asked['price']:,.2f}" if asked.get("price") else ""
+        if visit := asked.get("queries_of_a_visit"):
+            lines.append(
+                f"to be asked: {visit:,} images at each visit of a service; patience decides how many visits there are"
+            )
+        else:
+            lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls{price}")
     return lines
 
 

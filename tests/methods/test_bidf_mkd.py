@@ -98,7 +98,7 @@ def test_white_and_black_boxes(flags_for: Flags, tmp_path: Path, flags: list[str
         assert "one frozen teacher (mean)" in result["yardsticks"]
         return
     one_set = 3 * 8 * (2 * (2 + 1) + 1)  # images x (steps x (q + 1) + the answers for distillation)
-    assert result["asked_of_services"]["queries"] == 2 * one_set
+    assert result["asked_of_services"]["queries"] == 2 * one_set == result["asked_of_services"]["queries_of_a_visit"]
     assert result["asked_of_services"]["queries_per_image"] == one_set / 24
     assert "waiting for services" not in result["seconds"]  # there was none
     assert "one frozen teacher (mean), answers alone" in result["yardsticks"]
