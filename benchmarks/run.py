@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.cases import Case, all_cases
 from benchmarks.machine import bandwidth, matmul_rate, name_of, seconds_of
 from utils import cli
+from utils.errors import UserError
 from utils.files import write_text
 from utils.tables import table
 
@@ -62,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the generator and the teachers")
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/<machine>.json)")
     cli.add_machine_flags(parser)
+    parser.set_defaults(device="cpu")
     args: argparse.Namespace = parser.parse_args(None if argv is None else cli.underscored(argv))
     args.threads = args.threads or 1
     device = cli.prepare_machine(args)
+    if device.type != "cpu":
+        raise UserError(f"--device {device}: these cases are made for a CPU, and would be measured there; use --device cpu")
     rate, speed = matmul_rate(device), bandwidth(device)
     print(
         f"{name_of(device)}, {args.threads} thread: {rate / 1e9:.0f} GFLOP/s in matrix products, copies {speed / 1e9:.1f} GB/s"

@@ -86,7 +86,7 @@ class Fast(PooledDistillation):
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
         super().__init__(args, teachers, spec)
-        self.statistics = MomentumStatistics(args.bn_mmt)
+        self.statistics = MomentumStatistics(args.bn_mmt, self.device)
         self.generator = Generator(spec.image_size, spec.dataset.channels).to(self.device)
         self.descent = Descent(args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
 

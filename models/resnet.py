@@ -91,7 +91,6 @@ class ResNet(Backbone):
                 blocks.append(block(in_channels, width, stride, norm, standard))
                 in_channels = width
         self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(in_channels, num_classes)
 
     def channels(self) -> list[Channels]:
@@ -122,4 +121,4 @@ class ResNet(Backbone):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         x = self.after_stem(self.stem_norm(self.stem(x)))
-        return self.pool(self.blocks(x)).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
+        return self.blocks(x).mean((2, 3))  # (B, C, S, S) -> (B, feature_dim)

@@ -29,7 +29,6 @@ class VGG(Backbone):
         self.halved_after = {sum(depths[: number + 1]) - 1 for number in range(halved)}  # layers
         self.relu = nn.ReLU(inplace=True)
         self.halve = nn.MaxPool2d(2)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[-1], num_classes)
         nn.init.normal_(self.head.weight, 0, 0.01)
         nn.init.zeros_(self.head.bias)
@@ -38,4 +37,4 @@ class VGG(Backbone):
         for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = self.relu(norm(conv(x)))
             x = self.halve(x) if layer in self.halved_after else x
-        return self.pool(x).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
+        return x.mean((2, 3))  # (B, C, S, S) -> (B, feature_dim)

@@ -40,9 +40,8 @@ class WideResNet(Backbone):
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm(in_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(in_channels, num_classes)
         nn.init.zeros_(self.head.bias)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pool(self.relu(self.norm(self.blocks(self.stem(x))))).flatten(1)  # (B, C, S, S) -> (B, feature_dim)
+        return self.relu(self.norm(self.blocks(self.stem(x)))).mean((2, 3))  # (B, C, S, S) -> (B, feature_dim)

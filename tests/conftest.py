@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every test is the CPU's, also where there is a card
 
 import numpy as np
 import pytest

@@ -124,7 +124,7 @@ def exit_with_message(work: Callable[[], None]) -> None:
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    """--device, --gpu, --multigpu, --threads, --seed."""
+    """--device, --gpu, --multigpu, --threads, --tf32, --deterministic, --seed."""
     group = parser.add_argument_group("machine")
     may_change(
         "always",
@@ -132,6 +132,8 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--gpu", type=whole(0), help="use the k-th card of --multigpu (without it: card k)"),
         group.add_argument("--multigpu", help="comma-separated cards that may be used, as the papers' scripts type it"),
         group.add_argument("--threads", type=whole(0, MOST_THREADS), default=0, help="CPU threads; 0 leaves it to PyTorch"),
+        group.add_argument("--tf32", action="store_true", help="let a card round what it multiplies to 10 bits, and be faster"),
+        group.add_argument("--deterministic", action="store_true", help="let a card compute alike each time, and be slower"),
     )
     group.add_argument("--seed", type=seed, default=0, help="seed of everything random")
 
@@ -189,13 +191,20 @@ def keep_freed_memory() -> None:
 
 
 def prepare_machine(args: argparse.Namespace) -> torch.device:
-    """Set threads and memory, and return the device."""
+    """Set threads, memory and what a card may round, and return the device."""
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the card is first used
+        torch.use_deterministic_algorithms(True)
     if args.threads:
         torch.set_num_threads(args.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
-    return select_device(args)
+    device = select_device(args)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def without_effect(group: argparse._ActionsContainer, *spellings: str, reason: str, **more: Any) -> None:

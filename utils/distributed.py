@@ -104,9 +104,22 @@ def from_first(text: str) -> str:
     return heard[0]
 
 
-def any_of(flag: bool) -> bool:
-    """Whether `flag` is set in some process."""
-    return any(gathered([flag])) if size() > 1 else flag
+def any_of(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set in some process."""
+    if size() == 1:
+        return list(flags)
+    heard: list[Any] = [None] * size()
+    _talk(lambda: dist.all_gather_object(heard, flags))
+    return [any(said) for said in zip(*heard, strict=True)]
+
+
+def from_each(value: Any) -> list[Any]:
+    """What each process has, in order: plain objects, and tensors of the CPU."""
+    heard: list[Any] = [value]
+    if size() > 1:
+        heard = [None] * size()
+        _talk(lambda: dist.all_gather_object(heard, value))
+    return heard
 
 
 def _talk(message: Any) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from methods.metalearners.learner import Learner
 from models import create_model
 from models.norm import folded
+from utils.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, D), targets (B, D) -> scalar
 
@@ -53,6 +54,10 @@ class Student:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises `UserError` where the rate was to fall over another number of steps."""
+        for span in ("T_max", "total_steps"):
+            if span in state["schedule"] and state["schedule"][span] != getattr(self.schedule, span):
+                raise UserError("--epochs cannot change: the rate rises or falls over all of them; start a new run")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

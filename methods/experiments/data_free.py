@@ -148,7 +148,10 @@ def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr_g", type=cli.rate, default=1e-3, help="learning rate of generation")
     group.add_argument("--synthesis_batch_size", type=cli.count, help="images of a call (default: --batch_size)")
     group.add_argument(
-        "--pool_on_device", type=cli.count, default=200_000, help="images kept on the device; more go to the host"
+        "--pool_on_device",
+        type=cli.count,
+        default=200_000,
+        help="images kept on the device, up to 2 GiB of them; more go to the host",
     )
     add_term_flags(group)
     group.add_argument("--cr", type=cli.weight, default=OPTIONAL["cr"], help="weight of the contrast (CMI)")

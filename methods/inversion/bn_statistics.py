@@ -72,8 +72,8 @@ class MomentumStatistics:
     follows the last batch of each call (`update`). In the first call the batch stands alone (Fang et al., AAAI 2022).
     """
 
-    def __init__(self, momentum: float) -> None:
-        self.momentum = momentum
+    def __init__(self, momentum: float, device: torch.device) -> None:
+        self.momentum, self.device = momentum, device
         self.average: list[Statistics] = []
         self.latest: list[Statistics] = []
 
@@ -104,7 +104,7 @@ class MomentumStatistics:
         return {"average": [list(pair) for pair in self.average]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.average = [(mean, var) for mean, var in state["average"]]
+        self.average = [(mean.to(self.device), var.to(self.device)) for mean, var in state["average"]]
 
 
 @contextmanager

@@ -91,14 +91,14 @@ class Metalearner:
             size = 1 if self.execution == "loop" else min(self.at_once or len(episodes), len(episodes) - start)
             try:
                 results.append(work(episodes[start : start + size]))
+                start += size
+                continue
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-                self.at_once = size // 2
-                print(f"note: {size} episodes do not fit into memory together; going on with {self.at_once}", file=sys.stderr)
-                torch.cuda.empty_cache()
-                continue
-            start += size
+            self.at_once = size // 2  # behind the block, which holds what failed in memory
+            print(f"note: {size} episodes do not fit into memory together; going on with {self.at_once}", file=sys.stderr)
+            torch.cuda.empty_cache()
         return results
 
     def call(self, params: Params, x: Tensor) -> Tensor:

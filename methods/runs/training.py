@@ -54,8 +54,9 @@ class Training:
                 self.log.metrics(self.iteration, numbers | {"seconds": self.elapsed})
                 progress.update()
                 progress.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
-                stopping = distributed.any_of(stop())
-                if stopping or validated or time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                late = time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
+                stopping, late = distributed.any_of(stop(), late)
+                if stopping or validated or late:
                     self.save()
                     saved_at = time.perf_counter()
                 if stopping and not last:
@@ -111,7 +112,7 @@ class Training:
             "last.pt",
             {
                 "method": self.experiment.method.state_dict(),
-                "rng": seed.rng_state(),
+                "rng": distributed.from_each(seed.rng_state()),
                 "iteration": self.iteration,
                 "best": self.best,
                 "best_iteration": self.best_iteration,
@@ -128,7 +129,8 @@ class Training:
         self.experiment.method.load_state_dict(state["method"])
         self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
         self.seconds = state["seconds"]
-        seed.set_rng_state(state["rng"])
+        streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # earlier versions kept the first's
+        seed.set_rng_state(streams[min(distributed.rank(), len(streams) - 1)])
 
 
 @contextmanager

@@ -320,10 +320,11 @@ def _train(
         ]
     try:
         return train_together(networks, arch, train, held_out, spec, recipe, streams, progress)
-    except torch.cuda.OutOfMemoryError:
-        half = len(networks) // 2
-        pieces = [(teacher_ids[:half], groups[:half]), (teacher_ids[half:], groups[half:])]
-        return [one for ids, some in pieces for one in _train(ids, some, spec, arch, split, recipe, seed_value, progress)]
+    except torch.OutOfMemoryError:
+        del networks  # what failed holds memory until the block is left: go on behind it
+    half = len(teacher_ids) // 2
+    pieces = [(teacher_ids[:half], groups[:half]), (teacher_ids[half:], groups[half:])]
+    return [one for ids, some in pieces for one in _train(ids, some, spec, arch, split, recipe, seed_value, progress)]
 
 
 def _class_groups(args: Namespace, split: ImageSplit, spec: DatasetSpec) -> list[list[int]]:

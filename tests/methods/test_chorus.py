@@ -102,3 +102,9 @@ def test_it_learns_what_tells_new_classes_apart(flags_for: Flags, tmp_path: Path
     lines = [json.loads(line) for line in next((tmp_path / "runs").glob("*/metrics.jsonl")).read_text().splitlines()]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
     assert result["accuracy"]["cifar100"]["mean"] > 0.5  # of three classes that differ in colour
+
+
+def test_the_length_of_its_rates_cycle_stays(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("chorus", 2), "--no_floors", "--run_name", "one"])
+    with pytest.raises(UserError, match="--epochs cannot change"):
+        main.main(["--resume", str(tmp_path / "runs/one"), "--epochs", "4"])

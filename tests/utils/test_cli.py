@@ -8,7 +8,8 @@ from utils.errors import UserError
 
 
 def args(**changes: object) -> argparse.Namespace:
-    return argparse.Namespace(**({"device": "auto", "gpu": None, "multigpu": None} | changes))
+    usual = {"device": "auto", "gpu": None, "multigpu": None, "threads": 1, "tf32": False, "deterministic": False}
+    return argparse.Namespace(**(usual | changes))
 
 
 def test_hyphens_are_underscores() -> None:

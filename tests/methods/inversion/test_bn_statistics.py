@@ -80,7 +80,7 @@ def test_statistics_are_averaged_over_calls() -> None:
     layer = nn.BatchNorm2d(2).eval()
     layer.running_mean.fill_(0.5)
     layer.running_var.fill_(2.0)
-    statistics = MomentumStatistics(0.9)
+    statistics = MomentumStatistics(0.9, torch.device("cpu"))
     torch.manual_seed(0)
     batches = [torch.randn(6, 2, 3, 3) for _ in range(3)]
     mean = [batch.mean((0, 2, 3)) for batch in batches]
@@ -95,7 +95,7 @@ def test_statistics_are_averaged_over_calls() -> None:
                 layer(seen)
         assert float(distances[0]) == pytest.approx(float((wanted_mean - 0.5).norm() + (wanted_var - 2).norm()), rel=1e-9)
         statistics.update()
-    other = MomentumStatistics(0.9)
+    other = MomentumStatistics(0.9, torch.device("cpu"))
     other.load_state_dict(statistics.state_dict())
     assert torch.equal(other.average[0][0], statistics.average[0][0])
     assert not layer._forward_pre_hooks
@@ -108,3 +108,10 @@ def test_each_image_is_described_by_its_channel_means() -> None:
         layer(x)
     assert torch.allclose(means[0], x.mean((2, 3)), rtol=1e-9)
     assert not layer._forward_pre_hooks
+
+
+def test_averages_come_back_onto_the_device() -> None:
+    """The meta device stands for a card: what a checkpoint brings lies on the CPU."""
+    statistics = MomentumStatistics(0.9, torch.device("meta"))
+    statistics.load_state_dict({"average": [[torch.ones(3), torch.ones(3)]]})
+    assert [value.device.type for pair in statistics.average for value in pair] == ["meta", "meta"]

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from datasets.episodes import EpisodeShape
 from methods.inversion.pseudo_batch import PseudoBatch
+from methods.memory import images
 from methods.memory.bank import MemoryBank
 from methods.memory.images import ImagePool
 from methods.metalearners.learner import Learner, LearnerSpec
@@ -80,12 +82,13 @@ def grey(first: int, count: int) -> torch.Tensor:
     return (torch.arange(first, first + count) / 255).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 
 
-def test_a_pool_grows_beyond_the_device() -> None:
+def test_a_pool_grows_beyond_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "BLOCK_BYTES", 5 * 3 * 4 * 4)  # of five images
     pool = ImagePool(4, DEVICE, near=10)
     for first in range(0, 28, 7):
         pool.add(grey(first, 7))
     assert len(pool) == 28
-    assert pool.counts == [10, 18]
+    assert (len(pool.near), pool.count_near, pool.count_far, len(pool.far)) == (10, 10, 18, 4)
     torch.manual_seed(0)
     drawn = pool.sample(2000)
     assert drawn.dtype == torch.uint8
@@ -96,12 +99,22 @@ def test_a_pool_grows_beyond_the_device() -> None:
     assert pool.newest(20)[:, 0, 0, 0].tolist() == list(range(8, 28))
     other = ImagePool(4, DEVICE, near=10)
     other.load_state_dict(pool.state_dict())
+    earlier = ImagePool(4, DEVICE, near=10)
+    earlier.load_state_dict({"stores": [pool.near, torch.cat(pool.far)[:18]]})
+    assert earlier.newest(28).equal(pool.newest(28))
     pool.add(grey(40, 2))
     other.add(grey(40, 2))
     torch.manual_seed(2)
     one = pool.sample(50)
     torch.manual_seed(2)
     assert torch.equal(other.sample(50), one)
+
+
+def test_a_device_holds_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "NEAR_BYTES", 7 * 3 * 4 * 4)
+    pool = ImagePool(4, DEVICE, near=200_000)
+    pool.add(grey(0, 9))
+    assert (len(pool.near), pool.count_far) == (7, 2)
 
 
 def test_a_pool_resizes_what_it_takes() -> None:
