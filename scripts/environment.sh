@@ -24,8 +24,7 @@ use_environment() {  # use_environment REQUIREMENTS...
 }
 
 check_environment() {  # one line about an active environment that will not do, instead of an import error
-    local need found
-    need="$(grep -oE '^torch>=[^ ]+' requirements.txt)"
+    local need="torch>=2.6,<2.15" found  # what was tried, which is more than what requirements.txt installs
     found="$(python -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)"
     if [ -z "$found" ]; then
         echo "error: the active environment has no torch: pip install -r requirements.txt, or deactivate it" >&2

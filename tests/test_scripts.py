@@ -55,7 +55,9 @@ def test_one_pair_a_call_and_flags_pass_through(tmp_path: Path) -> None:
         assert main.parse_args(argv).pretrained
 
 
-@pytest.mark.parametrize(("torch", "words"), [("2.5.1", "has torch 2.5.1, tried are torch>="), ("", "has no torch")])
+@pytest.mark.parametrize(
+    ("torch", "words"), [("2.5.1", "has torch 2.5.1, tried are torch>="), ("2.15.0", "has torch 2.15.0"), ("", "has no torch")]
+)
 def test_an_environment_that_will_not_do_is_named(torch: str, words: str, tmp_path: Path) -> None:
     """An active environment is used as it is; one line says what it lacks, before anything is imported."""
     stub = tmp_path / "python"
