@@ -17,6 +17,7 @@ REGISTRY = {
     ("few_shot", "purer"): "methods.purer:PURER",
     ("few_shot", "chorus"): "methods.chorus:Chorus",
     ("few_shot", "bidf_mkd"): "methods.bidf_mkd:BiDfMKD",
+    ("few_shot", "teapot"): "methods.teapot:TEAPOT",
     ("few_shot", "real"): "methods.baselines:Real",
     ("few_shot", "random"): "methods.baselines:Random",
     ("few_shot", "average"): "methods.baselines:Average",

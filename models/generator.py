@@ -29,6 +29,26 @@ class UpsampleConv(nn.Module):
         return F.conv_transpose2d(x, kernel, stride=2, padding=1)
 
 
+def _check_doubles_twice(image_size: int) -> None:
+    if image_size % 4:
+        raise UserError(f"the generator doubles twice: image size {image_size} is no multiple of 4; change --image_size")
+
+
+def _doubled_twice(width: int, channels: int) -> nn.Sequential:
+    """(B, 2 * width, S/4, S/4) to images (B, channels, S, S)."""
+    return nn.Sequential(
+        nn.BatchNorm2d(2 * width, track_running_stats=False),
+        UpsampleConv(2 * width, 2 * width),
+        nn.BatchNorm2d(2 * width, track_running_stats=False),
+        nn.LeakyReLU(0.2, inplace=True),
+        UpsampleConv(2 * width, width),
+        nn.BatchNorm2d(width, track_running_stats=False),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(width, channels, 3, padding=1),
+        nn.Sigmoid(),
+    )
+
+
 class Generator(nn.Module):
     """Latent z (B, latent_dim) to images (B, channels, S, S) in [0, 1]; S must be a multiple of 4 (`UserError`).
 
@@ -38,22 +58,11 @@ class Generator(nn.Module):
 
     def __init__(self, image_size: int, channels: int = 3, latent_dim: int = 256, width: int = 64) -> None:
         super().__init__()
-        if image_size % 4:
-            raise UserError(f"the generator doubles twice: image size {image_size} is no multiple of 4; change --image_size")
+        _check_doubles_twice(image_size)
         self.latent_dim = latent_dim
         self.seed_shape = (2 * width, image_size // 4, image_size // 4)
         self.expand = nn.Linear(latent_dim, 2 * width * (image_size // 4) ** 2)
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(2 * width, track_running_stats=False),
-            UpsampleConv(2 * width, 2 * width),
-            nn.BatchNorm2d(2 * width, track_running_stats=False),
-            nn.LeakyReLU(0.2, inplace=True),
-            UpsampleConv(2 * width, width),
-            nn.BatchNorm2d(width, track_running_stats=False),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(width, channels, 3, padding=1),
-            nn.Sigmoid(),
-        )
+        self.layers = _doubled_twice(width, channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         x = self.expand(z).unflatten(1, self.seed_shape)  # (B, latent_dim) -> (B, 2 width, S/4, S/4)
@@ -82,4 +91,33 @@ class Generator(nn.Module):
             if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         self.reset_norms()
+        return self
+
+
+class ConditionalGenerator(Generator):
+    """A generator for images of the given classes: `labels` (B,) in 0..way-1, in the order of the latents.
+
+    A linear layer of the latent and one of the one-hot label, each to `width` x S/4 x S/4, side by side; the rest is the
+    same (TEAPOT; Hu et al., 2023).
+    """
+
+    def __init__(self, image_size: int, labels: torch.Tensor, way: int, latent_dim: int = 256, width: int = 64) -> None:
+        nn.Module.__init__(self)  # the parts are other ones, in another order
+        _check_doubles_twice(image_size)
+        self.latent_dim = latent_dim
+        self.part_shape = (width, image_size // 4, image_size // 4)
+        self.expand = nn.Linear(latent_dim, width * (image_size // 4) ** 2)
+        self.expand_label = nn.Linear(way, width * (image_size // 4) ** 2)
+        self.register_buffer("one_hot", F.one_hot(labels, way).to(torch.get_default_dtype()), persistent=False)
+        self.one_hot: torch.Tensor
+        self.layers = _doubled_twice(width, 3)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        parts = self.expand(z), self.expand_label(self.one_hot)  # (B, width * S/4 * S/4) each
+        return self.layers(channels_last(torch.cat([part.unflatten(1, self.part_shape) for part in parts], 1)))
+
+    def redraw(self) -> "ConditionalGenerator":
+        super().redraw()
+        nn.init.normal_(self.expand_label.weight, 0.0, 0.02)
+        nn.init.zeros_(self.expand_label.bias)
         return self

@@ -166,6 +166,7 @@ TINY_OWN = {
     "free": f"--warmup 0 --num_qur_kd 8 {TINY_REPLAY}",
     "tgr": f"--num_recover 8 --probe_images 12 --probe_steps 2 {TINY_REPLAY}",
     "bidf_mkd": "--ZO --q 2 --num_sup_kd 8 --num_qur_kd 8 --inversion_steps 2 --inner_update_num_kd 1 --patience 1 --augment",
+    "teapot": "--inversion_steps 2 --bn 0.1 --teacher_batch 2 --patience 1",
     "chorus": "--num_images 64 --batch_size 16 --inversion_steps 2 --bn 0.1",
     "purer": "--synthesis_per_class 8 --adv_start 1 --augment",
     **dict.fromkeys(

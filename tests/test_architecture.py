@@ -20,7 +20,15 @@ FLOORS = [
     ["pretrain", "main", "write_file", *FACES],
     ["methods.runs"],
     [
-        *["methods.free", "methods.tgr", "methods.purer", "methods.bidf_mkd", "methods.chorus", "methods.baselines"],
+        *[
+            "methods.free",
+            "methods.tgr",
+            "methods.purer",
+            "methods.bidf_mkd",
+            "methods.chorus",
+            "methods.teapot",
+            "methods.baselines",
+        ],
         *["methods.fast", "methods.dfkd", "methods.supervised"],
     ],
     ["methods.experiments"],

@@ -68,6 +68,10 @@ class MemoryBank:
         places = (classes[..., None] * self.images.shape[1] + slots).to(self.images.device)  # (E, N, K + Q)
         return pseudo_episodes(self._flat, places, shape, learner, augment)
 
+    def at(self, classes: Tensor, slots: Tensor) -> Tensor:
+        """The images at `slots` (..., n) of `classes` (...,): (..., n, C, S, S)."""
+        return self.images[classes[..., None].to(self.images.device), slots.to(self.images.device)]
+
     def picture(self, classes: int = 16, per_class: int = 8) -> dict[str, tuple[Tensor, int]]:
         """The newest images of some classes as `Method.pictures` wants them, one class a row; nothing while it is empty."""
         columns = min(per_class, int(self.counts.max()))

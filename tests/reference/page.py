@@ -27,6 +27,7 @@ TITLES = {
     "bidf_mkd": "BiDf-MKD",
     "free": "FREE",
     "tgr": "TGR",
+    "teapot": "TEAPOT",
     "fast_datafree": "Fast-Datafree",
     "fast_datafree_others": "The ways that Fast-Datafree is compared with",
 }
