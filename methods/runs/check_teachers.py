@@ -7,7 +7,7 @@ from torch import nn
 
 from methods.services.meter import Meter
 from methods.teachers.manifest import add_pool_flags, find_rows
-from methods.teachers.pool import TeacherPool, add_teacher_flags
+from methods.teachers.pool import NEVER_TRAINED, TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
 from utils.names import look_alike_notes
@@ -31,7 +31,7 @@ def check(args: argparse.Namespace) -> None:
     print(f"{len(pool)} teachers, {len(pool.class_names)} different classes")
     for note in look_alike_notes(pool.class_names):
         print(note)
-    bad = [line for line in lines if not line[-1].startswith("good")]
+    bad = [line for line in lines if not line[-1].startswith(("good", "doubtful"))]
     if bad:
         place, why = bad[0][0], bad[0][-1]
         first = why if why.startswith(place) else f"{place}: {why}"
@@ -39,7 +39,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
-    """What is to be said about a teacher; the last cell begins with "good", or says what is wrong."""
+    """What is to be said about a teacher; the last cell begins with "good" or "doubtful", or says what is wrong."""
     row = pool.rows[teacher_id]
     line = [str(row.path), row.arch, str(len(row.class_ids)), str(row.image_size)]
     try:
@@ -60,4 +60,5 @@ def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
         said.insert(0, "answers, but passes no gradient to the images: of use as a black box alone")
     elif not norms:
         said.insert(0, "without statistics to invert with (--bn does nothing)")
-    return [*line, "good: " + "; ".join(said) if said else "good"]
+    verdict = "doubtful" if NEVER_TRAINED in said else "good"
+    return [*line, f"{verdict}: " + "; ".join(said) if said else verdict]

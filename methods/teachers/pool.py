@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from torch import nn
 
 from datasets.registry import SPECS
 from methods.services.api import Api
@@ -28,6 +29,7 @@ from utils.files import digest
 from utils.images import Augmentation
 from utils.names import look_alike_notes, shown
 
+NEVER_TRAINED = "its running means are all 0: it was never trained"
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
 
 
@@ -195,6 +197,7 @@ class TeacherPool:
                 notes += load_into(network, content.state, str(row.path))
                 check_said(content, row.class_names, form, row.arch, str(row.path))
         teacher = Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)
+        notes += untrained(network)
         if teacher_id not in self._findings:  # our own networks are what they seem, whatever their weights
             found = inspect(teacher, str(row.path)) if isinstance(network, Foreign) else Finding()
             self._findings[teacher_id] = replace(found, notes=(*notes, *found.notes))
@@ -234,6 +237,13 @@ def _read(row: TeacherRow) -> Content:
             f"list it with the arch {TORCHSCRIPT} and add --allow_code {row.path}"
         )
     return read_content(checkpoint.load(row.path), str(row.path), row.weights)
+
+
+def untrained(network: nn.Module) -> list[str]:
+    """A note where all running means are exactly 0, as they are before the first step of training."""
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    means = [layer.running_mean for layer in norms if layer.running_mean is not None]
+    return [NEVER_TRAINED] if means and not any(bool(m.any()) for m in means) else []
 
 
 def _num_bytes(teacher: Teacher) -> int:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import pretrain
+from methods.teachers import __main__ as command
 from methods.teachers.manifest import COLUMNS, find_rows, read_manifest, write_manifest
-from methods.teachers.pool import TeacherPool
+from methods.teachers.pool import NEVER_TRAINED, TeacherPool
 from models import create_model
 from utils import checkpoint
 from utils.errors import UserError
@@ -153,3 +154,14 @@ def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFi
     named = TeacherPool(find_rows(args), DEVICE, class_order=order)
     assert named.rows[0].class_names == ("name40", "name2", "name11")
     assert COLUMNS[0] == "path"
+
+
+@pytest.mark.parametrize(("place", "doubtful"), [("resnet10/3way", True), ("conv4/3way-16px", False)])
+def test_a_network_that_was_never_trained_is_told(
+    data_root: Path, capsys: pytest.CaptureFixture[str], place: str, doubtful: bool
+) -> None:
+    """Running means of exactly 0 give it away."""
+    listed = data_root / "teachers/cifar100" / place / "teachers.csv"
+    assert (NEVER_TRAINED in TeacherPool(read_manifest(listed), torch.device("cpu")).finding(0).notes) == doubtful
+    command.main(["check", str(listed)])
+    assert (f"doubtful: {NEVER_TRAINED}" in capsys.readouterr().out) == doubtful
