@@ -56,7 +56,9 @@ class TEAPOT(FewShotMethod):
         "bn": 1.0,
         "inner_steps": 2,
     }
-    QUICK: ClassVar[dict[str, Any]] = {"epochs": 1_000, "val_interval": 100, "inversion_steps": 60, "Glr": 5e-3, "bn": 0.03}
+    QUICK: ClassVar[dict[str, Any]] = {
+        "epochs": 300, "val_interval": 50, "patience": 20, "inversion_steps": 30, "Glr": 5e-3, "bn": 0.03,
+    }  # fmt: skip
     STATE = ("outer", "tasks", "patience", "rounds", "policy")
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
