@@ -128,7 +128,7 @@ def floors(
             scores["random learner, adapted"] = examine(untrained, metalearner, exam, steps)
             return {label: list(score.values) for label, score in (scores | _frozen(exam, pool, inside)).items()}
 
-        key = [exam_key(exam), asdict(learner.spec), adapted, pool.fingerprint(), inside]
+        key = [exam_key(exam), asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api)]
         for label, values in kept(".floors", key, seed_value, compute).items():
             lines.setdefault(label, {})[exam.spec.name] = Score(values)
     return lines

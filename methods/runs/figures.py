@@ -37,6 +37,7 @@ of several the mean over seeds stands with their standard deviation (s). *statis
 queries of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for
 a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
 HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
+OF_AN_API = ("--answers", "--digits", "--api_dtype")  # what a row of the table names beside the method
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
 Figure = Mapping[str, Any]  # one run, as figures.json has it
 
@@ -139,6 +140,7 @@ def _label(figure: Figure) -> str:
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))
     more = [figure.get("backbone", "conv4").replace("conv4_", "conv4, width "), "" if read == "plain" else f"read {read}"]
+    more += [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in OF_AN_API if flag in words]
     others = "".join(f", {word}" for word in more if word not in ("", "conv4"))
     looked = f", {words[words.index('--ncm_on') + 1]}" if "--ncm_on" in words else ""
     return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}{looked}{others}"
