@@ -82,7 +82,10 @@ class TeacherNCM(FewShotMethod):
         return ensemble_score(teacher_distances(self.teachers, exam, args.ncm_on), size, args.seed)
 
     def summary(self) -> dict[str, Any]:
-        return {"examined": f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"}
+        found: dict[str, Any] = {"examined": f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"}
+        if self.teachers.has_servers:
+            found["asked_of_services"] = self.teachers.meter.report(1, servers=True)
+        return found
 
 
 class Real(FewShotMethod):

@@ -243,7 +243,9 @@ class BiDfMKD(FewShotMethod):
         if args.ZO:
             each = args.inversion_steps * (1 + args.q) + 1  # a gradient estimated at each step, and the answers to learn from
             visit = {"queries_of_a_visit": images * each}
-            summary["asked_of_services"] = visit | self.meter.report(self.progress.recovered, args.price_per_1000)
+            summary["asked_of_services"] = visit | self.meter.report(
+                self.progress.recovered, args.price_per_1000, self.teachers.has_servers
+            )
         return summary
 
 

@@ -59,7 +59,8 @@ class Chorus(FewShotMethod):
                 self.targets = ask_everybody(self.teachers, args.targets, self.images, self.kept, args.seed, meter)
             except BudgetSpent as spent:
                 raise UserError(
-                    f"{spent}, some of them repeats: start anew with a higher --query_budget; answers are kept"
+                    f"{spent}, many of them repeats: start anew with --num_images {self.count} and a higher --query_budget; "
+                    "what was answered is kept"
                 ) from spent
             self.scale.fit(self.targets)
         if self.kept.seconds and not resumed:
@@ -82,7 +83,9 @@ class Chorus(FewShotMethod):
         self.count = args.num_images
         self.views = 2 if args.mirror and teachers.augmentation.flip else 1  # of each image
         if args.query_budget is not None:
-            self.count = min(self.count, args.query_budget // (self.views * len(teachers)))
+            servers = [server for teacher_id in range(len(teachers)) if (server := teachers.server_of(teacher_id))]
+            spare = max([args.query_budget // 50, *[server.batch for server in servers]]) if servers else 0  # for repeats
+            self.count = min(self.count, (args.query_budget - spare) // (self.views * len(teachers)))
         if self.count < args.batch_size:
             raise UserError(
                 f"{self.count} images (--num_images {args.num_images}, --query_budget {args.query_budget}) do not fill a "
@@ -128,5 +131,5 @@ class Chorus(FewShotMethod):
             everybody, asked = range(len(self.teachers)), self.views * self.count
             calls = sum(calls_for(self.teachers, teacher_id, asked) for teacher_id in everybody)
             once = replace(self.meter, queries=len(everybody) * asked, calls=calls)
-            summary["asked_of_services"] = once.report(self.count, self.args.price_per_1000)
+            summary["asked_of_services"] = once.report(self.count, self.args.price_per_1000, self.teachers.has_servers)
         return summary

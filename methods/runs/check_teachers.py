@@ -5,6 +5,7 @@ import argparse
 import torch
 from torch import nn
 
+from methods.services.black_box import api_of
 from methods.services.meter import Meter
 from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import NEVER_TRAINED, TeacherPool, add_teacher_flags
@@ -25,7 +26,7 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Print a line for each teacher. Raises `UserError` where one cannot be used."""
-    pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order)
+    pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order, api_of(args))
     lines = [line_of(pool, teacher_id) for teacher_id in range(len(pool))]
     print(table(HEADER, lines))
     print(f"{len(pool)} teachers, {len(pool.class_names)} different classes")

@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from methods.services.black_box import LocalService
+from methods.services.black_box import LocalService, api_of
 from methods.services.client import TOKEN
 from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
 from methods.teachers.manifest import add_pool_flags, find_rows
@@ -46,7 +46,7 @@ IMAGES, PROBABILITIES = "images", "probabilities"  # the input and the output of
 CHARACTERS = 24  # that a number may take in JSON
 HEAD_BYTES = 1 << 16  # for what a request says beside its numbers
 BODY_SECONDS = 60.0  # in which a request must be complete
-CONNECTIONS = 256
+CONNECTIONS, AT_ONCE = 256, 8  # clients, and requests of theirs that are held in memory
 
 
 class ModelServer:
@@ -55,6 +55,7 @@ class ModelServer:
     def __init__(self, pool: TeacherPool, max_batch: int, token: str | None) -> None:
         self.pool, self.max_batch, self.token = pool, max_batch, token
         self.by_name = {f"{number:03d}-{row.path.stem}": number for number, row in enumerate(pool.rows)}
+        self.together = asyncio.Semaphore(AT_ONCE)
         self.one_at_a_time = Lock()  # the pool reads teachers when asked, and the machine has one set of cores
 
     def check_token(self, request: Request) -> None:
@@ -114,13 +115,14 @@ class ModelServer:
             raise HTTPException(415, "compressed bodies are not taken: send it as it is")
         shape = self._image_shape(teacher_id)
         each = 4 if JSON_LENGTH in request.headers else CHARACTERS  # bytes of a number
-        body = await _body(request, HEAD_BYTES + each * self.max_batch * math.prod(shape))
-        try:
-            content, tensors = decode("inputs", body, request.headers)
-        except ValueError as error:
-            raise HTTPException(400, f"the body is no request of the protocol: {error}") from error
-        images = self._images(tensors, shape)
-        answers = await run_in_threadpool(self._answer, teacher_id, images)
+        async with self.together:
+            body = await _body(request, HEAD_BYTES + each * self.max_batch * math.prod(shape))
+            try:
+                content, tensors = await run_in_threadpool(decode, "inputs", body, request.headers)
+            except ValueError as error:
+                raise HTTPException(400, f"the body is no request of the protocol: {error}") from error
+            images = self._images(tensors, shape)
+            answers = await run_in_threadpool(self._answer, teacher_id, images)
         outer = {"model_name": request.path_params["name"], "model_version": "1"}
         outer |= {"id": content["id"]} if isinstance(content.get("id"), str) else {}
         named = Named(PROBABILITIES, "FP32", answers.float().numpy())
@@ -148,8 +150,10 @@ class ModelServer:
         return images
 
     def _answer(self, teacher_id: int, images: torch.Tensor) -> torch.Tensor:
+        api = self.pool.api
         with self.one_at_a_time:
-            return LocalService(self.pool[teacher_id].answering).query(images.to(self.pool.device)).cpu()
+            answers = LocalService(self.pool[teacher_id].answering).query(api.sent(images).to(self.pool.device)).cpu()
+        return api.heard(answers)
 
 
 def create_app(pool: TeacherPool, max_batch: int = 1024, token: str | None = None) -> Starlette:
@@ -178,7 +182,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 def _wants_bytes(content: dict[str, Any]) -> bool:
     """Whether the answer is wanted as bytes: for all outputs, or for the one that is asked for."""
-    asked = [content, *[one for one in content.get("outputs") or [] if isinstance(one, dict)]]
+    outputs = content.get("outputs")
+    asked = [content, *[one for one in outputs if isinstance(one, dict)]] if isinstance(outputs, list) else [content]
     said = [one["parameters"] for one in asked if isinstance(one.get("parameters"), dict)]
     return any(one.get("binary_data_output") is True or one.get("binary_data") is True for one in said)
 
@@ -211,21 +216,22 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_machine_flags(parser)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Raise `UserError` where nobody can listen."""
+def _free(host: str, port: int) -> int:
+    """The port, or for 0 one that is free. Raises `UserError` where nobody can listen."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind((host, port))
+            return one.getsockname()[1]
         except OSError as error:
             raise UserError(f"--host {host} --port {port}: nobody can listen there ({error}); choose another port") from error
 
 
 def serve(args: argparse.Namespace) -> None:
     """Serve until stopped. The token is read from the environment variable, so that no list of processes shows it."""
-    pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order)
+    pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order, api_of(args))
     pool.check(inverts=False)
-    _check_free(args.host, args.port)
+    args.port = _free(args.host, args.port)
     app = create_app(pool, args.max_batch, os.environ.get(TOKEN) or None)
     print(f"{len(pool)} teachers at http://{args.host}:{args.port}", file=sys.stderr)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", limit_concurrency=CONNECTIONS, timeout_keep_alive=30)

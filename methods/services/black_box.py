@@ -73,6 +73,13 @@ def log_answers(probabilities: Tensor) -> Tensor:
     return probabilities.clamp(min=LEAST_PROBABILITY).log()
 
 
+def check_probabilities(answers: Tensor) -> None:
+    """Raise `ValueError` where the rows of answers (B, N) cannot be probabilities."""
+    sums = answers.sum(1)
+    if not bool(torch.isfinite(answers).all()) or bool(((sums - 1).abs() > 0.01).any() | (answers < -1e-4).any()):
+        raise ValueError("numbers that are no probabilities: they must be finite, from 0, and sum to 1")
+
+
 def centred_answers(probabilities: Tensor) -> Tensor:
     """Their logarithms (B, N) without their mean: the logits, up to what softmax forgets."""
     logits = log_answers(probabilities)
@@ -137,10 +144,10 @@ class BlackBox:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise UserError(f"{self.name} answered {found}; expected probabilities of shape {expected}")
         answer = answer.to(images.device, torch.get_default_dtype())
-        if not bool(torch.isfinite(answer).all()) or bool(((answer.sum(1) - 1).abs() > 0.01).any() | (answer < -1e-4).any()):
-            raise UserError(
-                f"{self.name} answered numbers that are no probabilities: they must be finite, from 0, and sum to 1"
-            )
+        try:
+            check_probabilities(answer)
+        except ValueError as error:
+            raise UserError(f"{self.name} answered {error}") from error
         heard = self.api.heard(answer)
         if self.way == self.answers:
             return heard

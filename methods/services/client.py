@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ PATIENCE = 120.0  # seconds from the first failure of a request that it may take
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0  # between two attempts, where the server says nothing
 RETRY_AFTER = 120.0  # seconds that a server may ask to be left alone
 PASSING = (429, 502, 503, 504)  # statuses that pass by themselves
+LARGEST_ANSWER = 1 << 28  # bytes
 FAILURES = 2  # answers 500 in a row to one request: many servers call a wrong shape that
 
 
@@ -32,11 +33,26 @@ class TooLarge(Exception):
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A response that has arrived whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Credential:
     """The header that lets a client in, its value being in an environment variable."""
 
-    variable: str = TOKEN
+    variable: str = TOKEN  # empty: none is sent
     header: str = ""  # none: Authorization, with Bearer
+
+    def __str__(self) -> str:
+        """What to do where it is not right."""
+        if not self.variable:
+            return f"name the environment variable that holds one, {TOKEN} or {TOKEN}_..., in the column token"
+        return f"put the right one into the environment variable {self.variable}"
 
     def headers(self) -> dict[str, str]:
         value = os.environ.get(self.variable, "")
@@ -87,7 +103,7 @@ class Client:
             try:
                 response = self._request("POST", url, body, headers, READ_SECONDS)
             except urllib3.exceptions.HTTPError as error:
-                what, wait = f"does not answer ({_reason(error)})", delay
+                what, pause = f"does not answer ({_reason(error)})", delay
             else:
                 if response.status == 200:
                     return response.data, response.headers
@@ -98,16 +114,16 @@ class Client:
                     raise TooLarge(what)
                 if not passes:
                     raise self._refusal(url, response, name)
-                wait = _asked_to_wait(response.headers.get("Retry-After")) or delay
-                if wait > RETRY_AFTER:
+                pause = _asked_to_wait(response.headers.get("Retry-After")) or delay
+                if pause > RETRY_AFTER:
                     raise UserError(
-                        f"{name} at {url} {what}; it asks to be left alone for {wait:.0f} s: --resume goes on then, what was "
+                        f"{name} at {url} {what}; it asks to be left alone for {pause:.0f} s: --resume goes on then, what was "
                         "answered is kept"
                     )
             since = since or time.monotonic()
-            if time.monotonic() + wait - since > PATIENCE:
+            if time.monotonic() - since > PATIENCE:
                 raise UserError(f"{name} at {url} {what}; is the server running? --resume goes on later, answers are kept")
-            if self._leaving.wait(wait):
+            if self._leaving.wait(pause):
                 raise UserError(f"{name} at {url} {what}; the run was stopped")
             delay = min(2 * delay, LONGEST_WAIT)
 
@@ -119,6 +135,10 @@ class Client:
         workers = ThreadPoolExecutor(self.in_flight, thread_name_prefix="asking")
         try:
             asked: list[Future[T]] = [workers.submit(task) for task in tasks]
+            done, _ = wait(asked, return_when=FIRST_EXCEPTION)
+            failed = next((error for one in done if (error := one.exception())), None)
+            if failed is not None:
+                raise failed
             return [one.result() for one in asked]
         except BaseException:
             self._leaving.set()
@@ -127,19 +147,27 @@ class Client:
             workers.shutdown(cancel_futures=True)
             self._leaving.clear()
 
-    def _request(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], seconds: float
-    ) -> urllib3.BaseHTTPResponse:
-        timeout = urllib3.Timeout(connect=FIRST_SECONDS, read=seconds)
-        return self._http.request(method, url, body=body, headers={**headers, **self.credential.headers()}, timeout=timeout)
+    def _request(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], seconds: float) -> "Answer":
+        """The whole response; one that drips, or does not end, is given up like one that does not come."""
+        timeout, begun = urllib3.Timeout(connect=FIRST_SECONDS, read=seconds), time.monotonic()
+        all_headers = {**headers, **self.credential.headers()}
+        try:
+            response = self._http.request(method, url, body=body, headers=all_headers, timeout=timeout, preload_content=False)
+        except (ValueError, UnicodeError) as error:
+            raise UserError(f"{url} cannot be asked with these headers ({error}): {self.credential}") from error
+        content = bytearray()
+        for piece in response.stream(1 << 16):
+            content += piece
+            if len(content) > LARGEST_ANSWER or time.monotonic() - begun > 2 * seconds:
+                response.close()
+                raise urllib3.exceptions.ReadTimeoutError(self._http.connection_from_url(url), url, "its answer does not end")
+        response.release_conn()
+        return Answer(response.status, response.headers, bytes(content))
 
-    def _refusal(self, url: str, response: urllib3.BaseHTTPResponse, name: str = "") -> UserError:
+    def _refusal(self, url: str, response: "Answer", name: str = "") -> UserError:
         who = f"{name} at {url}" if name else url
         if response.status in (401, 403):
-            return UserError(
-                f"{who} wants a token (status {response.status}): put the right one into the environment variable "
-                f"{self.credential.variable}"
-            )
+            return UserError(f"{who} wants a token (status {response.status}): {self.credential}")
         return UserError(f"{who} answered {response.status}: {_words(response.data)}")
 
 
@@ -172,5 +200,5 @@ def _asked_to_wait(retry_after: str | None) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, TypeError):
         return 0.0

@@ -34,6 +34,10 @@ class Meter:
         self.ledger = folder / LEDGER
         if self.ledger.is_file():
             self.sent = max(self.sent, _sent_before(self.ledger))
+            text = self.ledger.read_bytes()
+            if text and not text.endswith(b"\n"):  # of a process that was killed while it wrote
+                with self.ledger.open("ab") as file:
+                    file.write(b"\n")
         return self
 
     @contextmanager
@@ -45,29 +49,30 @@ class Meter:
         self.queries += images
         self.calls += calls
 
-    def send(self, images: int, about: str) -> None:
+    def send(self, images: int, about: str, limited: bool = True) -> None:
         """Write down that a request leaves. Raises `BudgetSpent` if it would exceed the budget; any thread may call it."""
         with self._one_at_a_time:
-            self._check(self.sent, images)
+            if limited:
+                self._check(self.sent, images)
             if self.ledger is not None:
                 with self.ledger.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"images": images, "about": about}) + "\n")
             self.sent += images
 
-    def report(self, images: int, price_per_1000: float | None) -> dict[str, float]:
+    def report(self, images: int, price_per_1000: float | None = None, servers: bool = False) -> dict[str, float]:
         """For the result: what was asked for the `images` that were recovered, or drawn, and what it cost.
 
-        What is paid for is what was sent, where there was a server; answers that were kept cost nothing.
+        Where there are `servers`, what is paid for is what was sent; answers that were kept cost nothing.
         """
         found: dict[str, float] = {
             "queries": self.queries,
             "calls": self.calls,
             "queries_per_image": self.queries / max(1, images),
         }
-        if self.ledger is not None and self.sent:
+        if servers:
             found["sent"] = self.sent
         if price_per_1000 is not None:
-            found["price"] = price_per_1000 * (self.sent or self.queries) / 1000
+            found["price"] = price_per_1000 * (self.sent if servers else self.queries) / 1000
         return found
 
     def _check(self, before: int, images: int) -> None:

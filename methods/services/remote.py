@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.services.answer_store import AnswerStore
-from methods.services.black_box import Listed, Metered
+from methods.services.black_box import Listed, Metered, check_probabilities
 from methods.services.client import IN_FLIGHT, Client, Credential, TooLarge
 from methods.services.meter import Meter
 from methods.services.protocol import BINARY, TEXT, Named, decode, encode
@@ -72,6 +72,8 @@ def check_form(form: ModelForm) -> None:
         raise ValueError("column model is empty: expected the model's name on the server")
     if form.batch < 0:
         raise ValueError(f"column batch: {form.batch}; expected a number of images from 1, or nothing")
+    if bool(form.mean) != bool(form.std):
+        raise ValueError("columns mean and std: expected both, or neither")
     if form.dtype == "UINT8" and form.std:
         raise ValueError("columns mean and std: bytes are sent as they are; leave them empty, or send FP32")
 
@@ -117,13 +119,16 @@ class RemoteModel(Metered):
         """The whole form: the list's word, else the server's, else the usual."""
         own, said = self._form, self.metadata
         given = _first(said, "inputs", own.input)
-        shape, batch = given.get("shape"), _parameters(said).get("max_batch")
+        shape = given.get("shape")
+        fixed = _whole(shape[0]) if isinstance(shape, list) and shape else 0  # a batch of one size alone
+        if own.std and not own.dtype and given.get("datatype") == "UINT8":
+            raise UserError(f"{self.name} at {self.client.url} takes UINT8, where mean and std would be lost: list it as FP32")
         return replace(
             own,
             layout=own.layout or _layout_of(shape, self.image_size),
             dtype=own.dtype or (str(given.get("datatype")) if given.get("datatype") in DTYPES else "FP32"),
             input=own.input or str(given.get("name") or "images"),
-            batch=own.batch or (batch if isinstance(batch, int) and batch > 0 else BATCH),
+            batch=own.batch or fixed or _whole(_parameters(said).get("max_batch")) or BATCH,
             answers=own.answers or "probabilities",
             binary=own.binary or ("yes" if BINARY in extensions(self.client) else "no"),
         )
@@ -140,7 +145,7 @@ class RemoteModel(Metered):
     def fingerprint(self) -> str:
         """What changes when the model does, as far as somebody says so; else nothing."""
         said = self._form.fingerprint or _parameters(self.metadata).get("fingerprint") or ""
-        versions = self.metadata.get("versions") or [self._form.version]
+        versions = _list(self.metadata.get("versions")) or [self._form.version]
         word = said or ",".join(map(str, versions))
         return f"{self.client.url}{self.path}@{word}" if word else ""
 
@@ -166,9 +171,9 @@ class RemoteModel(Metered):
 
     def _in_halves(self, images: Tensor, meter: Meter, error: TooLarge) -> Tensor:
         """Halve the batch, once; the server may take no more."""
-        if len(images) == 1 or 0 < len(images) <= self._largest:
+        half = -(-self.form.batch // 2)
+        if len(images) <= half:
             raise UserError(f"{self.name} at {self.client.url} {error}") from error
-        half = -(-len(images) // 2)
         try:
             answers = [self._probabilities(self._request(part, meter), len(part)) for part in images.split(half)]
         except TooLarge as again:
@@ -176,6 +181,8 @@ class RemoteModel(Metered):
         if not self._largest:
             tqdm.write(f"note: {self.name} {error}; it is asked for {half} images at once from now on (column batch)")
             self._largest = half
+            if self.store is not None:
+                self.store.put(self._batch_key, np.array([half]))
         return torch.cat(answers)
 
     def _request(self, images: Tensor, meter: Meter) -> np.ndarray:
@@ -187,11 +194,12 @@ class RemoteModel(Metered):
                 self._check_same(images, key, kept, meter)
             return kept
         answer = self._send(images, key, meter)
+        self._probabilities(answer, len(images))  # nothing is kept that is no answer
         if self.store is not None:
             self.store.put(key, answer)
         return answer
 
-    def _send(self, images: Tensor, key: bytes, meter: Meter) -> np.ndarray:
+    def _send(self, images: Tensor, key: bytes, meter: Meter, limited: bool = True) -> np.ndarray:
         form, about = self.form, f"{self.name} {key.hex()[:12]}"
         outer: dict[str, Any] = {}
         if form.output or form.answers == "classification":
@@ -202,7 +210,11 @@ class RemoteModel(Metered):
         elif form.binary == "yes":
             outer["parameters"] = {"binary_data_output": True}
         body, headers = encode("inputs", [Named(form.input, form.dtype, self._prepared(images))], form.binary == "yes", outer)
-        data, said = self.client.post(f"{self.path}/infer", body, headers, self.name, lambda: meter.send(len(images), about))
+
+        def charge() -> None:
+            meter.send(len(images), about, limited)
+
+        data, said = self.client.post(f"{self.path}/infer", body, headers, self.name, charge)
         try:
             return self._numbers(decode("outputs", data, said)[1])
         except ValueError as error:
@@ -227,12 +239,17 @@ class RemoteModel(Metered):
 
     def _probabilities(self, numbers: np.ndarray, count: int) -> Tensor:
         answer = torch.from_numpy(numbers).to(torch.get_default_dtype())
-        if answer.ndim != 2 or len(answer) != count:
+        if tuple(answer.shape) != (count, self.num_classes):
             raise UserError(
                 f"{self.name} at {self.client.url} answered {tuple(answer.shape)} to {count} images; expected "
                 f"{(count, self.num_classes)}"
             )
-        return F.softmax(answer, 1) if self.form.answers == "logits" else answer
+        found = F.softmax(answer, 1) if self.form.answers == "logits" else answer
+        try:
+            check_probabilities(found)
+        except ValueError as error:
+            raise UserError(f"{self.name} at {self.client.url} answered {error}") from error
+        return found
 
     def _prepared(self, images: Tensor) -> np.ndarray:
         form = self.form
@@ -255,7 +272,7 @@ class RemoteModel(Metered):
         with self._one_at_a_time:
             if self._same:
                 return
-            now = self._send(images, key, meter)
+            now = self._send(images, key, meter, limited=False)
             if kept.shape != now.shape or not np.allclose(kept, now, rtol=SAME, atol=SAME):
                 raise UserError(
                     f"{self.name} at {self.client.url} answers otherwise than before, and names no version: if it is another "
@@ -265,13 +282,20 @@ class RemoteModel(Metered):
 
     @property
     def batch(self) -> int:
-        return self._largest or self.form.batch
+        if not self._largest and self.store is not None and (kept := self.store.get(self._batch_key)) is not None:
+            self._largest = int(kept[0])
+        return min(self._largest or self.form.batch, self.form.batch)
+
+    @property
+    def _batch_key(self) -> bytes:
+        """What an earlier run has learnt of the model's batch is kept under."""
+        return hashlib.sha256(f"batch {self.client.url}{self.path}".encode()).digest()
 
 
 def extensions(client: Client) -> list[str]:
     """What the server can do beside the protocol."""
     said = client.look("GET", "/v2")
-    return list(map(str, said.get("extensions") or [])) if isinstance(said, dict) else []
+    return list(map(str, _list(said.get("extensions")))) if isinstance(said, dict) else []
 
 
 def models_of(url: str, asking: Asking) -> list[Listed]:
@@ -279,6 +303,7 @@ def models_of(url: str, asking: Asking) -> list[Listed]:
 
     Raises `UserError` for another: its models are listed in a manifest.
     """
+    check_url(url)
     client = asking.client(url)
     if client.look("GET", "/v2") is None:
         raise UserError(f"{url} is no server of the Open Inference Protocol: it has no /v2")
@@ -290,8 +315,10 @@ def models_of(url: str, asking: Asking) -> list[Listed]:
         model = RemoteModel(client, ModelForm(name), 0, 0, asking.store)
         said = _parameters(model.metadata)
         try:
-            classes, size = tuple(map(str, said["class_names"])), int(said["image_size"])
-        except (KeyError, TypeError, ValueError) as error:
+            classes, size = tuple(map(str, _list(said["class_names"]))), int(said["image_size"])
+            if not classes or len(set(classes)) < len(classes) or size < 1:
+                raise ValueError("no classes, or one that stands twice, or no size")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{url} has {', '.join(names)}, and does not say what their classes are called: list them in a teachers.csv "
                 "(docs/services.md)"
@@ -306,9 +333,23 @@ def _index(client: Client) -> list[str] | None:
     found = client.look("POST", "/v2/repository/index", b"{}")
     if not isinstance(found, list):
         return None
-    return [
-        str(one["name"]) for one in found if isinstance(one, dict) and one.get("name") and one.get("state") != "UNAVAILABLE"
-    ]
+    there = [one for one in found if isinstance(one, dict) and one.get("name") and one.get("state") != "UNAVAILABLE"]
+    return list(dict.fromkeys(str(one["name"]) for one in there))  # a model may be listed once for each version
+
+
+def check_url(url: str) -> None:
+    """Raise `UserError` for a URL with more in it than a server's place."""
+    if any(sign in url for sign in "@?#"):
+        raise UserError("a server's URL must hold no user, password, query or fragment: a token goes into the environment")
+
+
+def _whole(value: Any) -> int:
+    """A number from 1, or 0 for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _models_there(client: Client) -> str:
@@ -323,7 +364,7 @@ def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(metadata: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
     """What is said of the input or output `name`, or of the first."""
-    said = [one for one in metadata.get(side) or [] if isinstance(one, dict)]
+    said = [one for one in _list(metadata.get(side)) if isinstance(one, dict)]
     return next((one for one in said if name in ("", one.get("name"))), {})
 
 
@@ -335,6 +376,8 @@ def _layout_of(shape: Any, size: int) -> str:
 
 def _from_classification(words: np.ndarray, num_classes: int) -> np.ndarray:
     """Triton's classification extension, texts "value:index:label", as probabilities; what is not named shares the rest."""
+    if words.ndim < 1:
+        raise ValueError("its classification has no rows")
     rows = words.reshape(len(words), -1)
     answer = np.full((len(rows), num_classes), np.nan)
     try:

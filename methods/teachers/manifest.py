@@ -16,7 +16,7 @@ from methods.services.answer_store import AnswerStore
 from methods.services.black_box import Listed, services_of
 from methods.services.client import TOKEN, Client, Credential
 from methods.services.onnx_model import ONNX, OnnxModel
-from methods.services.remote import Asking, ModelForm, RemoteModel, check_form, models_of
+from methods.services.remote import Asking, ModelForm, RemoteModel, check_form, check_url, models_of
 from models import MIXED_ARCHITECTURES, model_names
 from models.foreign import TORCHSCRIPT, is_code, is_foreign
 from utils import cli
@@ -253,9 +253,17 @@ def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> Te
             std=parts("std", float),
             batch=number("batch", int, record.get("batch") or "0"),
         )
-        client = asking.client(record["path"], Credential(record.get("token") or TOKEN, record.get("header", "")))
+        check_url(record["path"])
+        client = asking.client(record["path"], Credential(_token(record.get("token", "")), record.get("header", "")))
         return _service(row, form, client, asking.store)
     return replace(row, listed=_onnx(row)) if row.arch == ONNX else row
+
+
+def _token(variable: str) -> str:
+    """The environment variable that a list may have sent to a server: no other secret than those meant for that."""
+    if variable and not re.fullmatch(rf"{TOKEN}(_\w+)?", variable):
+        raise ValueError(f"column token: {variable!r}; expected {TOKEN} or {TOKEN}_..., the only ones a list may send anywhere")
+    return variable
 
 
 def _service(row: TeacherRow, form: ModelForm, client: Client, store: AnswerStore | None) -> TeacherRow:

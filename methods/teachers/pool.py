@@ -48,6 +48,7 @@ class TeacherPool:
         api: Api = NO_LIMITS,
     ) -> None:
         self.device, self.api = device, api
+        self.meter = Meter()  # of what is asked beside a method's own work
         self._published: dict[Path, Content] = {}  # files of the papers, in our names
         self._findings: dict[int, Finding] = {}
         self.rows = [row if row.class_ids else self._complete(row, class_order) for row in rows]
@@ -111,6 +112,11 @@ class TeacherPool:
         """Whether images are rounded to 8 bits before the black box sees them."""
         server = self.server_of(teacher_id)
         return self.api.images == "uint8" or (server is not None and server.takes_bytes)
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether asking some teacher costs somebody something."""
+        return any(self.server_of(teacher_id) for teacher_id in range(len(self)))
 
     def server_of(self, teacher_id: int) -> Metered | None:
         """A teacher behind HTTP, which says itself how it is asked."""

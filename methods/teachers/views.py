@@ -63,7 +63,7 @@ def view_of(
 
     `meter` counts what services are asked; `told` hears of the images that have been answered.
     """
-    meter, look, parts = meter or Meter(), VIEWS[view], []
+    meter, look, parts = meter or pool.meter, VIEWS[view], []
     for some in images.split(shown_at_once(pool, teacher_id)):
         parts.append(look(pool, teacher_id, to_float(some.to(pool.device)), meter))
         told(len(some))

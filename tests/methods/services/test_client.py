@@ -162,19 +162,23 @@ def test_requests_are_under_way_together_and_come_back_in_order(planned: tuple) 
 def test_what_is_under_way_is_finished_when_another_fails(planned: tuple) -> None:
     handler, url = planned
     handler.plan = [GOOD]
-    asker, begun, arrived = Client(url, in_flight=2), threading.Event(), []
+    asker, begun, arrived, not_begun = Client(url, in_flight=2), threading.Event(), [], []
 
     def fails() -> None:
         begun.wait(600)
         raise UserError("one failed")
+
+    def waits() -> None:
+        not_begun.append(1)
 
     def works() -> None:
         begun.set()
         arrived.append(asker.post("/v2", b"{}", {}, "cats", lambda: None)[0])
 
     with pytest.raises(UserError, match="one failed"):
-        asker.together([fails, works])
+        asker.together([works, fails, *[waits] * 200])
     assert arrived == [b"good"]
+    assert len(not_begun) < 200
 
 
 def test_tokens_stand_where_the_service_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +187,15 @@ def test_tokens_stand_where_the_service_wants_them(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MINE", "secret")
     assert Credential("MINE").headers() == {"Authorization": "Bearer secret"}
     assert Credential("MINE", "X-Api-Key").headers() == {"X-Api-Key": "secret"}
+    assert Credential("").headers() == {}
+    monkeypatch.setenv("MINE", "two\nlines")
+    with pytest.raises(UserError, match="into the environment variable MINE"):
+        Client("http://127.0.0.1:9", Credential("MINE")).look("GET", "/v2")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("7", 7), (None, 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("7", 7), (None, 0), ("soon", 0), ("Wed, 21 Oct 99999999999999999 07:28:00 GMT", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
 def test_retry_after_is_a_number_or_a_date(text: str | None, seconds: float) -> None:
     assert client._asked_to_wait(text) == seconds

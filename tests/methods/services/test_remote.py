@@ -110,6 +110,7 @@ def test_what_the_server_says_fills_what_the_list_leaves_open(served: Served, st
 
 
 def test_pixels_are_normalised_where_the_list_says_how(served: Served, stub: Stub) -> None:
+    stub.outputs = lambda answer: [Named("p", "FP32", np.full_like(answer, 1 / 3))]
     form = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.5)}
     model_of(served(stub.app()).url, **form).ask(IMAGES, Meter())
     sent = torch.from_numpy(np.concatenate([given.values for _, given in stub.asked]))
@@ -193,6 +194,43 @@ def test_answers_are_kept_by_request(served: Served, stub: Stub, tmp_path: Path)
     assert meter.sent == 14
 
 
+def test_what_is_no_answer_is_not_kept(served: Served, stub: Stub, tmp_path: Path) -> None:
+    """A server that failed once, and is mended, is asked again."""
+    good, stub.outputs = stub.outputs, lambda answer: [Named("p", "FP32", np.full_like(answer, np.nan))]
+    server = served(stub.app())
+    with pytest.raises(UserError, match="no probabilities"):
+        model_of(server.url, AnswerStore(tmp_path)).ask(IMAGES, Meter())
+    stub.outputs = good
+    assert torch.allclose(model_of(server.url, AnswerStore(tmp_path)).ask(IMAGES, Meter()), EXPECTED, atol=1e-6)
+
+
+def test_a_batch_that_was_refused_is_remembered(served: Served, stub: Stub, tmp_path: Path) -> None:
+    stub.limit = 4
+    server, first, second = served(stub.app()), Meter(), Meter()
+    model_of(server.url, AnswerStore(tmp_path), batch=8).ask(IMAGES, first)
+    model_of(server.url, AnswerStore(tmp_path), batch=8).ask(IMAGES, second)
+    assert (first.sent, second.sent) == (14, 0)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"versions": 3}, {"inputs": 5}, {"inputs": [3]}, {"parameters": [1]}, {"parameters": {"max_batch": True}},
+        {"inputs": [{"shape": "wide"}]}, [],
+    ],
+)  # fmt: skip
+def test_odd_metadata_says_nothing(served: Served, stub: Stub, metadata: Any) -> None:
+    stub.metadata, stub.server = metadata, {"extensions": 5}
+    assert torch.allclose(model_of(served(stub.app()).url).ask(IMAGES, Meter()), EXPECTED, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [{"class_names": "abc"}, {"class_names": []}, {"class_names": ["a", "a"]}, {"image_size": -3}])
+def test_a_server_whose_classes_cannot_be_meant_is_refused(served: Served, stub: Stub, said: dict[str, Any]) -> None:
+    stub.metadata["parameters"] = {"class_names": ["a", "b"], "image_size": 4} | said
+    with pytest.raises(UserError, match="list them in a teachers.csv"):
+        models_of(served(stub.app()).url, Asking())
+
+
 def test_a_model_without_a_version_is_asked_whether_it_is_the_same(served: Served, stub: Stub, tmp_path: Path) -> None:
     """The first kept answer that is wanted is asked for again, the others are not."""
     del stub.metadata["versions"]
@@ -237,6 +275,12 @@ def test_a_list_may_hold_services_beside_files(served: Served, stub: Stub, tmp_p
     assert pool.rows[0].path.as_posix() == f"{server.url.removeprefix('http://')}/m"
 
 
+def test_a_list_may_not_have_every_secret_sent(tmp_path: Path) -> None:
+    (tmp_path / "zoo.csv").write_text("path,arch,model,class_names,image_size,token\nhttp://x,service,m,a;b,4,AWS_SECRET_KEY\n")
+    with pytest.raises(UserError, match=r"column token: 'AWS_SECRET_KEY'; expected DFML_TOKEN"):
+        read_manifest(tmp_path / "zoo.csv")
+
+
 def test_bytes_are_rounded_before_the_differences_are_taken(served: Served, stub: Stub, tmp_path: Path) -> None:
     stub.scale = 255.0
     (tmp_path / "zoo.csv").write_text(HEAD + f"{served(stub.app()).url},service,m,ant;bee;cat,{SIZE},nchw,,,,UINT8\n")
@@ -254,6 +298,9 @@ def test_bytes_are_rounded_before_the_differences_are_taken(served: Served, stub
         ("http://x,service,m,,4,,,,,", "expected as many of both|class_names is empty"),
         ("http://x,service,m,a;b,4,chw,,,,", "column layout: 'chw'; expected one of nchw, nhwc"),
         ("http://x,service,m,a;b,4,,-3,,,", "column batch: -3"),
+        ("http://x,service,m,a;b,4,,,0.5;0.5;0.5,,", "both, or neither"),
+        ("http://bob:secret@x,service,m,a;b,4,,,,,", "a token goes into the environment"),
+        ("http://x/?key=1,service,m,a;b,4,,,,,", "a token goes into the environment"),
         ("http://x,service,m,a;b,4,,,,,FP16", "column dtype: 'FP16'"),
         ("http://x,service,m,a;b,4,,,0.5;0.5;0.5,0.5;0.5;0.5,UINT8", "bytes are sent as they are"),
     ],
