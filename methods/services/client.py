@@ -133,14 +133,16 @@ class Client:
         Where one fails, those that are under way are finished, those that wait are not begun, and the error is raised.
         """
         workers = ThreadPoolExecutor(self.in_flight, thread_name_prefix="asking")
+        asked: list[Future[T]] = [workers.submit(task) for task in tasks]
         try:
-            asked: list[Future[T]] = [workers.submit(task) for task in tasks]
             done, _ = wait(asked, return_when=FIRST_EXCEPTION)
             failed = next((error for one in done if (error := one.exception())), None)
             if failed is not None:
                 raise failed
             return [one.result() for one in asked]
         except BaseException:
+            for one in asked:
+                one.cancel()
             self._leaving.set()
             raise
         finally:

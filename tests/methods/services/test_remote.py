@@ -227,7 +227,7 @@ def test_odd_metadata_says_nothing(served: Served, stub: Stub, metadata: Any) ->
 @pytest.mark.parametrize("said", [{"class_names": "abc"}, {"class_names": []}, {"class_names": ["a", "a"]}, {"image_size": -3}])
 def test_a_server_whose_classes_cannot_be_meant_is_refused(served: Served, stub: Stub, said: dict[str, Any]) -> None:
     stub.metadata["parameters"] = {"class_names": ["a", "b"], "image_size": 4} | said
-    with pytest.raises(UserError, match="list them in a teachers.csv"):
+    with pytest.raises(UserError, match=r"list them in a teachers\.csv"):
         models_of(served(stub.app()).url, Asking())
 
 
