@@ -42,7 +42,7 @@ Flags = Callable[..., list[str]]
         (["--dataset", "cifar100"], "1"),
         (["--dataset", "cifar100"], "5"),
         (["--dataset", "mix"], "1"),
-        (["--pre_backbone", "mix"], "1"),
+        pytest.param(["--pre_backbone", "mix"], "1", marks=pytest.mark.slow),
         pytest.param(["--dataset", "mix"], "5", marks=pytest.mark.slow),
         pytest.param(["--pre_backbone", "mix"], "5", marks=pytest.mark.slow),
     ],

@@ -59,7 +59,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[Planned], st
     state = {"hold": threading.Event(), "lock": threading.Lock(), "asked": 0, "most": 0, "now": 0}
     handler = type("OfThisTest", (Planned,), state)
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
     monkeypatch.setattr(client, "FIRST_WAIT", 0.0)
     yield handler, f"http://127.0.0.1:{running.server_port}"
