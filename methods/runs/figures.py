@@ -108,6 +108,7 @@ def _table(figures: Sequence[Figure]) -> list[str]:
     for figure in figures:
         for label, scores in figure["yardsticks"].items():
             own = f" ({figure['metalearner']})" if label.startswith("random learner") else ""
+            own += "".join(f", {word}" for word in _api(figure)) if label.endswith("answers alone") else ""
             floors.setdefault(label + own, scores)
     for label, scores in floors.items():
         rows.append((_mean(scores), [f"*{label}*", _interval(scores), "", "", "", "", "", ""]))
@@ -140,10 +141,16 @@ def _label(figure: Figure) -> str:
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))
     more = [figure.get("backbone", "conv4").replace("conv4_", "conv4, width "), "" if read == "plain" else f"read {read}"]
-    more += [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in OF_AN_API if flag in words]
+    more += _api(figure)
     others = "".join(f", {word}" for word in more if word not in ("", "conv4"))
     looked = f", {words[words.index('--ncm_on') + 1]}" if "--ncm_on" in words else ""
     return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}{looked}{others}"
+
+
+def _api(figure: Figure) -> list[str]:
+    """What an API lets through, where a command says so."""
+    words = figure["command"].split(";")[0].split()
+    return [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in OF_AN_API if flag in words]
 
 
 def _mean(scores: Mapping[str, Mapping[str, float]]) -> float:

@@ -331,7 +331,7 @@ torch.save(answers, folder / "answers.pt")
 
 @pytest.mark.slow
 def test_no_paid_answer_is_lost_to_kill_9(served: Served, stub: Stub, tmp_path: Path) -> None:
-    """Killed twenty times at random requests and started again; what is asked twice is what was under way, and the ledger has it all."""
+    """Killed twenty times at random requests and started again: asked twice is what was under way, and the ledger has it."""
     kills = 20
     random, answered, killed = np.random.default_rng(0), [], set()
     child: list[subprocess.Popen] = []
