@@ -20,9 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from methods.services.form import ModelForm
 from methods.services.meter import Meter
 from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
-from methods.services.remote import Asking, ModelForm, RemoteModel
+from methods.services.remote import RemoteModel
+from methods.services.servers import Asking
 from utils import cli
 from utils.errors import UserError
 from utils.tables import table

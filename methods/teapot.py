@@ -31,7 +31,7 @@ from datasets.split import load_split
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_teacher_batch_flag
-from methods.inversion.by_generator import Descent, Start, add_precision_flag, invert_each, mean_loss
+from methods.inversion.by_generator import Descent, Start, add_descent_flags, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch, labels_of
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
 from methods.memory.tasks import TaskMemory
@@ -55,6 +55,7 @@ class TEAPOT(FewShotMethod):
         "metalearner": "protonet",
         "bn": 1.0,
         "inner_steps": 2,
+        "inversion_steps": 200,
     }
     QUICK: ClassVar[dict[str, Any]] = {
         "epochs": 300, "val_interval": 50, "patience": 20, "inversion_steps": 30, "Glr": 5e-3, "bn": 0.03,
@@ -178,12 +179,7 @@ class TEAPOT(FewShotMethod):
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
-        group.add_argument(
-            "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=200,
-            help="steps on one teacher",
-        )  # fmt: skip
-        group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
-        add_precision_flag(group)
+        add_descent_flags(group, latents=False)
         add_teacher_batch_flag(group)
         add_term_flags(group, without=("adv",), ce=1.0)
         group.add_argument(

@@ -40,7 +40,7 @@ from methods.services.black_box import BlackBox
 from methods.services.client import Client, Credential
 from methods.services.meter import Meter
 from methods.services.protocol import JSON_LENGTH, Named, encode
-from methods.services.remote import Asking, models_of
+from methods.services.servers import Asking, models_of
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from models import create_model

@@ -213,14 +213,15 @@ def _descend(
     return kept.to(z.dtype), best, total
 
 
-def add_descent_flags(group: argparse._ArgumentGroup) -> None:
-    """Steps and rates of an inversion by generator, which `descent_of` reads."""
+def add_descent_flags(group: argparse._ArgumentGroup, latents: bool = True) -> None:
+    """Steps and rates of an inversion by generator, which `descent_of` reads; without `latents` these stay as they are."""
     group.add_argument(
         "--generate_iterations", "--inversion_steps", dest="inversion_steps", type=cli.count, default=5,
         help="steps on one teacher",
     )  # fmt: skip
     group.add_argument("--Glr", type=cli.rate, default=1e-3, help="learning rate of the generator")
-    group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents (without default: --Glr)")
+    if latents:
+        group.add_argument("--zlr", type=cli.rate, default=1e-3, help="learning rate of the latents (without default: --Glr)")
     add_precision_flag(group)
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import urllib3
 
+from methods.services.protocol import BINARY
 from utils.errors import UserError
 
 T = TypeVar("T")
@@ -88,6 +89,21 @@ class Client:
             return json.loads(response.data)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{url} answers, but not with JSON: is it a server of the Open Inference Protocol?") from error
+
+    def model_names(self) -> list[str] | None:
+        """The models that are ready, by the repository's index; None where the server has none."""
+        found = self.look("POST", "/v2/repository/index", b"{}")
+        if not isinstance(found, list):
+            return None
+        there = [one for one in found if isinstance(one, dict) and one.get("name") and one.get("state") != "UNAVAILABLE"]
+        return list(dict.fromkeys(str(one["name"]) for one in there))  # a model may be listed once for each version
+
+    @property
+    def speaks_bytes(self) -> bool:
+        """Whether the server says that it takes tensors as bytes behind the JSON."""
+        said = self.look("GET", "/v2")
+        extensions = said.get("extensions") if isinstance(said, dict) else None
+        return isinstance(extensions, list) and BINARY in extensions
 
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str], name: str, before: Callable[[], None]

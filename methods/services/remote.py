@@ -1,12 +1,11 @@
-"""Models of inference servers as teachers: whatever speaks the Open Inference Protocol (KServe v2).
+"""A model of an inference server as a teacher: whatever speaks the Open Inference Protocol (KServe v2).
 
 NVIDIA Triton, KServe, MLServer, OpenVINO Model Server and this project's own `serve` do.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any
@@ -19,76 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.services.answer_store import AnswerStore
-from methods.services.black_box import Listed, Metered, check_probabilities
-from methods.services.client import IN_FLIGHT, Client, Credential, TooLarge
+from methods.services.black_box import Metered, check_probabilities
+from methods.services.client import Client, TooLarge
+from methods.services.form import LAYOUTS, ModelForm, completed, first_of, from_classification, listed, parameters_of
 from methods.services.meter import Meter
-from methods.services.protocol import BINARY, TEXT, Named, decode, encode
+from methods.services.protocol import TEXT, Named, decode, encode
 from utils.errors import UserError
 from utils.images import normalise, to_uint8
 
-Layout = Callable[[Tensor], Tensor]  # images (B, C, S, S) as the model wants them
-
-LAYOUTS: dict[str, Layout] = {
-    "nchw": lambda images: images,
-    "nhwc": lambda images: images.permute(0, 2, 3, 1),
-    "flat": lambda images: images.flatten(1),  # channel after channel
-    "flat_nhwc": lambda images: images.permute(0, 2, 3, 1).flatten(1),  # pixel after pixel
-}
-DTYPES = ("FP32", "UINT8")
-ANSWERS = ("probabilities", "logits", "classification")
-BATCH = 32  # images of a request, where nothing is said
 SAME = 1e-3  # by which two answers of one model to one question may differ
-
-
-@dataclass(frozen=True)
-class ModelForm:
-    """How a model wants its images and gives its answers. What is empty is what the server says, or the usual.
-
-    mean, std: of pixels in [0, 1], where the images are to be normalised before they are sent. fingerprint: a word of the
-    person who lists it, to be changed when the model changes.
-    """
-
-    model: str
-    version: str = ""
-    layout: str = ""
-    dtype: str = ""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    input: str = ""
-    output: str = ""
-    batch: int = 0
-    answers: str = ""
-    binary: str = ""  # yes or no: tensors as bytes behind the JSON
-    fingerprint: str = ""
-
-
-def check_form(form: ModelForm) -> None:
-    """Raise `ValueError`, naming the column of a list, for what cannot be meant."""
-    choices = {"layout": (*LAYOUTS, ""), "dtype": (*DTYPES, ""), "answers": (*ANSWERS, ""), "binary": ("yes", "no", "")}
-    for column, known in choices.items():
-        if getattr(form, column) not in known:
-            raise ValueError(f"column {column}: {getattr(form, column)!r}; expected one of {', '.join(known[:-1])}, or nothing")
-    if not form.model:
-        raise ValueError("column model is empty: expected the model's name on the server")
-    if form.batch < 0:
-        raise ValueError(f"column batch: {form.batch}; expected a number of images from 1, or nothing")
-    if bool(form.mean) != bool(form.std):
-        raise ValueError("columns mean and std: expected both, or neither")
-    if form.dtype == "UINT8" and form.std:
-        raise ValueError("columns mean and std: bytes are sent as they are; leave them empty, or send FP32")
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How services are asked: requests at once, and where answers are kept (None: nowhere)."""
-
-    in_flight: int = IN_FLIGHT
-    store: AnswerStore | None = None
-    _clients: dict[tuple, Client] = field(default_factory=dict, repr=False, compare=False)
-
-    def client(self, url: str, credential: Credential = Credential()) -> Client:  # noqa: B008 (it is never changed)
-        """The one client of a server: its models share the requests at once."""
-        return self._clients.setdefault((url, credential), Client(url, credential, self.in_flight))
 
 
 class RemoteModel(Metered):
@@ -111,27 +49,18 @@ class RemoteModel(Metered):
         """What the server says of the model; it may be nothing. Raises `UserError` where it does not have it."""
         found = self.client.look("GET", self.path)
         if found is None:
-            raise UserError(f"{self.client.url} has no model {self.name!r}{_models_there(self.client)}")
+            there = self.client.model_names()
+            said = f"; it has {', '.join(there)}" if there else ""
+            raise UserError(f"{self.client.url} has no model {self.name!r}{said}")
         return found if isinstance(found, dict) else {}
 
     @cached_property
     def form(self) -> ModelForm:
         """The whole form: the list's word, else the server's, else the usual."""
-        own, said = self._form, self.metadata
-        given = _first(said, "inputs", own.input)
-        shape = given.get("shape")
-        fixed = _whole(shape[0]) if isinstance(shape, list) and shape else 0  # a batch of one size alone
-        if own.std and not own.dtype and given.get("datatype") == "UINT8":
-            raise UserError(f"{self.name} at {self.client.url} takes UINT8, where mean and std would be lost: list it as FP32")
-        return replace(
-            own,
-            layout=own.layout or _layout_of(shape, self.image_size),
-            dtype=own.dtype or (str(given.get("datatype")) if given.get("datatype") in DTYPES else "FP32"),
-            input=own.input or str(given.get("name") or "images"),
-            batch=own.batch or fixed or _whole(_parameters(said).get("max_batch")) or BATCH,
-            answers=own.answers or "probabilities",
-            binary=own.binary or ("yes" if BINARY in extensions(self.client) else "no"),
-        )
+        try:
+            return completed(self._form, self.metadata, self.image_size, self.client.speaks_bytes)
+        except ValueError as error:
+            raise UserError(f"{self.name} at {self.client.url} {error}") from error
 
     @property
     def takes_bytes(self) -> bool:
@@ -144,8 +73,8 @@ class RemoteModel(Metered):
     @property
     def fingerprint(self) -> str:
         """What changes when the model does, as far as somebody says so; else nothing."""
-        said = self._form.fingerprint or _parameters(self.metadata).get("fingerprint") or ""
-        versions = _list(self.metadata.get("versions")) or [self._form.version]
+        said = self._form.fingerprint or parameters_of(self.metadata).get("fingerprint") or ""
+        versions = listed(self.metadata.get("versions")) or [self._form.version]
         word = said or ",".join(map(str, versions))
         return f"{self.client.url}{self.path}@{word}" if word else ""
 
@@ -205,7 +134,7 @@ class RemoteModel(Metered):
         if form.output or form.answers == "classification":
             extra = {"classification": self.num_classes} if form.answers == "classification" else {}
             binary = {"binary_data": True} if form.binary == "yes" else {}
-            name = form.output or str(_first(self.metadata, "outputs", "").get("name") or "")
+            name = form.output or str(first_of(self.metadata, "outputs", "").get("name") or "")
             outer["outputs"] = [{"name": name, "parameters": extra | binary} if extra | binary else {"name": name}]
         elif form.binary == "yes":
             outer["parameters"] = {"binary_data_output": True}
@@ -229,7 +158,7 @@ class RemoteModel(Metered):
             raise ValueError(f"it answers {', '.join(names)}; say in the column output which of them is meant")
         (output,) = outputs
         if output.datatype == TEXT and self.form.answers == "classification":
-            return _from_classification(output.values, self.num_classes)
+            return from_classification(output.values, self.num_classes)
         if output.datatype not in ("FP16", "FP32", "FP64"):
             raise ValueError(
                 f"its output {output.name!r} is of {output.datatype}, which are labels; name the one of probabilities in the "
@@ -290,103 +219,3 @@ class RemoteModel(Metered):
     def _batch_key(self) -> bytes:
         """What an earlier run has learnt of the model's batch is kept under."""
         return hashlib.sha256(f"batch {self.client.url}{self.path}".encode()).digest()
-
-
-def extensions(client: Client) -> list[str]:
-    """What the server can do beside the protocol."""
-    said = client.look("GET", "/v2")
-    return list(map(str, _list(said.get("extensions")))) if isinstance(said, dict) else []
-
-
-def models_of(url: str, asking: Asking) -> list[Listed]:
-    """The models of a server that says itself what their classes are called, as this project's does.
-
-    Raises `UserError` for another: its models are listed in a manifest.
-    """
-    check_url(url)
-    client = asking.client(url)
-    if client.look("GET", "/v2") is None:
-        raise UserError(f"{url} is no server of the Open Inference Protocol: it has no /v2")
-    names = _index(client)
-    if names is None:
-        raise UserError(f"{url} does not list its models; list them yourself in a teachers.csv (docs/services.md)")
-    listed = []
-    for name in names:
-        model = RemoteModel(client, ModelForm(name), 0, 0, asking.store)
-        said = _parameters(model.metadata)
-        try:
-            classes, size = tuple(map(str, _list(said["class_names"]))), int(said["image_size"])
-            if not classes or len(set(classes)) < len(classes) or size < 1:
-                raise ValueError("no classes, or one that stands twice, or no size")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{url} has {', '.join(names)}, and does not say what their classes are called: list them in a teachers.csv "
-                "(docs/services.md)"
-            ) from error
-        model.num_classes, model.image_size = len(classes), size
-        listed.append(Listed(model, model.place, classes, size, str(said.get("dataset") or "service")))
-    return listed
-
-
-def _index(client: Client) -> list[str] | None:
-    """The names of the models that are ready, by the repository's index; None where the server has none."""
-    found = client.look("POST", "/v2/repository/index", b"{}")
-    if not isinstance(found, list):
-        return None
-    there = [one for one in found if isinstance(one, dict) and one.get("name") and one.get("state") != "UNAVAILABLE"]
-    return list(dict.fromkeys(str(one["name"]) for one in there))  # a model may be listed once for each version
-
-
-def check_url(url: str) -> None:
-    """Raise `UserError` for a URL with more in it than a server's place."""
-    if any(sign in url for sign in "@?#"):
-        raise UserError("a server's URL must hold no user, password, query or fragment: a token goes into the environment")
-
-
-def _whole(value: Any) -> int:
-    """A number from 1, or 0 for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _models_there(client: Client) -> str:
-    names = _index(client)
-    return f"; it has {', '.join(names)}" if names else ""
-
-
-def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    said = metadata.get("parameters")
-    return said if isinstance(said, dict) else {}
-
-
-def _first(metadata: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
-    """What is said of the input or output `name`, or of the first."""
-    said = [one for one in _list(metadata.get(side)) if isinstance(one, dict)]
-    return next((one for one in said if name in ("", one.get("name"))), {})
-
-
-def _layout_of(shape: Any, size: int) -> str:
-    if isinstance(shape, list) and len(shape) == 2 and shape[1] == 3 * size**2:
-        return "flat"
-    return "nhwc" if isinstance(shape, list) and len(shape) == 4 and shape[-1] == 3 and shape[1] != 3 else "nchw"
-
-
-def _from_classification(words: np.ndarray, num_classes: int) -> np.ndarray:
-    """Triton's classification extension, texts "value:index:label", as probabilities; what is not named shares the rest."""
-    if words.ndim < 1:
-        raise ValueError("its classification has no rows")
-    rows = words.reshape(len(words), -1)
-    answer = np.full((len(rows), num_classes), np.nan)
-    try:
-        for row, said in zip(answer, rows, strict=True):
-            for word in said:
-                value, index = str(word).split(":")[:2]
-                row[int(index)] = float(value)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"its classification says {str(word)[:40]!r}; expected value:index:label of {num_classes}") from error
-    named = ~np.isnan(answer)
-    rest = (1 - np.where(named, answer, 0).sum(1)).clip(0) / (~named).sum(1).clip(1)
-    return np.where(named, answer, rest[:, None])

@@ -15,8 +15,10 @@ from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_spec
 from methods.services.answer_store import AnswerStore
 from methods.services.black_box import Listed, services_of
 from methods.services.client import TOKEN, Client, Credential
+from methods.services.form import ModelForm, check_form
 from methods.services.onnx_model import ONNX, OnnxModel
-from methods.services.remote import Asking, ModelForm, RemoteModel, check_form, check_url, models_of
+from methods.services.remote import RemoteModel
+from methods.services.servers import Asking, check_url, models_of
 from models import MIXED_ARCHITECTURES, model_names
 from models.foreign import TORCHSCRIPT, is_code, is_foreign
 from utils import cli

@@ -19,7 +19,7 @@ from methods.services.black_box import LocalService
 from methods.services.client import TOKEN
 from methods.services.meter import Meter
 from methods.services.protocol import JSON_LENGTH, Named, encode
-from methods.services.remote import Asking, models_of
+from methods.services.servers import Asking, models_of
 from methods.teachers import __main__ as command
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool

@@ -18,9 +18,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from methods.services.answer_store import AnswerStore
+from methods.services.form import ModelForm
 from methods.services.meter import Meter
 from methods.services.protocol import JSON_LENGTH, Named, decode, encode
-from methods.services.remote import Asking, ModelForm, RemoteModel, models_of
+from methods.services.remote import RemoteModel
+from methods.services.servers import Asking, models_of
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
@@ -318,7 +320,9 @@ from pathlib import Path
 import torch
 from methods.services.answer_store import AnswerStore
 from methods.services.meter import Meter
-from methods.services.remote import Asking, ModelForm, RemoteModel
+from methods.services.form import ModelForm
+from methods.services.remote import RemoteModel
+from methods.services.servers import Asking
 
 url, folder = sys.argv[1], Path(sys.argv[2])
 images = torch.rand(120, 3, 4, 4, generator=torch.Generator().manual_seed(0))

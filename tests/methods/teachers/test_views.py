@@ -5,7 +5,9 @@ import torch
 
 from datasets.registry import CIFAR
 from methods.services.black_box import Listed
-from methods.services.remote import Asking, ModelForm, RemoteModel
+from methods.services.form import ModelForm
+from methods.services.remote import RemoteModel
+from methods.services.servers import Asking
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.pool import TeacherPool
 from methods.teachers.views import SHOWN_AT_ONCE, calls_for, shown_at_once
