@@ -17,7 +17,7 @@ def dry_run(experiment: FewShotExperiment | WholeClassExperiment) -> str:
     """The flags, what is there, what is to be made, and how long that took before on this machine, where it did."""
     args, total = experiment.args, experiment.num_iterations
     lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
-    lines += [*experiment.plan(), *made(experiment.method.summary())]
+    lines += [*experiment.plan(), *made(experiment.method.summary(), getattr(args, "price_per_1000", None))]
     if not total:
         return "\n".join([*lines, "nothing is trained"])
     lines.append(f"{total} iterations, validated every {experiment.val_interval}")
@@ -29,19 +29,21 @@ def dry_run(experiment: FewShotExperiment | WholeClassExperiment) -> str:
     return "\n".join([*lines, f"how long: about {duration(each * total)}, as {name} took {each:.2f} s an iteration ({same})"])
 
 
-def made(summary: dict[str, Any]) -> list[str]:
-    """What a method says that it will invert and ask."""
+def made(summary: dict[str, Any], price_per_1000: float | None = None) -> list[str]:
+    """What a method says that it will invert and ask, and what asking costs."""
     lines = []
+
+    def cost(images: int) -> str:
+        return "" if price_per_1000 is None else f", price {price_per_1000 * images / 1000:,.2f}"
+
     if one := summary.get("inversion_of_one_teacher"):
         lines.append("to be inverted: {images} images x {steps} steps of a teacher".format(**one))
     if asked := summary.get("asked_of_services"):
-        price = f", price {asked['price']:,.2f}" if asked.get("price") else ""
         if visit := asked.get("queries_of_a_visit"):
-            lines.append(
-                f"to be asked: {visit:,} images at each visit of a service; patience decides how many visits there are"
-            )
+            what = f"{visit:,} images at each visit of a service{cost(visit)}"
+            lines.append(f"to be asked: {what}; patience decides how many visits there are")
         else:
-            lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls{price}")
+            lines.append(f"to be asked: {asked['queries']:,} images in {asked['calls']:,} calls{cost(asked['queries'])}")
     return lines
 
 

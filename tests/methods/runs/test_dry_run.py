@@ -28,11 +28,16 @@ def test_a_plan_does_nothing_and_knows_how_long_it_took(
     monkeypatch.setattr(Sources, "draw", never)
     before = sorted((tmp_path / "runs").rglob("*"))
     capsys.readouterr()
-    main.main([*flags_for("chorus", 4), *black, "--dry_run"])
+    main.main([*flags_for("chorus", 4), *black, "--price_per_1000", "2", "--dry_run"])
     said = capsys.readouterr().out
-    assert "to be asked: 256 images in 2 calls" in said
+    assert "to be asked: 256 images in 2 calls, price 0.51" in said
     assert "4 iterations, validated every 1" in said
     assert "as near took" in said
-    assert "(other values of epochs, no_floors)" in said
+    assert "(other values of epochs, no_floors, price_per_1000)" in said
     assert "the learner: conv4" in said
     assert sorted((tmp_path / "runs").rglob("*")) == before
+
+
+def test_what_a_visit_of_a_service_costs_is_said(flags_for: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main([*flags_for("bidf_mkd"), "--price_per_1000", "10", "--dry_run"])
+    assert "to be asked: 336 images at each visit of a service, price 3.36; patience decides" in capsys.readouterr().out
