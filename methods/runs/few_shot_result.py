@@ -174,7 +174,9 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
 
 def said_of_services(asked: dict[str, float]) -> list[str]:
     """What was asked, and what it cost."""
-    notes = ["{queries:,} queries in {calls:,} calls, {queries_per_image:,.0f} a recovered image".format(**asked)]
+    notes = ["{queries:,} queries in {calls:,} calls".format(**asked)]
+    if "queries_per_image" in asked:
+        notes.append(f"{asked['queries_per_image']:,.0f} a recovered image")
     if "sent" in asked:
         notes.append(f"{asked['sent']:,} images left for servers")
     if "price" in asked:

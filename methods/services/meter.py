@@ -59,16 +59,14 @@ class Meter:
                     file.write(json.dumps({"images": images, "about": about}) + "\n")
             self.sent += images
 
-    def report(self, images: int, price_per_1000: float | None = None, servers: bool = False) -> dict[str, float]:
-        """For the result: what was asked for the `images` that were recovered, or drawn, and what it cost.
+    def report(self, images: int | None = None, price_per_1000: float | None = None, servers: bool = False) -> dict[str, float]:
+        """For the result: what was asked, for the `images` that were recovered or drawn, and what it cost.
 
         Where there are `servers`, what is paid for is what was sent; answers that were kept cost nothing.
         """
-        found: dict[str, float] = {
-            "queries": self.queries,
-            "calls": self.calls,
-            "queries_per_image": self.queries / max(1, images),
-        }
+        found: dict[str, float] = {"queries": self.queries, "calls": self.calls}
+        if images is not None:
+            found["queries_per_image"] = self.queries / max(1, images)
         if servers:
             found["sent"] = self.sent
         if price_per_1000 is not None:
