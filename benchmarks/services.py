@@ -7,7 +7,6 @@ it about images of 32 pixels, by the number of requests in flight, images of a r
 import argparse
 import asyncio
 import itertools
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from methods.runs.serve import free_port
 from methods.services.form import ModelForm
 from methods.services.meter import Meter
 from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
@@ -71,14 +71,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.serve:
         uvicorn.run(slow_server(args.latency), port=args.serve, log_level="error")
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.1", 0)
+    client = Asking().client(f"http://127.0.0.1:{port}")
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.services", "--serve", str(port), "--latency", str(args.latency)]
     )
     try:
-        url, client = f"http://127.0.0.1:{port}", Asking().client(f"http://127.0.0.1:{port}")
         while True:
             try:
                 client.look("GET", "/v2")
@@ -89,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
                 time.sleep(0.1)
         lines = []
         for batch, binary, in_flight in itertools.product((1, 32), ("no", "yes"), (1, 8, 32)):
-            rate = requests_a_second(url, in_flight, batch, binary, args.seconds, args.latency)
+            rate = requests_a_second(client.url, in_flight, batch, binary, args.seconds, args.latency)
             lines.append(
                 [str(batch), "bytes" if binary == "yes" else "JSON", str(in_flight), f"{rate:.0f}", f"{rate * batch:,.0f}"]
             )

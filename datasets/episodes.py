@@ -58,10 +58,20 @@ def draw_slots(counts: torch.Tensor, shape: EpisodeShape, episodes: int) -> tupl
     """
     per_class, most = shape.shot + shape.query, int(counts.max())
     classes = (counts >= per_class).nonzero().flatten()
-    chosen = classes[torch.rand(episodes, len(classes)).argsort(1)[:, : shape.way]]  # (E, N)
-    order = torch.rand(episodes, shape.way, most)
-    order.masked_fill_(torch.arange(most) >= counts[chosen][..., None], 2.0)
-    return chosen, order.argsort(2)[..., :per_class]
+    chosen = draw_different(classes, shape.way, episodes)
+    return chosen, draw_places(counts[chosen], per_class, most)
+
+
+def draw_different(classes: torch.Tensor, way: int, episodes: int) -> torch.Tensor:
+    """`way` different ones of the classes (C,) for each episode: (E, N)."""
+    return classes[torch.rand(episodes, len(classes)).argsort(1)[:, :way]]
+
+
+def draw_places(counts: torch.Tensor, number: int, most: int) -> torch.Tensor:
+    """For each entry of `counts` (E, N), none above `most`, `number` different places below it: (E, N, number)."""
+    order = torch.rand(*counts.shape, most)
+    order.masked_fill_(torch.arange(most) >= counts[..., None], 2.0)
+    return order.argsort(2)[..., :number]
 
 
 class EpisodeSampler:

@@ -34,7 +34,7 @@ def sizes(good: int, other: float, untrained: float) -> tuple[int, int]:
 def attacked(
     good: list[TeacherRow], other: list[TeacherRow], counts: tuple[int, int], folder: Path, number: int
 ) -> tuple[list[TeacherRow], list[str]]:
-    """The rows of the pool, and the truth about each; the files of those that lie are written into `folder`."""
+    """The rows of the pool, and the truth about each; their files are written into `folder`."""
     draws = seed.generator(number, "attacked pool")
     known = sorted({key.split("/", 1)[1] for row in good for key in row.class_keys})
     pools = TeacherPool(good, torch.device("cpu")), TeacherPool(other, torch.device("cpu"))
@@ -43,13 +43,12 @@ def attacked(
         rows.append(_written(folder / f"teacher_{place:03d}.pth", row, pools[0][place].network.state_dict()))
         truth.append("good")
     for place in range(len(good), len(good) + sum(counts)):
-        model = good[int(torch.randint(len(good), (), generator=draws))]
-        names = tuple(known[i] for i in torch.randperm(len(known), generator=draws)[: len(model.class_ids)])
         lies = place < len(good) + counts[0]
+        which = int(torch.randint(len(other if lies else good), (), generator=draws))
+        model = (other if lies else good)[which]
+        names = tuple(known[i] for i in torch.randperm(len(known), generator=draws)[: len(model.class_ids)])
         if lies:
-            which = int(torch.randint(len(other), (), generator=draws))
-            model, state = other[which], pools[1][which].network.state_dict()
-            names = names[: len(model.class_ids)]
+            state = pools[1][which].network.state_dict()
         else:
             with seed.kept(int(torch.randint(2**31, (), generator=draws))):
                 state = create_model(model.arch, len(names), model.image_size).state_dict()

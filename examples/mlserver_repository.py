@@ -6,30 +6,25 @@ services: give it to `--teachers`.
 
 import argparse
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from methods.runs.serve import free_port
 from methods.teachers.manifest import read_manifest
 from utils import cli
 from utils.files import write_text
 
+HOST = "127.0.0.1"
 COLUMNS = ("path", "arch", "model", "class_names", "image_size", "dataset", "layout", "output", "answers")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def write_settings(folder: Path, port: int) -> None:
     """One process, one port for HTTP; those for gRPC and metrics, which cannot be switched off, are free ones."""
-    ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
-    write_text(folder / "settings.json", json.dumps({"host": "127.0.0.1", **ports, "parallel_workers": 0, "debug": False}))
+    ports = {"http_port": port, "grpc_port": free_port(HOST, 0), "metrics_port": free_port(HOST, 0)}
+    write_text(folder / "settings.json", json.dumps({"host": HOST, **ports, "parallel_workers": 0, "debug": False}))
 
 
 def write_model(folder: Path, name: str, runtime: str, uri: Path, **extra: Any) -> None:
@@ -52,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         name = f"teacher-{number:03d}"
         write_model(args.folder, name, "mlserver_runtime.Teacher", args.teachers, row=number)
         names = ";".join(key.split("/", 1)[1] for key in row.class_keys)
-        url = f"http://127.0.0.1:{args.port}"
+        url = f"http://{HOST}:{args.port}"
         lines.append(f"{url},service,{name},{names},{row.image_size},{row.dataset},nchw,probabilities,probabilities")
     write_settings(args.folder, args.port)
     write_text(args.folder / "zoo.csv", "\n".join(lines) + "\n")

@@ -83,7 +83,7 @@ class TeacherNCM(FewShotMethod):
 
     def summary(self) -> dict[str, Any]:
         found: dict[str, Any] = {"examined": f"{self.args.ensemble or len(self.teachers)} teachers, {self.args.ncm_on}"}
-        if self.teachers.has_servers:
+        if self.teachers.servers:
             found["asked_of_services"] = self.teachers.meter.report(servers=True)
         return found
 

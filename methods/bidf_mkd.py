@@ -241,10 +241,11 @@ class BiDfMKD(FewShotMethod):
         images = args.way_train * (args.num_sup_kd + args.num_qur_kd)
         summary: dict[str, Any] = {"inversion_of_one_teacher": {"images": images, "steps": args.inversion_steps}}
         if args.ZO:
-            each = args.inversion_steps * (1 + args.q) + 1  # a gradient estimated at each step, and the answers to learn from
+            estimate = ZerothOrder(args.mu, args.q, antithetic=args.zo_estimator == "antithetic")
+            each = args.inversion_steps * (1 + estimate.asked) + 1  # a gradient at each step, and the answers to learn from
             visit = {"queries_of_a_visit": images * each}
             summary["asked_of_services"] = visit | self.meter.report(
-                self.progress.recovered, args.price_per_1000, self.teachers.has_servers
+                self.progress.recovered, args.price_per_1000, bool(self.teachers.servers)
             )
         return summary
 

@@ -83,8 +83,8 @@ class Chorus(FewShotMethod):
         self.count = args.num_images
         self.views = 2 if args.mirror and teachers.augmentation.flip else 1  # of each image
         if args.query_budget is not None:
-            servers = [server for teacher_id in range(len(teachers)) if (server := teachers.server_of(teacher_id))]
-            spare = max([args.query_budget // 50, *[server.batch for server in servers]]) if servers else 0  # for repeats
+            batches = [server.batch for server in teachers.servers]
+            spare = max(args.query_budget // 50, *batches) if batches else 0  # for repeats
             self.count = min(self.count, (args.query_budget - spare) // (self.views * len(teachers)))
         if self.count < args.batch_size:
             raise UserError(
@@ -131,5 +131,5 @@ class Chorus(FewShotMethod):
             everybody, asked = range(len(self.teachers)), self.views * self.count
             calls = sum(calls_for(self.teachers, teacher_id, asked) for teacher_id in everybody)
             once = replace(self.meter, queries=len(everybody) * asked, calls=calls)
-            summary["asked_of_services"] = once.report(self.count, self.args.price_per_1000, self.teachers.has_servers)
+            summary["asked_of_services"] = once.report(self.count, self.args.price_per_1000, bool(self.teachers.servers))
         return summary

@@ -60,12 +60,12 @@ class TEAPOT(FewShotMethod):
     QUICK: ClassVar[dict[str, Any]] = {
         "epochs": 300, "val_interval": 50, "patience": 20, "inversion_steps": 30, "Glr": 5e-3, "bn": 0.03,
     }  # fmt: skip
-    STATE = ("outer", "tasks", "patience", "rounds", "policy")
+    STATE = ("outer", "tasks", "patience", "policy")
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One update: the first of a round on new tasks, the others on tasks of memory."""
         numbers: dict[str, float] = {}
-        if self.rounds.due or not self.tasks.ready:
+        if self.patience.anew or not self.tasks.ready:
             with self.clock("generation"):
                 tasks, numbers["inversion_loss"] = self.new_tasks()
             with self.clock("meta-training"):
@@ -74,9 +74,9 @@ class TEAPOT(FewShotMethod):
             with self.clock("meta-training"):
                 numbers |= self.follow([self.remembered() for _ in range(self.args.episode_batch)])
         reward = numbers["accuracy"] if self.args.reward == "pseudo" else self.accuracy_on_meta_val()
-        self.rounds.due = self.patience.note(reward)
+        ends = self.patience.note(reward)
         if self.args.schedule_weight:
-            self.policy.note(reward, iteration + 1, self.rounds.due)
+            self.policy.note(reward, iteration + 1, ends)
         return numbers
 
     def new_tasks(self) -> tuple[list[tuple[Teacher, PseudoBatch, PseudoBatch]], float]:
@@ -169,7 +169,7 @@ class TEAPOT(FewShotMethod):
         self.descent = Descent(args.inversion_steps, args.Glr, 0.0, precision=args.precision)
         sets = max(1, args.maxbatch // 2)
         self.tasks = TaskMemory(len(teachers.class_names), sets, self.shape, spec.image_size, self.device)
-        self.patience, self.rounds = Patience(args.patience), Rounds()
+        self.patience = Patience(args.patience)
         self.policy = TeacherPolicy(len(teachers), args.candidate_size or len(teachers), args.policy_lr)
         self.sampler: EpisodeSampler | None = None
         if args.reward == "meta_val":
@@ -217,19 +217,6 @@ class TEAPOT(FewShotMethod):
         images = self.args.way_train * (self.shape.shot + self.shape.query)
         marks = {"examined": "rounds end by real labels of meta_val"} if self.args.reward == "meta_val" else {}
         return {"inversion_of_one_teacher": {"images": images, "steps": self.args.inversion_steps}} | marks
-
-
-class Rounds:
-    """Whether a new round is due."""
-
-    def __init__(self) -> None:
-        self.due = True
-
-    def state_dict(self) -> dict[str, bool]:
-        return {"due": self.due}
-
-    def load_state_dict(self, state: dict[str, bool]) -> None:
-        self.due = state["due"]
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:

@@ -75,8 +75,7 @@ def gathered(own: Sequence[Item]) -> list[Item]:
     """The whole list from the shares that each process made of it (`share`), in order, on every process."""
     if size() == 1:
         return list(own)
-    parts: list[Any] = [None] * size()
-    _talk(lambda: dist.all_gather_object(parts, moved(list(own), torch.device("cpu"))))
+    parts = from_each(moved(list(own), torch.device("cpu")))
     if dist.get_backend() == "nccl":
         parts = moved(parts, torch.device("cuda", torch.cuda.current_device()))
     whole: list[Item] = []
@@ -106,11 +105,7 @@ def from_first(text: str) -> str:
 
 def any_of(*flags: bool) -> list[bool]:
     """For each flag, whether it is set in some process."""
-    if size() == 1:
-        return list(flags)
-    heard: list[Any] = [None] * size()
-    _talk(lambda: dist.all_gather_object(heard, flags))
-    return [any(said) for said in zip(*heard, strict=True)]
+    return [any(said) for said in zip(*from_each(flags), strict=True)]
 
 
 def from_each(value: Any) -> list[Any]:

@@ -55,6 +55,11 @@ class Patience:
         self.best, self.waited = -math.inf, 0
         return True
 
+    @property
+    def anew(self) -> bool:
+        """Whether counting has just started: at first, and after it had ended."""
+        return self.best == -math.inf
+
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best, "waited": self.waited}
 

@@ -136,7 +136,7 @@ def floors(
 
 def _frozen(exam: Exam, pool: TeacherPool, inside: bool) -> dict[str, Score]:
     """Nearest class mean in what one frozen teacher makes of an image, and all of them; nothing without teachers."""
-    if not len(pool) or pool.has_servers:  # servers are asked for what a run learns, not for a yardstick
+    if not len(pool) or pool.servers:  # servers are asked for what a run learns, not for a yardstick
         return {}
     distances = teacher_distances(pool, exam, "features" if inside else "answers")
     how = "" if inside else ", answers alone"

@@ -22,7 +22,7 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
 from methods.metalearners.readout import fit_readout
-from methods.services.black_box import api_of
+from methods.services.api import api_of
 from methods.teachers.manifest import (
     TeacherRow,
     add_pool_flags,

@@ -43,6 +43,15 @@ class ZerothOrder:
     chunks: int | None = None
     antithetic: bool = False
 
+    @property
+    def directions(self) -> int:
+        return max(1, self.queries // 2) if self.antithetic else self.queries
+
+    @property
+    def asked(self) -> int:
+        """Images that are sent for one estimate of an image's gradient, that of the image itself not counted."""
+        return 2 * self.directions if self.antithetic else self.directions
+
 
 def unit_directions(count: int, like: Tensor) -> Tensor:
     """`count` random directions of length 1 for each image of `like` (B, C, h, w): (count, B, C, h, w).
@@ -72,7 +81,7 @@ def estimate_gradient(
     were really sent stand for mu u_j.
     """
     batch, dimension = len(x), x[0].numel()
-    count = max(1, settings.queries // 2) if settings.antithetic else settings.queries
+    count = settings.directions
     most = max(1, IMAGES_AT_ONCE // batch) if settings.chunks is None else math.ceil(count / settings.chunks)
     start = as_sent(x)
     total = torch.zeros_like(x)

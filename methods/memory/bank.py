@@ -82,7 +82,7 @@ class MemoryBank:
         capacity = self.images.shape[1]
         full = (self.counts >= per_class).nonzero().flatten()
         slots = (self.added[full][:, None] - 1 - torch.arange(per_class)) % capacity  # (classes, per_class)
-        return self.images[full[:, None].to(self.images.device), slots.to(self.images.device)].flatten(0, 1)
+        return self.at(full, slots).flatten(0, 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images[:, : int(self.counts.max())].clone(), "added": self.added.clone()}

@@ -51,8 +51,7 @@ class ImagePool:
         """The last images that came, uint8, at most `count`."""
         places = range(max(0, self.count_far - count), self.count_far)
         far = [self.far[place // self.block][place % self.block][None] for place in places]
-        near = self.near[: self.count_near][-count:].cpu() if self.count_near else self.near.cpu()
-        return torch.cat([near, *far])[-count:]
+        return torch.cat([self.near[: self.count_near][-count:].cpu(), *far])[-count:]
 
     def state_dict(self) -> dict[str, Any]:
         return {"near": self.near[: self.count_near].clone(), "far": self.far, "count_far": self.count_far}

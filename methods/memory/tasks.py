@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.episodes import Episodes, EpisodeShape, make_episodes
+from datasets.episodes import Episodes, EpisodeShape, draw_different, draw_places, make_episodes
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.memory.bank import MemoryBank
 from methods.metalearners.learner import Learner
@@ -34,8 +34,7 @@ class TaskMemory:
 
     def sample(self, tasks: int, learner: Learner) -> Episodes:
         """Tasks over all classes that are there, prepared for `learner`."""
-        known = self.classes
-        chosen = known[torch.rand(tasks, len(known)).argsort(1)[:, : self.shape.way]]  # (E, N)
+        chosen = draw_different(self.classes, self.shape.way, tasks)  # (E, N)
         support = self._drawn(self.support, chosen, self.shape.shot)
         query = self._drawn(self.query, chosen, self.shape.query)
         return make_episodes(learner.prepare(support), learner.prepare(query), self.shape.way)
@@ -44,9 +43,7 @@ class TaskMemory:
     def _drawn(bank: MemoryBank, chosen: Tensor, count: int) -> Tensor:
         """`count` different images of each class, (E, N * count, C, S, S)."""
         counts = bank.counts[chosen]  # (E, N)
-        order = torch.rand(*chosen.shape, int(counts.max()))
-        order.masked_fill_(torch.arange(order.shape[-1]) >= counts[..., None], 2.0)
-        return bank.at(chosen, order.argsort(2)[..., :count]).flatten(1, 2)
+        return bank.at(chosen, draw_places(counts, count, int(counts.max()))).flatten(1, 2)
 
     def picture(self) -> dict[str, tuple[Tensor, int]]:
         return self.query.picture()

@@ -5,7 +5,7 @@ import argparse
 import torch
 from torch import nn
 
-from methods.services.black_box import api_of
+from methods.services.api import api_of
 from methods.services.meter import Meter
 from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import NEVER_TRAINED, TeacherPool, add_teacher_flags

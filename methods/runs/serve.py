@@ -31,7 +31,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from methods.services.black_box import LocalService, api_of
+from methods.services.api import api_of
+from methods.services.black_box import LocalService
 from methods.services.client import TOKEN
 from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
 from methods.teachers.manifest import add_pool_flags, find_rows
@@ -216,7 +217,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_machine_flags(parser)
 
 
-def _free(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port, or for 0 one that is free. Raises `UserError` where nobody can listen."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -231,7 +232,7 @@ def serve(args: argparse.Namespace) -> None:
     """Serve until stopped. The token is read from the environment variable, so that no list of processes shows it."""
     pool = TeacherPool(find_rows(args), cli.prepare_machine(args), args.class_order, api_of(args))
     pool.check(inverts=False)
-    args.port = _free(args.host, args.port)
+    args.port = free_port(args.host, args.port)
     app = create_app(pool, args.max_batch, os.environ.get(TOKEN) or None)
     print(f"{len(pool)} teachers at http://{args.host}:{args.port}", file=sys.stderr)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", limit_concurrency=CONNECTIONS, timeout_keep_alive=30)

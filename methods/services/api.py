@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.services.client import IN_FLIGHT
+from utils import cli
 from utils.images import to_float, to_uint8
 
 ApiDtype = Literal["float32", "uint8"]
@@ -45,6 +47,9 @@ class Api:
         return probabilities if self.digits is None else probabilities.round(decimals=self.digits)
 
 
+NO_LIMITS = Api()
+
+
 def _shares(weights: Tensor) -> Tensor:
     """Weights (B, N) from 0 as shares of 1; even ones where all are 0."""
     total = weights.sum(1, keepdim=True)
@@ -55,3 +60,22 @@ def answers_flag(text: str) -> str:
     if text not in ("probabilities", "label") and not TOP.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected probabilities, label, or top1, top2, top5, ...")
     return text
+
+
+def add_api_flags(group: argparse._ArgumentGroup) -> None:
+    """What services let through, and how they are asked."""
+    group.add_argument(
+        "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
+    )
+    group.add_argument(
+        "--answers",
+        type=answers_flag,
+        default="probabilities",
+        help="what services are taken to answer: probabilities, top<K> or label",
+    )
+    group.add_argument("--digits", type=cli.whole(0, 16), help="decimals of their probabilities (default: all)")
+    group.add_argument("--in_flight", type=cli.count, default=IN_FLIGHT, help="requests to a server at once")
+
+
+def api_of(args: argparse.Namespace) -> Api:
+    return Api(args.api_dtype, args.answers, args.digits)

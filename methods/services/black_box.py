@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.services.api import Api, answers_flag
-from methods.services.client import IN_FLIGHT
+from methods.services.api import NO_LIMITS, Api
 from methods.services.meter import Meter
 from utils import cli
 from utils.code import import_function
@@ -21,7 +20,6 @@ from utils.images import resize
 from utils.precision import full_precision
 
 LEAST_PROBABILITY = 1e-6  # what a service calls impossible counts as this much
-NO_LIMITS = Api()
 
 
 class Service(Protocol):
@@ -201,22 +199,3 @@ def add_black_box_flags(group: argparse._ArgumentGroup) -> None:
     """For methods that ask: what it may cost."""
     group.add_argument("--query_budget", type=cli.count, help="images that services may be asked about in all (default: any)")
     group.add_argument("--price_per_1000", type=cli.weight, help="of as many images, for the result to say what was spent")
-
-
-def add_api_flags(group: argparse._ArgumentGroup) -> None:
-    """What services let through, and how they are asked."""
-    group.add_argument(
-        "--api_dtype", choices=("float32", "uint8"), default="float32", help="what services take as the values of a pixel"
-    )
-    group.add_argument(
-        "--answers",
-        type=answers_flag,
-        default="probabilities",
-        help="what services are taken to answer: probabilities, top<K> or label",
-    )
-    group.add_argument("--digits", type=cli.whole(0, 16), help="decimals of their probabilities (default: all)")
-    group.add_argument("--in_flight", type=cli.count, default=IN_FLIGHT, help="requests to a server at once")
-
-
-def api_of(args: argparse.Namespace) -> Api:
-    return Api(args.api_dtype, args.answers, args.digits)

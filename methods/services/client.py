@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any, TypeVar
 
 import urllib3
@@ -98,7 +99,7 @@ class Client:
         there = [one for one in found if isinstance(one, dict) and one.get("name") and one.get("state") != "UNAVAILABLE"]
         return list(dict.fromkeys(str(one["name"]) for one in there))  # a model may be listed once for each version
 
-    @property
+    @cached_property
     def speaks_bytes(self) -> bool:
         """Whether the server says that it takes tensors as bytes behind the JSON."""
         said = self.look("GET", "/v2")

@@ -93,10 +93,9 @@ class RemoteModel(Metered):
 
     def _answer(self, images: Tensor, meter: Meter) -> Tensor:
         try:
-            found = self._request(images, meter)
+            return self._request(images, meter)
         except TooLarge as error:
             return self._in_halves(images, meter, error)
-        return self._probabilities(found, len(images))
 
     def _in_halves(self, images: Tensor, meter: Meter, error: TooLarge) -> Tensor:
         """Halve the batch, once; the server may take no more."""
@@ -104,7 +103,7 @@ class RemoteModel(Metered):
         if len(images) <= half:
             raise UserError(f"{self.name} at {self.client.url} {error}") from error
         try:
-            answers = [self._probabilities(self._request(part, meter), len(part)) for part in images.split(half)]
+            answers = [self._request(part, meter) for part in images.split(half)]
         except TooLarge as again:
             raise UserError(f"{self.name} at {self.client.url} {again}") from again
         if not self._largest:
@@ -114,21 +113,23 @@ class RemoteModel(Metered):
                 self.store.put(self._batch_key, np.array([half]))
         return torch.cat(answers)
 
-    def _request(self, images: Tensor, meter: Meter) -> np.ndarray:
-        """The numbers (B, N), or texts, that answer a request; asked only where they are not kept."""
-        key = self._key(images)
+    def _request(self, images: Tensor, meter: Meter) -> Tensor:
+        """Probabilities (B, N); asked only where they are not kept, and kept only where they are some."""
+        sent = self._prepared(images)
+        key = self._key(sent)
         kept = self.store.get(key) if self.store is not None else None
         if kept is not None:
             if not self.fingerprint:
-                self._check_same(images, key, kept, meter)
-            return kept
-        answer = self._send(images, key, meter)
-        self._probabilities(answer, len(images))  # nothing is kept that is no answer
+                self._check_same(sent, key, kept, meter)
+            return self._probabilities(kept, len(sent))
+        numbers = self._send(sent, key, meter)
+        answer = self._probabilities(numbers, len(sent))
         if self.store is not None:
-            self.store.put(key, answer)
+            self.store.put(key, numbers)
         return answer
 
-    def _send(self, images: Tensor, key: bytes, meter: Meter, limited: bool = True) -> np.ndarray:
+    def _send(self, sent: np.ndarray, key: bytes, meter: Meter, limited: bool = True) -> np.ndarray:
+        """The numbers (B, N) that the model answers."""
         form, about = self.form, f"{self.name} {key.hex()[:12]}"
         outer: dict[str, Any] = {}
         if form.output or form.answers == "classification":
@@ -138,10 +139,10 @@ class RemoteModel(Metered):
             outer["outputs"] = [{"name": name, "parameters": extra | binary} if extra | binary else {"name": name}]
         elif form.binary == "yes":
             outer["parameters"] = {"binary_data_output": True}
-        body, headers = encode("inputs", [Named(form.input, form.dtype, self._prepared(images))], form.binary == "yes", outer)
+        body, headers = encode("inputs", [Named(form.input, form.dtype, sent)], form.binary == "yes", outer)
 
         def charge() -> None:
-            meter.send(len(images), about, limited)
+            meter.send(len(sent), about, limited)
 
         data, said = self.client.post(f"{self.path}/infer", body, headers, self.name, charge)
         try:
@@ -187,13 +188,12 @@ class RemoteModel(Metered):
         pixels = normalise(images, form.mean, form.std) if form.std else images
         return LAYOUTS[form.layout](pixels).float().contiguous().numpy()
 
-    def _key(self, images: Tensor) -> bytes:
+    def _key(self, sent: np.ndarray) -> bytes:
         """What a request is kept under: the model, how it is asked, and every byte that is sent."""
-        about = [self.client.url, self.path, self.fingerprint, vars(replace(self.form, batch=0, binary="")), images.shape]
-        sent = self._prepared(images)
+        about = [self.client.url, self.path, self.fingerprint, vars(replace(self.form, batch=0, binary="")), sent.shape]
         return hashlib.sha256(json.dumps(about, default=str).encode() + sent.tobytes()).digest()
 
-    def _check_same(self, images: Tensor, key: bytes, kept: np.ndarray, meter: Meter) -> None:
+    def _check_same(self, sent: np.ndarray, key: bytes, kept: np.ndarray, meter: Meter) -> None:
         """Ask again what was answered before, once, of a model that names no version.
 
         Raises `UserError` where the answer is another one: then kept answers are another model's.
@@ -201,7 +201,7 @@ class RemoteModel(Metered):
         with self._one_at_a_time:
             if self._same:
                 return
-            now = self._send(images, key, meter, limited=False)
+            now = self._send(sent, key, meter, limited=False)
             if kept.shape != now.shape or not np.allclose(kept, now, rtol=SAME, atol=SAME):
                 raise UserError(
                     f"{self.name} at {self.client.url} answers otherwise than before, and names no version: if it is another "
@@ -211,11 +211,15 @@ class RemoteModel(Metered):
 
     @property
     def batch(self) -> int:
-        if not self._largest and self.store is not None and (kept := self.store.get(self._batch_key)) is not None:
-            self._largest = int(kept[0])
-        return min(self._largest or self.form.batch, self.form.batch)
+        return min(self._largest or self._remembered or self.form.batch, self.form.batch)
+
+    @cached_property
+    def _remembered(self) -> int:
+        """The batch that an earlier run has come to; 0 where there was none."""
+        kept = self.store.get(self._batch_key) if self.store is not None else None
+        return 0 if kept is None else int(kept[0])
 
     @property
     def _batch_key(self) -> bytes:
-        """What an earlier run has learnt of the model's batch is kept under."""
+        """What a run has learnt of the model's batch is kept under."""
         return hashlib.sha256(f"batch {self.client.url}{self.path}".encode()).digest()

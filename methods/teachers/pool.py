@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from datasets.registry import SPECS
-from methods.services.api import Api
-from methods.services.black_box import NO_LIMITS, BlackBox, LocalService, Metered, add_api_flags
+from methods.services.api import NO_LIMITS, Api, add_api_flags
+from methods.services.black_box import BlackBox, LocalService, Metered
 from methods.services.meter import Meter
 from methods.teachers.inspection import Finding, check_said, inspect
 from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
@@ -114,9 +114,9 @@ class TeacherPool:
         return self.api.images == "uint8" or (server is not None and server.takes_bytes)
 
     @property
-    def has_servers(self) -> bool:
-        """Whether asking some teacher costs somebody something."""
-        return any(self.server_of(teacher_id) for teacher_id in range(len(self)))
+    def servers(self) -> list[Metered]:
+        """The teachers behind HTTP, whom asking costs somebody something."""
+        return [server for teacher_id in range(len(self)) if (server := self.server_of(teacher_id))]
 
     def server_of(self, teacher_id: int) -> Metered | None:
         """A teacher behind HTTP, which says itself how it is asked."""

@@ -65,7 +65,7 @@ def zoo(pool: TeacherPool, data_root: Path, tmp_path: Path, wait_until: Callable
         pytest.skip("MLServer needs Python below 3.13")
     subprocess.run(["bash", "-c", "source scripts/environment.sh; services_environment"], cwd=ROOT, check=True)
     environment = ROOT / ".venv-services/bin"
-    folder, port = tmp_path / "served", repository.free_port()
+    folder, port = tmp_path / "served", repository.free_port(repository.HOST, 0)
     teachers = data_root / "teachers/cifar100/conv4/3way-16px/teachers.csv"
     repository.main([str(folder), "--teachers", str(teachers), "--port", str(port)])
     to_onnx(pool, tmp_path / "m.onnx")

@@ -104,6 +104,12 @@ def test_white_and_black_boxes(flags_for: Flags, tmp_path: Path, flags: list[str
     assert "one frozen teacher (mean), answers alone" in result["yardsticks"]
 
 
+def test_a_visit_asks_what_was_said_looking_both_ways_too(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("bidf_mkd", 1), "--q", "3", "--zo_estimator", "antithetic"])
+    asked = result_of(tmp_path)["asked_of_services"]
+    assert asked["queries"] == asked["queries_of_a_visit"]
+
+
 def test_a_spent_budget_ends_inversion_and_the_run_goes_on(
     flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
