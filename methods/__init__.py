@@ -19,6 +19,7 @@ REGISTRY = {
     ("few_shot", "bidf_mkd"): "methods.bidf_mkd:BiDfMKD",
     ("few_shot", "teapot"): "methods.teapot:TEAPOT",
     ("few_shot", "real"): "methods.baselines:Real",
+    ("few_shot", "real_classifier"): "methods.baselines:RealClassifier",
     ("few_shot", "random"): "methods.baselines:Random",
     ("few_shot", "average"): "methods.baselines:Average",
     ("few_shot", "ota"): "methods.baselines:OTA",

@@ -1,13 +1,17 @@
-"""The yardsticks as methods of their own: a random learner, the teachers' mean, frozen teachers, and real data."""
+"""The yardsticks as methods of their own: a random learner, the teachers' mean, frozen teachers, and two of real data."""
 
 import argparse
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.own import get_domains
-from datasets.split import load_split
+from datasets.split import ImageSplit, load_split
+from methods.distillation.student import LearnersStudent
 from methods.evaluation.exams import Exam
 from methods.evaluation.floors import dealt, ensemble_score, read_out_score, teacher_distances
 from methods.experiments.few_shot import FewShotMethod
@@ -18,6 +22,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.views import BLACK_BOX_VIEWS, VIEWS
 from utils import cli
 from utils.errors import UserError
+from utils.images import Augmentation, take, to_float
 from utils.metrics import Score
 
 
@@ -97,11 +102,9 @@ class Real(FewShotMethod):
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
-        domains = get_domains(args.dataset, args.data_root)
-        splits = [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]
-        names = [f"{domain.name} meta_train" for domain in domains]
+        splits, names = _real_images(args, spec)
         self.splits = [split.to(self.device) for split in splits]
-        self.samplers = [EpisodeSampler(split, self.shape, name) for split, name in zip(splits, names, strict=True)]
+        self.samplers = [EpisodeSampler(split, self.shape, name) for split, name in zip(self.splits, names, strict=True)]
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One outer update on real episodes; with several image sets they take turns."""
@@ -112,3 +115,51 @@ class Real(FewShotMethod):
             drawn = [self.learner.prepare(images[indices.to(device)]) for indices in (support, query)]
             loss, accuracy = self.outer.step(make_episodes(drawn[0], drawn[1], self.shape.way))
         return {"loss": loss, "accuracy": accuracy}
+
+
+class RealClassifier(FewShotMethod):
+    """The other ceiling: one network that learnt to name all real meta_train classes, read by nearest class means.
+
+    Cross entropy on shifted and mirrored images, ordinary batch normalisation, Adam with a one-cycle rate; of several image
+    sets, the classes of all of them are told apart.
+    """
+
+    NEEDS_TEACHERS = False
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {"epochs": 60, "val_interval": 10, "metalearner": "ncm"}
+    STATE = ("student",)
+
+    @staticmethod
+    def add_args(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Adam)")
+        group.add_argument("--batch_size", type=cli.count, default=128, help="images of an update")
+
+    def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
+        splits, _ = _real_images(args, spec)
+        super().__init__(args, teachers, replace(spec, way=sum(len(split.class_names) for split in splits), norm="fixed"))
+        firsts = torch.tensor([0, *[len(split.class_names) for split in splits[:-1]]]).cumsum(0).tolist()
+        self.images = torch.cat([split.images for split in splits]).to(self.device)
+        self.labels = torch.cat([first + split.labels for first, split in zip(firsts, splits, strict=True)]).to(self.device)
+        self.batch_size = min(args.batch_size, len(self.images))
+        domains = get_domains(args.dataset, args.data_root)
+        self.augmentation = Augmentation(all(one.flip for one in domains), all(one.recolour for one in domains))
+        self.student = LearnersStudent(self.learner, args.lr, args.epochs * (len(self.images) // self.batch_size))
+
+    def train_iteration(self, iteration: int) -> dict[str, float]:
+        """One pass over the images."""
+        size, total, right = self.batch_size, torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        batches = torch.randperm(len(self.images))[: len(self.images) // size * size].view(-1, size)
+        with self.clock("training"):
+            for chosen in tqdm(batches.to(self.device), desc="epoch", unit="batch", leave=False):
+                images, labels = self.augmentation(to_float(take(self.images, chosen))), self.labels[chosen]
+                loss, outputs = self.student.update(images, labels, F.cross_entropy)
+                self.student.schedule.step()
+                total, right = total + loss, right + (outputs.argmax(1) == labels).sum()
+        self.student.teach()
+        return {"loss": float(total) / len(batches), "train_accuracy": float(right) / batches.numel()}
+
+
+def _real_images(args: argparse.Namespace, spec: LearnerSpec) -> tuple[list[ImageSplit], list[str]]:
+    """The meta_train splits of the sets of --dataset at the learner's size, and what to call them."""
+    domains = get_domains(args.dataset, args.data_root)
+    splits = [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]
+    return splits, [f"{domain.name} meta_train" for domain in domains]

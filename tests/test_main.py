@@ -92,7 +92,8 @@ def test_other_metalearners(method: str, metalearner: str, flags_for: Flags, tmp
     main.main([*flags_for(method), "--metalearner", metalearner, "--inductive"])
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert result["metalearner"] == metalearner
-    assert result["batch_statistics"] == ("none: fixed numbers" if method == "chorus" else "support")
+    fixed = method in ("chorus", "real_classifier")
+    assert result["batch_statistics"] == ("none: fixed numbers" if fixed else "support")
 
 
 def test_a_run_is_replaced_only_when_that_is_asked_for(flags_for: Flags, tmp_path: Path) -> None:
@@ -179,8 +180,15 @@ def test_the_ceiling_appears_once_it_was_measured(flags_for: Flags, tmp_path: Pa
     main.main(flags_for("free"))
     assert "real data (ceiling)" not in capsys.readouterr().out
     main.main(flags_for("real"))
+    main.main(flags_for("real_classifier"))
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "result.json").write_text("{")
     main.main(flags_for("random"))
-    assert "real data (ceiling)" in capsys.readouterr().out
+    told = capsys.readouterr().out.rpartition("chance")[2]
+    assert "real data (ceiling)" in told
+    assert "one classifier of all real classes (ceiling)" in told
+    main.main([*flags_for("random"), "--episode_test", "7"])  # another exam
+    assert "(ceiling)" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- stopping, resuming, evaluating

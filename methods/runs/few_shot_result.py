@@ -18,6 +18,10 @@ from utils.plots import draw_curve
 from utils.run_log import RunLog
 
 TEACHERS_JUDGED = 3
+CEILINGS = {  # methods that see real images: what they are called beside others, and what the other must share
+    "real": ("real data (ceiling)", ("backbone", "metalearner")),
+    "real_classifier": ("one classifier of all real classes (ceiling)", ("backbone",)),
+}
 WORTH = {  # floors, by how their labels begin, and what a score below one means
     "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
     "one frozen teacher": "a single teacher as it is, without any training, does better",
@@ -130,17 +134,22 @@ def _yardsticks(experiment: FewShotExperiment) -> dict[str, dict[str, Score]]:
 
 
 def ceilings(args: argparse.Namespace, image_size: int) -> dict[str, dict[str, Score]]:
-    """The newest finished run of `real` in the output folder that is like this one."""
-    if args.method == "real":
-        return {}
-    alike = _sets(args) | {"backbone": args.backbone, "metalearner": args.metalearner}
-    shape = {"way": args.way_test, "shot": args.shot_test, "query": args.query_test, "image_size": image_size}
-    wanted = {"method": "real", **alike, **shape}
-    for path in sorted(args.out.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if all(content.get(key) == value for key, value in wanted.items()) and content.get("episodes"):
-            return {"real data (ceiling)": {name: Score(values) for name, values in content["episodes"].items()}}
-    return {}
+    """For each ceiling the newest finished run of it in the output folder, with this learner and the very same exam."""
+    exam = {"way": args.way_test, "shot": args.shot_test, "query": args.query_test, "image_size": image_size}
+    found: dict[str, dict[str, Score]] = {}
+    paths = [] if args.method in CEILINGS else [*args.out.glob("*/result.json"), *args.out.glob("*/evaluate-*.json")]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # another run's file, and none of this one's business
+        label, learner = CEILINGS.get(content.get("method"), ("", ()))
+        wanted = _sets(args) | exam | {name: getattr(args, name) for name in learner}
+        episodes = content.get("episodes", {})
+        alike = all(content.get(name) == value for name, value in wanted.items())
+        if label and alike and episodes and all(len(values) == args.episode_test for values in episodes.values()):
+            found.setdefault(label, {name: Score(values) for name, values in episodes.items()})
+    return found
 
 
 def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
