@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from datasets.image_files import RULE, decode
 from datasets.registry import DatasetSpec
@@ -20,6 +19,7 @@ from utils.errors import UserError
 from utils.files import path_below, read_csv
 from utils.images import channels_last
 from utils.names import tidy
+from utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _decode_cached(paths: list[Path], fingerprint: str, size: int, channels: int
                 return images
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(lambda path: decode(path, size, channels), paths)
-        progress = tqdm(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
+        progress = Progress(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
         images = torch.from_numpy(np.stack(list(progress)))  # (N, C, S, S)
     with contextlib.suppress(OSError):  # a read-only data folder works, only slower
         checkpoint.save({"fingerprint": fingerprint, "images": images}, cache)

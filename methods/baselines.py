@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.own import get_domains
@@ -24,6 +23,7 @@ from utils import cli
 from utils.errors import UserError
 from utils.images import Augmentation, take, to_float
 from utils.metrics import Score
+from utils.progress import Progress
 
 
 class Random(FewShotMethod):
@@ -149,7 +149,7 @@ class RealClassifier(FewShotMethod):
         size, total, right = self.batch_size, torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         batches = torch.randperm(len(self.images))[: len(self.images) // size * size].view(-1, size)
         with self.clock("training"):
-            for chosen in tqdm(batches.to(self.device), desc="epoch", unit="batch", leave=False):
+            for chosen in Progress(batches.to(self.device), desc="epoch", unit="batch", leave=False):
                 images, labels = self.augmentation(to_float(take(self.images, chosen))), self.labels[chosen]
                 loss, outputs = self.student.update(images, labels, F.cross_entropy)
                 self.student.schedule.step()

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
-from tqdm import tqdm
 
 from datasets.registry import get_spec
 from datasets.split import load_split
@@ -29,6 +28,7 @@ from utils import cli
 from utils.errors import UserError
 from utils.images import take, to_float
 from utils.names import check_same_classes
+from utils.progress import Progress
 
 
 def milestones(text: str) -> list[int]:
@@ -71,7 +71,7 @@ class Supervised(WholeClassMethod):
         total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         with self.clock("training"):
             order = torch.randperm(len(self.train.images)).to(self.device)
-            for batch in tqdm(order.split(self.args.batch_size), desc="epoch", unit="batch", leave=False):
+            for batch in Progress(order.split(self.args.batch_size), desc="epoch", unit="batch", leave=False):
                 images = self.augmentation(to_float(take(self.train.images, batch)))
                 labels = self.train.labels[batch]
                 loss, outputs = self.student.update(images, labels, self.loss_of(images, labels))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.image_files import class_folders, decode
 from datasets.registry import SPLITS, DatasetSpec, get_spec
@@ -20,6 +19,7 @@ from utils.cli import exit_with_message
 from utils.errors import UserError
 from utils.files import write_text
 from utils.names import check_different_classes, check_same_classes
+from utils.progress import Progress
 from utils.vision import import_torchvision
 
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
@@ -30,7 +30,7 @@ def lay_out(
     images: np.ndarray, labels: Sequence[int], class_names: Sequence[str], part: str, folder_of: Callable[[str], Path]
 ) -> None:
     """Write images uint8 (N, H, W, 3) as <folder_of(class)>/<part>_<number>.png."""
-    for number, (image, label) in enumerate(zip(tqdm(images, desc=f"write {part}", unit="img"), labels, strict=True)):
+    for number, (image, label) in enumerate(zip(Progress(images, desc=f"write {part}", unit="img"), labels, strict=True)):
         target = folder_of(class_names[label])
         target.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(target / f"{part}_{number:05d}.png")
@@ -120,7 +120,7 @@ def check(classes: ClassFiles, name: str) -> None:
     files = [file for members in classes.values() for file in members]
     with ThreadPoolExecutor() as pool:
         checked = pool.map(lambda file: decode(file, 8), files)
-        for _ in tqdm(checked, total=len(files), desc=f"check {name}", unit="img", leave=False, delay=1):
+        for _ in Progress(checked, total=len(files), desc=f"check {name}", unit="img", leave=False, delay=1):
             pass
 
 

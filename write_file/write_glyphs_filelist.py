@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from datasets.registry import SPLITS, DatasetSpec
 from utils import cli
+from utils.progress import Progress
 from write_file.filelist import ClassFiles, make_parser, run_script, split_folders
 
 # One letter for each shape: of look-alikes (Latin P, Greek rho, Cyrillic er) at most one is here, in either case.
@@ -105,7 +105,7 @@ def make(folder: Path, images: int, seed: int) -> None:
             if (folder / split).exists():
                 continue
             work = partial(draw_class, folder=Path(temporary) / split, images=images, seed=seed)
-            for _ in tqdm(pool.map(work, LETTERS[split]), total=len(LETTERS[split]), desc=f"draw {split}", unit="letter"):
+            for _ in Progress(pool.map(work, LETTERS[split]), total=len(LETTERS[split]), desc=f"draw {split}", unit="letter"):
                 pass
             (Path(temporary) / split).rename(folder / split)
 

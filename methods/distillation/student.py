@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from methods.metalearners.learner import Learner
 from models import create_model
 from models.norm import folded
 from utils.errors import UserError
+from utils.progress import Progress
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, D), targets (B, D) -> scalar
 
@@ -117,7 +117,7 @@ class LearnersStudent(Student):
         """One pass over uint8 images (M, C, S, S) with their targets (M, D), in random order; returns the mean loss."""
         total = torch.zeros((), device=targets.device)
         batches = torch.randperm(len(images))[: len(images) // batch_size * batch_size].view(-1, batch_size)
-        for chosen in tqdm(batches, desc="distillation", unit="batch", leave=False):
+        for chosen in Progress(batches, desc="distillation", unit="batch", leave=False):
             some = chosen.to(images.device)
             total += self.update(images[some], self.scale(targets[some]), loss_of)[0]
             self.schedule.step()

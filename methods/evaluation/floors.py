@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from methods.evaluation.exams import Exam, Indices, examine
 from methods.metalearners.base import Metalearner
@@ -21,6 +20,7 @@ from utils import seed
 from utils.images import to_float
 from utils.kept import Kept
 from utils.metrics import Score
+from utils.progress import Progress
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def pixel_floor(exam: Exam, device: torch.device) -> Score:
 def teacher_distances(pool: TeacherPool, exam: Exam, view: str = "features") -> Tensor:
     """Distances of queries to class means in the l2-normalised `view` of each frozen teacher: (T, E, N*Q, N)."""
     images, distances = exam.split.images, []
-    for teacher_id in tqdm(range(len(pool)), desc="frozen teachers", unit="teacher", leave=False):
+    for teacher_id in Progress(range(len(pool)), desc="frozen teachers", unit="teacher", leave=False):
         distances.append(distances_to_means(view_of(pool, teacher_id, view, images), exam.indices, exam.shape.way))
     return torch.stack(distances)
 
@@ -80,7 +80,9 @@ def read_out_score(pool: TeacherPool, exam: Exam, view: str, words: Sequence[str
     for members in dealt(len(pool), size, seed_value).tolist():
         embed = partial(side_by_side, pool, members, view)
         readout = fit_readout(words, embed, exam.image_size, pool.device, pool.augmentation.flip)
-        pieces = tqdm(images.split(SHOWN_AT_ONCE), desc="frozen teachers", unit="images", unit_scale=SHOWN_AT_ONCE, leave=False)
+        pieces = Progress(
+            images.split(SHOWN_AT_ONCE), desc="frozen teachers", unit="images", unit_scale=SHOWN_AT_ONCE, leave=False
+        )
         embeddings = F.normalize(torch.cat([readout(embed, some) for some in pieces]))
         scores.append(accuracy_of(distances_to_means(embeddings, exam.indices, exam.shape.way)))
     return Score(torch.stack(scores).mean(0).tolist())

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.registry import DatasetSpec, get_spec
 from datasets.split import ImageSplit, load_split
@@ -18,6 +17,7 @@ from utils import seed
 from utils.errors import UserError
 from utils.images import channels_last, normalise, resize, to_uint8
 from utils.names import shown
+from utils.progress import Progress
 
 
 def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> Backbone:
@@ -27,7 +27,7 @@ def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epoc
     order = torch.randperm(len(images), generator=seed.generator(seed_value, "judge")).to(device)
     train, held_out = order[len(order) // 10 :], order[: len(order) // 10]
     stream = seed.generator(seed_value, "judge", "batches")
-    with tqdm(total=epochs, desc="judge on real images", unit="epoch", leave=False) as progress:
+    with Progress(total=epochs, desc="judge on real images", unit="epoch", leave=False) as progress:
         data, others = ((images[part], labels[part]) for part in (train, held_out))
         state, _ = train_teacher(network, "conv4", data, others, spec, Recipe(epochs=epochs), stream, progress)
     network.load_state_dict(state)

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.own import get_domains
 from datasets.split import load_split
@@ -23,6 +22,7 @@ from utils import cli, seed
 from utils.errors import UserError
 from utils.images import resize, to_uint8
 from utils.kept import Kept
+from utils.progress import Progress
 
 Drawer = Callable[[int, int, torch.device], Tensor]  # how many, their side, where -> images in [0, 1]
 
@@ -72,7 +72,7 @@ class Sources:
         args, spec, parts = self.args, self.spec, []
         shares = [len(part) for part in torch.arange(count).tensor_split(len(self.teachers))]
         flags = [source, spec.image_size, spec.mean, spec.std, args.inversion_steps, args.Glr, self.weights, args.start]
-        for teacher_id, share in enumerate(tqdm(shares, desc=f"{source} inversion", unit="teacher", leave=False)):
+        for teacher_id, share in enumerate(Progress(shares, desc=f"{source} inversion", unit="teacher", leave=False)):
             key = [self.teachers.fingerprint_of(teacher_id), share, flags]
             work = partial(self._invert, source, teacher_id, share)
             parts.append(self.kept(".recovered", key, self._seed(f"{source}/{teacher_id}"), work).to(self.teachers.device))

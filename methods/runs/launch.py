@@ -9,8 +9,8 @@ import torch
 
 from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of
-from methods.runs.dry_run import dry_run
 from methods.runs.few_shot_result import report_learner
+from methods.runs.plan import dry_run, opening
 from methods.runs.training import Training
 from methods.runs.whole_class_result import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
@@ -64,6 +64,7 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
         report(experiment, log, training.seconds, "evaluate")
         return
     with log.alone(), log.stoppable(new=not args.resume):
+        log.say(opening(experiment, log.folder, training.iteration))
         training.run()
         report(experiment, log, training.elapsed)
     log.close()

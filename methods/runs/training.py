@@ -14,6 +14,7 @@ from methods.experiments.few_shot import FewShotExperiment
 from methods.experiments.whole_class import WholeClassExperiment
 from utils import checkpoint, distributed, seed, tables
 from utils.errors import Stopped, UserError
+from utils.progress import Progress
 from utils.run_log import RunLog
 
 Experiment = FewShotExperiment | WholeClassExperiment
@@ -42,7 +43,7 @@ class Training:
         news = method.prepare(self.log.folder)
         if news:
             self.log.say(news)
-        with _stop_flag() as stop, tqdm(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
+        with _stop_flag() as stop, Progress(total=total, initial=self.iteration, desc=args.method, unit="it") as progress:
             while self.iteration < total:
                 numbers = method.train_iteration(self.iteration)
                 self.iteration += 1

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
@@ -27,6 +26,7 @@ from utils.errors import UserError
 from utils.files import locked
 from utils.images import channels_last, normalise, take, to_float
 from utils.names import shown
+from utils.progress import Progress
 
 TOGETHER_ON_A_GPU = 25
 DISJOINT_MILESTONES = (30, 40, 50)  # of pools of disjoint classes (PURER)
@@ -82,7 +82,7 @@ def train_together(
     spec: DatasetSpec,
     recipe: Recipe,
     generators: Sequence[torch.Generator],
-    progress: tqdm,
+    progress: Progress,
 ) -> list[tuple[dict[str, torch.Tensor], float]]:
     """`train_teacher` for several networks of one architecture with as many images each, in one mapped computation.
 
@@ -163,7 +163,7 @@ def train_teacher(
     spec: DatasetSpec,
     recipe: Recipe,
     generator: torch.Generator,
-    progress: tqdm,
+    progress: Progress,
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Train on uint8 images (M, C, S, S) and labels (M,); return a copy of the best epoch's weights and its accuracy."""
     images, labels = train
@@ -253,7 +253,7 @@ def train_pool(
     share = range(len(groups))[distributed.share()]
     todo = [teacher_id for teacher_id in share if names[teacher_id] not in finished]
     at_once = recipe.together or (TOGETHER_ON_A_GPU if device.type == "cuda" and arch in model_names() else 1)
-    with tqdm(total=epochs * len(share), initial=epochs * (len(share) - len(todo)), unit="epoch") as progress:
+    with Progress(total=epochs * len(share), initial=epochs * (len(share) - len(todo)), unit="epoch") as progress:
         for first in range(0, len(todo), at_once):
             chunk = todo[first : first + at_once]
             progress.set_description(f"{spec.name} {arch} teachers {chunk[0] + 1} to {chunk[-1] + 1} of {len(groups)}")
@@ -302,7 +302,7 @@ def _train(
     split: ImageSplit,
     recipe: Recipe,
     seed_value: int,
-    progress: tqdm,
+    progress: Progress,
 ) -> list[tuple[dict[str, torch.Tensor], float]]:
     """Some teachers, each from its own seed: together where they have as many images, by halves where memory is short."""
     device, size = split.images.device, split.images.shape[-1]

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from tqdm import tqdm
 
 from datasets.registry import HALF, IMAGENET
 from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
@@ -25,6 +24,7 @@ from models import create_model
 from utils import seed
 from utils.errors import UserError
 from utils.kept import Kept
+from utils.progress import Progress
 from utils.vision import import_torchvision
 
 Embedding = list[Tensor]  # one (filters,) for each convolution of each probe
@@ -157,5 +157,5 @@ def embed_all(
 
     return [
         kept(".embeddings", [pool.fingerprint_of(teacher_id), *shared], seed_value, partial(embedding, teacher_id))
-        for teacher_id in tqdm(range(len(pool)), desc="task embedding", unit="teacher", leave=False)
+        for teacher_id in Progress(range(len(pool)), desc="task embedding", unit="teacher", leave=False)
     ]

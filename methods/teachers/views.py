@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from methods.services.black_box import centred_answers
 from methods.services.meter import Meter
@@ -14,6 +13,7 @@ from methods.teachers.pool import TeacherPool
 from utils import seed
 from utils.images import to_float
 from utils.kept import Kept
+from utils.progress import Progress
 
 SHOWN_AT_ONCE = 500  # images of up to 84 pixels
 FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
@@ -91,7 +91,7 @@ def ask_everybody(pool: TeacherPool, view: str, images: Tensor, kept: Kept, numb
 
     def compute() -> Tensor:
         whole = len(pool) * len(images)
-        with tqdm(total=whole, desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
+        with Progress(total=whole, desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
             views = side_by_side(pool, range(len(pool)), view, images, meter, progress.update)
         if view == "features":
             draws = seed.generator(number, "chorus", "projection")

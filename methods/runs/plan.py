@@ -1,4 +1,4 @@
-"""What a command line would do, in words: nothing is trained, inverted, asked or written."""
+"""What a command line does, in words: the line that a run begins with, and a dry run, which does nothing else."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,29 @@ from utils.tables import duration
 NO_MATTER = {"out", "run_name", "seed", "seeds", "dry_run", "resume", "evaluate", "data_root"}  # flags that cost no time
 
 
-def dry_run(experiment: FewShotExperiment | WholeClassExperiment) -> str:
+Experiment = FewShotExperiment | WholeClassExperiment
+
+
+def opening(experiment: Experiment, folder: Path, iteration: int) -> str:
+    """The line that a run begins with: where it lies, what is there, and what is to be done."""
+    begun = f", from iteration {iteration}" if iteration else ""
+    return "; ".join([f"{folder}: {experiment.args.method}", *experiment.plan(), length(experiment) + begun])
+
+
+def length(experiment: Experiment) -> str:
+    """How long a run is."""
+    total = experiment.num_iterations
+    return f"{total} iterations, validated every {experiment.val_interval}" if total else "nothing is trained"
+
+
+def dry_run(experiment: Experiment) -> str:
     """The flags, what is there, what is to be made, and how long that took before on this machine, where it did."""
     args, total = experiment.args, experiment.num_iterations
     lines = [f"{name} = {value}" for name, value in sorted(vars(args).items())]
     lines += [*experiment.plan(), *made(experiment.method.summary(), getattr(args, "price_per_1000", None))]
+    lines.append(length(experiment))
     if not total:
-        return "\n".join([*lines, "nothing is trained"])
-    lines.append(f"{total} iterations, validated every {experiment.val_interval}")
+        return "\n".join(lines)
     found = most_alike(vars(args), args.out)
     if found is None:
         return "\n".join([*lines, f"how long: not known, for no run of {args.method} in {args.out} has been finished yet"])
