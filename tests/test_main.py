@@ -20,6 +20,7 @@ from methods import METHODS, get_method, methods_of
 from methods.runs.training import Training
 from utils import checkpoint, cli
 from utils.errors import UserError
+from utils.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = pd.read_csv(ROOT / "tests" / "commands.tsv", sep="\t").command.tolist()
@@ -118,6 +119,54 @@ def test_several_seeds_in_one_command(flags_for: Flags, tmp_path: Path) -> None:
     assert any(not torch.equal(value, found["alone"][name]) for name, value in found["mine-seed3"].items())
     args = json.loads((tmp_path / "runs" / "mine-seed3" / "args.json").read_text())["flags"]
     assert (args["seed"], args["seeds"]) == (3, None)
+
+
+def test_seeds_go_on_where_they_were(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*flags_for("real"), "--no_floors", "--run_name", "mine"]
+    main.main([*flags, "--seeds", "3", "5"])
+    runs = [tmp_path / "runs" / f"mine-seed{number}" for number in (3, 5)]
+    assert "real: mean and spread of 2 seeds" in capsys.readouterr().out
+    (runs[1] / "result.json").unlink()  # as one that was stopped before its exam
+    before = {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()}
+    main.main([*flags, "--seeds", "3", "5", "7"])
+    told = capsys.readouterr().out
+    assert f"{runs[0]} is finished" in told
+    assert "real: mean and spread of 3 seeds" in told
+    assert before == {path: path.read_bytes() for path in before}
+    assert (runs[1] / "result.json").is_file()
+    assert [line["iteration"] for line in read_metrics(runs[1] / "metrics.jsonl")] == [1, 2]
+    with pytest.raises(UserError, match=r"mine-seed3 is a run with another --inner_lr: choose another --run_name"):
+        main.main([*flags, "--seeds", "3", "--inner_lr", "0.5"])
+
+
+def test_an_attempt_that_fails_leaves_no_folder(flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: object, iteration: int) -> dict[str, float]:
+        if iteration == 1:
+            raise UserError("no further")
+        return {}
+
+    monkeypatch.setattr(get_method("real"), "train_iteration", fails)
+    with pytest.raises(UserError, match="no further"):
+        main.main([*flags_for("real"), "--val_interval", "9"])
+    assert list((tmp_path / "runs").glob("*")) == []
+    with pytest.raises(UserError, match="no further"):
+        main.main(flags_for("real"))
+    assert (only_run(tmp_path) / "last.pt").is_file()  # of the first iteration, which was validated
+
+
+def test_a_run_is_repeated_from_its_config(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("chorus"), "--no_floors", "--run_name", "first", "--seed", "4", "--no_mirror"])
+    config = tmp_path / "runs" / "first" / "config.yaml"
+    again = ["--config", str(config), "--out", str(tmp_path / "runs"), "--threads", "1"]
+    main.main([*again, "--run_name", "second"])
+    args, results = {}, {}
+    for name in ("first", "second"):
+        args[name] = json.loads((tmp_path / "runs" / name / "args.json").read_text())["flags"]
+        results[name] = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+    assert {name for name in args["first"] if args["first"][name] != args["second"][name]} == {"config", "run_name"}
+    assert results["first"]["episodes"] == results["second"]["episodes"]
+    assert config.read_bytes() == (tmp_path / "runs" / "second" / "config.yaml").read_bytes()
+    assert main.parse_args([*again, "--num_sup_train", "5"]).shot_test == 5  # what is typed goes before, and is followed
 
 
 def test_teachers_of_one_image_set_and_episodes_of_another(flags_for: Flags, tmp_path: Path) -> None:
@@ -290,6 +339,25 @@ def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(flags_for: Flags, 
     checkpoint.save(last, run / "last.pt")
     with pytest.raises(UserError, match=r"has no 'outer': an earlier version.*methods\.predict still takes its best\.pt"):
         main.main(["--resume", str(run), "--epochs", "4"])
+
+
+def test_a_run_goes_on_from_another_folder(flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image sets, teachers and what is kept beside runs are found though all were typed relative to where it began."""
+    flags = flags_for("chorus")
+    data_root = Path(flags[flags.index("--data_root") + 1])
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "data").symlink_to(data_root)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    typed = [*flags, "--data_root", "data", "--out", "runs", "--run_name", "mine", "--no_floors"]
+    main.main(typed)
+    listed = next((data_root / "teachers" / "cifar100" / "conv4").rglob("teachers.csv")).relative_to(data_root)
+    main.main([*typed, "--teachers", f"data/{listed}", "--run_name", "listed"])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("mine", "listed"):
+        main.main(["--evaluate", f"../work/runs/{name}"])
+        assert (tmp_path / "work" / "runs" / name / "evaluate-3w1s.json").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_second_signal_acts_at_once(flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path) -> None:

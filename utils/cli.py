@@ -93,6 +93,7 @@ def number(low: float = -LARGEST_NUMBER, high: float = LARGEST_NUMBER, above: bo
     return value_of
 
 
+MACHINE = frozenset({"device", "gpu", "multigpu", "threads"})  # flags about where a run takes place
 LARGEST_SEED = 2**32 - 1  # that all random streams take
 LARGEST_SIDE = 4096  # pixels of an image
 MOST_THREADS = 1024
@@ -241,11 +242,15 @@ def check_values(parser: argparse.ArgumentParser, values: Mapping[str, Any], sou
             raise UserError(f"{source}: --{action.dest} is {value!r}, which the flag does not take")
 
 
+def takes_several(action: argparse.Action) -> bool:
+    """Whether a flag's value is a list of what its type makes of a word each."""
+    return action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
+
+
 def _could_give(action: argparse.Action, value: Any) -> bool:
     if action.nargs == 0:
         return isinstance(value, bool) or value == action.const
-    repeated = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
-    if isinstance(value, list) and not repeated:
+    if isinstance(value, list) and not takes_several(action):
         return isinstance(action.default, list)  # out of one word
     return all(_could_be(action, one) for one in (value if isinstance(value, list) else [value]))
 

@@ -25,6 +25,7 @@ from utils.images import save_grid
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+WORTH_KEEPING = ("last.pt", "asked.jsonl")  # what training has reached, and what services were paid for
 PACKAGES = ("torch", "numpy", "pandas", "pillow")
 
 
@@ -50,7 +51,7 @@ class RunLog:
         With `overwrite` a run of that name is removed first; a folder that is no run is left alone (`UserError`).
         """
         folder, number = out / name, 2
-        record = {"flags": flags, "argv": list(argv), "environment": _environment()}
+        record = {"flags": flags, "argv": list(argv), "working_folder": str(Path.cwd()), "environment": _environment()}
         if overwrite and folder.exists():
             if not (folder / "args.json").is_file():
                 raise UserError(f"--overwrite: {folder} is no run directory, and was left as it is")
@@ -70,10 +71,14 @@ class RunLog:
 
     @staticmethod
     def read_record(folder: Path) -> dict[str, Any]:
-        """The `flags`, `argv` and `environment` of an earlier run. Raises `UserError` if `folder` is no run directory."""
+        """The `flags`, `argv`, `working_folder` and `environment` of an earlier run.
+
+        Raises `UserError` if `folder` is no run directory.
+        """
         try:
             record = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-            return {"argv": [], "environment": {}} | record | {"flags": dict(record["flags"])}
+            earlier: dict[str, Any] = {"argv": [], "working_folder": "", "environment": {}}
+            return earlier | record | {"flags": dict(record["flags"])}
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no run directory: it has no args.json") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -108,6 +113,9 @@ class RunLog:
         """Save uint8 images (N, C, H, W) as images/<name>_<iteration>.png."""
         save_grid(images, self.folder / "images" / f"{name}_{iteration:06d}.png", columns)
 
+    def write(self, name: str, text: str) -> None:
+        write_text(self.folder / name, text)
+
     def save(self, name: str, content: Any) -> None:
         checkpoint.save(content, self.folder / name)
 
@@ -135,15 +143,19 @@ class RunLog:
 
     @contextmanager
     def stoppable(self, new: bool) -> Iterator[None]:
-        """A stop inside the block says how to go on, or, before there was a checkpoint, takes a `new` directory away again."""
+        """A stop inside the block says how to go on.
+
+        A stop or a failure before there was anything worth keeping takes a `new` directory away again.
+        """
         try:
             yield
-        except KeyboardInterrupt:
-            if (self.folder / "last.pt").is_file():
+        except (KeyboardInterrupt, UserError, OSError) as reason:
+            worth = [name for name in WORTH_KEEPING if (self.folder / name).is_file()]
+            if worth and isinstance(reason, KeyboardInterrupt):
                 raise Stopped(f"stopped at once; go on with: python main.py --resume {self.folder}") from None
-            if new:
+            if new and not worth:
                 self.close()
-                shutil.rmtree(self.folder)
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
 

@@ -1,15 +1,17 @@
 """The command line of main.py: one parser for each method, chosen by `--method`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from methods import METHODS, get_method, is_code, spelled
 from methods.experiments.few_shot import FewShotExperiment, FewShotMethod
 from methods.experiments.method import Method
 from methods.experiments.settings import settings_for
 from methods.experiments.whole_class import WholeClassExperiment
-from methods.teachers.manifest import is_own_code
+from methods.runs.config import chosen, read_config
+from methods.teachers.manifest import as_place, is_own_code
 from utils import cli
 from utils.errors import UserError
 from utils.names import meant
@@ -48,8 +50,9 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
     group.add_argument("--run_name", help="name of the run directory; must be new")
     group.add_argument("--overwrite", action="store_true", help="replace the run of that name, if there is one")
     group.add_argument(
-        "--seeds", type=cli.seed, nargs="+", help="several runs, one for each seed; python -m utils.report sums them up"
+        "--seeds", type=cli.seed, nargs="+", help="several runs, one for each seed, and their mean; typed again, it goes on"
     )
+    group.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON with values of flags, as runs write them")
     resume = group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped")
     evaluate = group.add_argument("--evaluate", type=Path, metavar="RUN", help="score a run's learner again")
     group.add_argument(
@@ -63,20 +66,31 @@ def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; no side effects but reading RUN/args.json. Raises `UserError` for one that is wrong.
+    """Parse a command line; no side effects but reading RUN/args.json and --config. Raises `UserError` for one that is wrong.
 
     Two stages: the method is read first, then its own parser takes the whole line.
     """
+    args = parse_typed(argv)
+    if not (args.resume or args.evaluate):
+        experiment_of(get_method(args.method)).finish_args(get_method(args.method), args)  # type: ignore[arg-type]
+    return args
+
+
+def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
+    """The same before what depends on other flags is filled in."""
     argv = cli.underscored(argv)
     first = cli.Parser("main.py", add_help=False)
     first.add_argument("--method")
     first.add_argument("--resume", type=Path)
     first.add_argument("--evaluate", type=Path)
     first.add_argument("--allow_code", action="extend", nargs="+", default=[])
+    first.add_argument("--config", type=Path)
     early, _ = first.parse_known_args(argv)
     run = early.resume or early.evaluate
     if run is not None:
         return _parse_again(argv, run, early)
+    config = read_config(early.config) if early.config else {}
+    early.method = early.method or config.get("method")
     if early.method is None:
         if {"-h", "--help"} & set(argv):
             shared = cli.Parser("main.py", description=ABOUT)
@@ -84,14 +98,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             shared.print_help()
             raise SystemExit(0)
         raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
-    method = spelled(early.method)
+    method = spelled(str(early.method))
     _check_allowed(method, early)
     method_class, parser = get_method(method), build_parser(method)
+    flags = cli.flags_of(parser)
+    typed = {flags[flag] for token in argv if (flag := token.split("=")[0]) in flags}
+    from_file = chosen(parser, config, early.config, typed)
+    parser.set_defaults(**from_file)
     found = settings_for(method_class.SETTINGS, method_class.QUICK, _parse_known(parser, argv))
-    parser.set_defaults(**found)
+    parser.set_defaults(**found | from_file)
     args = _parse_known(parser, argv)
     args.method = method
-    experiment_of(method_class).finish_args(method_class, args)  # type: ignore[arg-type]
     return args
 
 
@@ -115,9 +132,25 @@ def _check_allowed(method: str, early: argparse.Namespace) -> None:
         raise UserError(f"--method {method} runs code; if it is yours, add --allow_code {method}")
 
 
+def _from_elsewhere(parser: cli.Parser, saved: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The relative paths of a run that lead nowhere from here, but from the `folder` that the run was started in."""
+
+    def found(place: str) -> str:
+        there = Path(folder) / place
+        return str(there) if folder and not Path(place).exists() and there.exists() else place
+
+    paths = {action.dest for action in parser._actions if action.type in (Path, as_place)}
+    return {
+        name: found(value) if isinstance(value, str) else [found(place) for place in value]
+        for name, value in saved.items()
+        if name in paths and value
+    }
+
+
 def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> argparse.Namespace:
     """The flags of an earlier run, with the few changes that are allowed."""
-    saved, evaluating = RunLog.read_flags(run), early.resume is None
+    record, evaluating = RunLog.read_record(run), early.resume is None
+    saved = record["flags"] | {"out": str(run.parent)}  # where what it kept lies beside it
     saved["allow_code"] = None  # what may run is said anew each time: a run directory may be somebody else's
     if not isinstance(saved.get("method"), str):
         raise UserError(f"{run}/args.json is damaged: it names no method")
@@ -133,7 +166,7 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
         if flag in known and known[flag] not in allowed:
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
     experiment = experiment_of(get_method(saved["method"]))
-    parser.set_defaults(**experiment.EARLIER | saved)
+    parser.set_defaults(**experiment.EARLIER | saved | _from_elsewhere(parser, saved, record["working_folder"]))
     args = _parse_known(parser, argv)
     experiment.restore_args(args)
     return args

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from methods.runs.page import Run, read_run, results_table
+from methods.runs.page import Run, read_run, scores_of
 from utils import cli
 from utils.errors import UserError
 from utils.plots import Line, draw_scores
-from utils.tables import table
 
 ONE, ALL = "one frozen teacher", "all "  # how the labels of these floors begin
 
@@ -63,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"{run.folder} is about {run.setting}; {runs[0].folder} about {runs[0].setting}: they do not compare"
             )
-    found = results_table(runs)
-    print(table([runs[0].setting, *map(str, found.columns[1:])], found.astype(str).to_numpy().tolist()))
+    print(scores_of(runs))
     print("\n".join(map(verdict, runs)))
     shown = {f"{run.name}'s images": run.pictures[-1] for run in runs if run.pictures}
     draw_scores(*lines_of(runs), runs[0].setting, args.out, shown)

@@ -1,6 +1,7 @@
 """What one command line of main.py asks for: a run, several, a dry run, teachers, or a run's learner scored again."""
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,33 +9,51 @@ from typing import Any
 import torch
 
 from methods import get_method
-from methods.runs.arguments import build_parser, experiment_of
+from methods.runs.arguments import build_parser, experiment_of, parse_typed
+from methods.runs.config import NAME, config_of
 from methods.runs.few_shot_result import report_learner
+from methods.runs.page import read_run, scores_of
 from methods.runs.plan import dry_run, opening
 from methods.runs.training import Training
 from methods.runs.whole_class_result import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, distributed, seed
+from utils.errors import UserError
 from utils.run_log import RunLog, SilentLog
 
 REPORTS: dict[str, Callable[..., None]] = {"few_shot": report_learner, "classification": report_student}  # by task
 
 
 def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
-    """Do what `args`, parsed from `argv`, ask for: once, or for each of --seeds."""
+    """Do what `args`, parsed from `argv`, ask for: once, or for each of --seeds, of which those that are there go on."""
     cli.say_without_effect(build_parser(args.method), args)
     with distributed.joined(cli.prepare_machine(args)) as device:
-        for one in _runs(args):
+        if args.seeds is None:
+            _launch(args, argv, device)
+            return
+        runs = [_of_seed(args, number) for number in args.seeds]
+        for one in runs:
             _launch(one, argv, device)
+        if distributed.rank() == 0 and not args.dry_run:
+            finished = [run for one in runs if (run := read_run(one.out / one.run_name)).result.get("evaluated")]
+            print(scores_of(finished) if finished else "no run has a score")
 
 
-def _runs(args: argparse.Namespace) -> list[argparse.Namespace]:
-    if args.seeds is None:
-        return [args]
-    changes: list[dict[str, Any]] = [
-        {"seed": number, "seeds": None, "run_name": f"{_name(args)}-seed{number}"} for number in args.seeds
-    ]
-    return [argparse.Namespace(**vars(args) | change) for change in changes]
+def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
+    """The command line for one of --seeds: a new run, or the one that has begun. Raises `UserError` where that was another."""
+    change: dict[str, Any] = {"seed": number, "seeds": None, "run_name": f"{_name(args)}-seed{number}"}
+    one = argparse.Namespace(**vars(args) | change)
+    folder = one.out / one.run_name
+    if folder.is_dir() and not (args.overwrite or args.dry_run):
+        saved, now = RunLog.read_flags(folder), json.loads(json.dumps(vars(one), default=str))
+        may_differ = cli.changeable(build_parser(args.method), evaluating=False) | {"config"}
+        differ = [f"--{name}" for name in now if name not in may_differ and now[name] != saved.get(name)]
+        if differ:
+            raise UserError(
+                f"{folder} is a run with another {', '.join(differ)}: choose another --run_name, or --overwrite to replace it"
+            )
+        one.resume = folder
+    return one
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -77,5 +96,7 @@ def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
     if distributed.rank():
         return SilentLog(Path(distributed.from_first("")))
     log = RunLog.create(args.out, _name(args), bool(args.run_name), vars(args), argv, args.overwrite)
+    typed = argparse.Namespace(**vars(parse_typed(argv)) | {"seed": args.seed})
+    log.write(NAME, config_of(build_parser(args.method), typed))
     distributed.from_first(str(log.folder))
     return log

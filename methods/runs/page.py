@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.plots import draw_validations, new_figure
 from utils.run_log import RunLog, read_metrics
-from utils.tables import duration
+from utils.tables import duration, table
 
 PLACES = {"out", "run_name", "resume", "evaluate", "seed", "seeds", "threads", "device"}  # flags that change no result
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -120,6 +120,12 @@ def results_table(runs: Iterable[Run]) -> pd.DataFrame:
     own.sort(key=lambda line: line["mean"])
     lines = [*sorted(floors.values(), key=lambda line: line["mean"]), *own, *ceilings.values()]
     return pd.DataFrame(lines).drop(columns="mean").fillna("")
+
+
+def scores_of(runs: Sequence[Run]) -> str:
+    """The table of finished runs of one setting, for the terminal."""
+    found = results_table(runs)
+    return table([runs[0].setting, *map(str, found.columns[1:])], found.astype(str).to_numpy().tolist())
 
 
 def _cells(scores: dict[str, dict[str, float]]) -> dict[str, Any]:

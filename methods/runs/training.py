@@ -103,10 +103,9 @@ class Training:
     def _refuse_nonsense(self, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
             if not math.isfinite(value):
-                raise UserError(
-                    f"iteration {self.iteration}: {name} is {value}; the run stopped. The last good checkpoint is "
-                    f"{self.log.folder}/last.pt; try a smaller --outer_lr or --inner_lr"
-                )
+                last = self.log.folder / "last.pt"
+                kept = f"the last good checkpoint is {last}; " if last.is_file() else ""
+                raise UserError(f"iteration {self.iteration}: {name} is {value}; {kept}try a smaller --outer_lr or --inner_lr")
 
     def save(self) -> None:
         self.log.save(
