@@ -12,7 +12,6 @@ from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of, parse_typed
 from methods.runs.config import NAME, config_of
 from methods.runs.few_shot_result import report_learner
-from methods.runs.page import read_run, scores_of
 from methods.runs.plan import dry_run, opening
 from methods.runs.training import Training
 from methods.runs.whole_class_result import report_student
@@ -35,6 +34,8 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
         for one in runs:
             _launch(one, argv, device)
         if distributed.rank() == 0 and not args.dry_run:
+            from methods.runs.page import read_run, scores_of  # its templates are slow to import
+
             finished = [run for one in runs if (run := read_run(one.out / one.run_name)).result.get("evaluated")]
             print(scores_of(finished) if finished else "no run has a score")
 
