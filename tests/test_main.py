@@ -567,11 +567,18 @@ def test_the_documented_commands_parse(command: str, tmp_path: Path, monkeypatch
 
 
 def test_help_shows_the_methods_own_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, wanted in ((["--method", "free", "--help"], "--Glr"), (["--help"], "teacher_ncm")):
+    for argv, wanted in (
+        (["--method", "free", "--help"], "--Glr"),
+        (["--help"], "teacher_ncm"),
+        (["--help_all"], "--no_floors"),
+        (["--method", "free", "--help_all"], "--no_floors"),
+    ):
         with pytest.raises(SystemExit) as stop:
             main.parse_args(argv)
         assert stop.value.code == 0
-        assert wanted in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert wanted in told
+        assert ("--no_floors" in told) == ("--help_all" in argv)
     assert main.parse_args(["--method", "real"]).episode_batch == 4
     assert main.parse_args(["--method", "free"]).episode_batch == 10
 

@@ -5,7 +5,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -24,11 +24,45 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that takes flags unabbreviated and raises `UserError` instead of leaving the program."""
+class _HelpAll(argparse.Action):
+    """Shows every flag, and leaves."""
 
-    def __init__(self, prog: str, description: str | None = None, add_help: bool = True) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.first = frozenset()
+        parser.print_help()
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes flags unabbreviated and raises `UserError` instead of leaving the program.
+
+    first: names of the flags that --help shows, beside a whole `group`; --help_all then shows all.
+    """
+
+    def __init__(
+        self, prog: str, description: str | None = None, add_help: bool = True, first: Collection[str] = (), group: str = ""
+    ) -> None:
         super().__init__(prog, description=description, add_help=add_help, allow_abbrev=False, formatter_class=HelpFormatter)
+        self.first, self.whole_group = frozenset(first), group
+        if first:
+            self.add_argument("--help_all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="show every option and exit")
+
+    def format_help(self) -> str:
+        """What --help prints."""
+        if not self.first:
+            return super().format_help()
+        formatter, shown = self._get_formatter(), 0
+        formatter.add_text(f"usage: {self.prog} [options]")
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            actions = [one for one in group._group_actions if one.dest in self.first or group.title == self.whole_group]
+            formatter.start_section(group.title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+            shown += len(actions)
+        formatter.add_text(f"{len(self._actions) - shown} more options: --help_all")
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

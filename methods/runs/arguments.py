@@ -21,6 +21,12 @@ EXPERIMENTS: dict[str, type[FewShotExperiment] | type[WholeClassExperiment]] = {
     "few_shot": FewShotExperiment,
     "classification": WholeClassExperiment,
 }
+MATTER_MOST = {  # the flags that --help shows beside a method's own
+    "help", "method", "dataset", "teachers", "pre_model_num", "testdataset", "way_train", "shot_train", "shot_test",
+    "backbone", "metalearner", "epochs", "episode_train", "seed", "device", "threads",
+    "teacher", "student", "batch_size", "lr",
+    "run_name", "seeds", "config", "resume", "evaluate", "settings", "dry_run",
+}  # fmt: skip
 ABOUT = "Meta-train a learner, or distil a student, without data: `python main.py --method free --dataset cifar100`."
 
 
@@ -32,7 +38,8 @@ def experiment_of(method_class: type[Method]) -> type[FewShotExperiment] | type[
 def build_parser(method: str) -> cli.Parser:
     """The parser of one method: shared flags with its defaults, and its own."""
     method_class = get_method(method)
-    parser = cli.Parser(f"main.py --method {method}", description=method_class.PAPER or method_class.__doc__)
+    about = method_class.PAPER or method_class.__doc__
+    parser = cli.Parser(f"main.py --method {method}", description=about, first=MATTER_MOST, group=method)
     _add_shared_flags(parser, method_class)
     method_class.add_args(parser.add_argument_group(method))
     parser.set_defaults(method=method, **method_class.SHARED_DEFAULTS)
@@ -92,11 +99,10 @@ def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
     config = read_config(early.config) if early.config else {}
     early.method = early.method or config.get("method")
     if early.method is None:
-        if {"-h", "--help"} & set(argv):
-            shared = cli.Parser("main.py", description=ABOUT)
+        if {"-h", "--help", "--help_all"} & set(argv):
+            shared = cli.Parser("main.py", description=ABOUT, first=MATTER_MOST)
             _add_shared_flags(shared, FewShotMethod)
-            shared.print_help()
-            raise SystemExit(0)
+            shared.parse_known_args(argv)
         raise UserError(f"--method is missing: choose from {', '.join(METHODS)} (main.py --method NAME --help shows its flags)")
     method = spelled(str(early.method))
     _check_allowed(method, early)
