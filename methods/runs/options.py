@@ -40,7 +40,11 @@ def row_of(action: argparse.Action) -> Row:
 def rows_of(method: str) -> dict[str, Row]:
     """By name, the flags of a method's parser in its order."""
     actions = build_parser(method)._actions  # argparse has no public way to list them
-    return {action.option_strings[-1]: row_of(action) for action in actions if action.dest not in ("help", "method")}
+    return {
+        action.option_strings[-1]: row_of(action)
+        for action in actions
+        if action.dest not in ("help", "method", argparse.SUPPRESS)
+    }
 
 
 def table(rows: Iterable[Row]) -> list[str]:
