@@ -7,17 +7,19 @@ from typing import Any, ClassVar
 
 import torch
 
-from datasets.episodes import EpisodeShape
+from datasets.episodes import Episodes, EpisodeShape
 from datasets.own import get_domains, is_own
 from datasets.registry import HALF, SPLITS, DatasetSpec
 from datasets.split import csv_path
 from methods import short_name
+from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
 from methods.evaluation.exams import Exam, examine
 from methods.experiments.few_shot_flags import add_few_shot_flags
 from methods.experiments.method import Method
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.memory.bank import MemoryBank
 from methods.metalearners import get_metalearner
+from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
@@ -234,6 +236,39 @@ class FewShotExperiment:
                 episode = method.memory.sample_episodes(1, method.shape, method.learner)
                 accuracies.append(method.metalearner.outer_loss(params, episode, args.test_inner_steps, create_graph=False)[1])
         return Score(torch.cat(accuracies).tolist())
+
+    def as_used(self) -> Metalearner:
+        """How a user reads what was learnt: one query's answer does not depend on others."""
+        learner = self.method.outcome
+        made = get_metalearner(self.args.metalearner)(learner.network, self.args.inner_lr, inductive=True)
+        return made.reading(learner.readout)
+
+    def one_shot_temperature(self) -> float | None:
+        """The temperature of answers after one image a class, by episodes of what selects; None where that is nothing."""
+        args, method = self.args, self.method
+        episodes: list[Episodes] = []
+        with method.clock("calibration"), seed.kept(args.seed):
+            if args.select_on == "meta_val":
+                shape = EpisodeShape(args.way_test, 1, args.query_test)
+                for domain in self.exam_domains:
+                    exam = Exam(domain, "meta_val", args.data_root, self.spec.image_size, shape, EPISODES)
+                    episodes += first_episodes(exam, method.outcome)
+            elif args.select_on == "pseudo":
+                shape = EpisodeShape(args.way_train, 1, args.query_train)
+                if method.memory.ready_for(shape):
+                    episodes = [method.memory.sample_episodes(1, shape, method.learner) for _ in range(EPISODES)]
+            return one_shot_temperature(method.outcome, self.as_used(), episodes, args.test_inner_steps) if episodes else None
+
+    def calibration(self, one_shot: float) -> dict[str, dict[str, float]]:
+        """How sure answers are beside how right, on meta_test, by image set (`methods.evaluation.calibration`)."""
+        method, steps = self.method, self.args.test_inner_steps
+        with method.clock("calibration"):
+            return {
+                exam.spec.name: calibration(
+                    method.outcome, self.as_used(), first_episodes(exam, method.outcome), steps, one_shot
+                )
+                for exam in self.exams["meta_test"]
+            }
 
     def best_state(self) -> dict[str, Any]:
         """What `best.pt` holds of the present iteration: what was learnt, and all that using it needs."""

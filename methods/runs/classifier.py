@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.given import as_images, as_labels
 from methods.metalearners import get_metalearner
+from methods.metalearners.calibration import held_out, least_logit, temperature_for
 from methods.metalearners.learner import Learner
 from methods.metalearners.protonet import ProtoNet
 from methods.runs.saved import about_run, read_folder, write_folder
@@ -31,6 +31,7 @@ class FewShotClassifier:
 
     Queries are normalised by the support's statistics, so that no prediction depends on what else is asked about;
     `transductive` takes the queries' own, as the papers' evaluation does. `about` is what is known of the learner's making.
+    `temperature`: of the answers after one image a class; with more, the support itself says how sure they may be.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class FewShotClassifier:
         steps: int,
         transductive: bool = False,
         about: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.learner, self.steps, self.about = learner, steps, dict(about or {})
         self.settings = {"metalearner": metalearner, "inner_lr": inner_lr, "test_inner_steps": steps}
+        self.one_shot_temperature = self.temperature = temperature
         inductive = not transductive
         made = get_metalearner(metalearner)(learner.network, inner_lr, inductive=inductive)
         self.metalearner = made.reading(learner.readout)
@@ -66,7 +69,10 @@ class FewShotClassifier:
             learner = learner_from(content["learner"], torch.device(device))
             about = content["about"] if saved else about_run(path.parent)
             name = metalearner or content["metalearner"]
-            made = cls(learner, name, content["inner_lr"], content["test_inner_steps"], transductive, about)
+            same = name == content["metalearner"]
+            temperature = content.get("temperature") if same else None
+            steps = content["test_inner_steps"]
+            made = cls(learner, name, content["inner_lr"], steps, transductive, about, temperature or 1.0)
             if content.get("classes"):
                 made._adapt(content["classes"], content["support"], content["labels"])
             return made
@@ -104,7 +110,9 @@ class FewShotClassifier:
         with torch.no_grad():
             start = self.metalearner.starting_point(self._params(), support, labels, len(classes))
             fast = self.metalearner.adapt(start, support, labels, self.steps, create_graph=False)
+            self.held_out = held_out(self.metalearner, self._params(), support, labels, len(classes), self.steps)
         self.adapted = {name: value.detach() for name, value in fast.items()}
+        self.temperature = temperature_for(*self.held_out) if len(self.held_out[0]) else self.one_shot_temperature
         return self
 
     @property
@@ -112,12 +120,16 @@ class FewShotClassifier:
         """The classes in the order of the columns of `predict_proba`, as scikit-learn has them."""
         return np.asarray(self.classes)
 
-    @torch.no_grad()
     def predict_proba(self, images: Any) -> Tensor:
         """Probabilities (B, N) of images as `fit` takes them, in the order of `classes`.
 
-        Raises `UserError` before `fit`, for numbers of another range, and where an answer is not finite.
+        As sure as images that are held out of the support are named right; after one image a class, as sure as other episodes'
+        were. Raises `UserError` before `fit`, for numbers of another range, and where an answer is not finite.
         """
+        return (self._logits(images) / self.temperature).softmax(1)
+
+    @torch.no_grad()
+    def _logits(self, images: Any) -> Tensor:
         self._check_fitted()
         images = as_images(images, self.learner.spec.image_size)
         parts = [
@@ -126,14 +138,32 @@ class FewShotClassifier:
             )
             for some in images.split(len(images) if not self.metalearner.inductive else AT_ONCE)
         ]
-        probabilities = F.softmax(torch.cat(parts), 1)
-        if not bool(torch.isfinite(probabilities).all()):
+        logits = torch.cat(parts)
+        if not bool(torch.isfinite(logits).all()):
             raise UserError("the learner's answers are not finite: it was damaged, or its training failed")
-        return probabilities
+        return logits
 
-    def predict(self, images: Any) -> list[Any]:
-        """The most probable class of each image."""
-        return [self.classes[index] for index in self.predict_proba(images).argmax(1).tolist()]
+    def predict(self, images: Any, refused: float | None = None) -> list[Any]:
+        """The most probable class of each image, or None for "none of these".
+
+        refused: the share (0..1) of images of the classes shown that may be called so; the more, the fewer of other classes
+        are named. It needs two or more images a class (`UserError`); without it every image is named.
+        """
+        logits, least = self._logits(images), -np.inf if refused is None else self._least_logit(refused)
+        best, places = logits.max(1)
+        return [
+            self.classes[place] if value >= least else None for value, place in zip(best.tolist(), places.tolist(), strict=True)
+        ]
+
+    def _least_logit(self, refused: float) -> float:
+        if not 0 <= refused <= 1:
+            raise UserError(f"refused is {refused}: expected a share from 0 to 1")
+        self._check_fitted()
+        if not len(self.held_out[0]):
+            raise UserError(
+                "none of these: the support has one image a class; two or more say how far images of a class lie apart"
+            )
+        return least_logit(*self.held_out, refused)
 
     def score(self, images: Any, labels: Any) -> float:
         """The share of images whose class is named right."""
@@ -157,6 +187,7 @@ class FewShotClassifier:
         Raises `UserError` where the folder is there already.
         """
         content: dict[str, Any] = {"learner": self.learner.state_dict(), "about": self.about, **self.settings}
+        content["temperature"] = self.one_shot_temperature
         if self.classes:
             content |= {"classes": self.classes, "support": self.support, "labels": self.labels}
         return write_folder(Path(folder), content)

@@ -39,6 +39,10 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     scores = experiment.evaluate("meta_test") if experiment.exam_domains else {}
     each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
     yardsticks = _yardsticks(experiment)
+    temperature = kept.get("temperature")
+    if method.TRAINS and name == "result" and "temperature" not in kept:
+        temperature = experiment.one_shot_temperature()
+        log.save("best.pt", kept | {"temperature": temperature})
     summary = {"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()
     content = {
         "method": args.method,
@@ -62,6 +66,8 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         "image_size": experiment.spec.image_size,
         "seconds": method.clock.seconds | {"total": seconds},
         **summary,
+        "one_shot_temperature": temperature,
+        "calibration": experiment.calibration(temperature or 1.0) if scores and method.TRAINS else {},
         "accuracy": {name: score.numbers() for name, score in scores.items()},
         "yardsticks": {
             label: {name: score.numbers() | _beside(scores[name], score) for name, score in by_set.items()}
@@ -178,7 +184,21 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     if content["asked_of_services"]:
         notes += said_of_services(content["asked_of_services"])
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
-    return "\n".join([tables.table(header, rows), ", ".join(notes), *warnings(args, content)]).rstrip()
+    return "\n".join(
+        [tables.table(header, rows), ", ".join(notes), *said_of_calibration(content["calibration"]), *warnings(args, content)]
+    ).rstrip()
+
+
+def said_of_calibration(calibration: dict[str, dict[str, float]]) -> list[str]:
+    """How sure answers are beside how right they are."""
+    said = []
+    for name, numbers in calibration.items():
+        sure = "{:.0f}".format(100 * numbers["confidence"])
+        apart = [f"{100 * numbers[when]:.1f}" for when in ("before", "after")]
+        said.append(
+            f"{name}: answers are sure to {sure} %, {apart[0]} points from how right they are; as given out, {apart[1]}"
+        )
+    return said
 
 
 def said_of_services(asked: dict[str, float]) -> list[str]:

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="new folder to keep the learner in, with the classes of --support")
     parser.add_argument("--export", type=Path, help="new folder that serves without this program: ONNX and class means")
     parser.add_argument("--metalearner", help="another metalearner than the run's")
+    parser.add_argument(
+        "--none_of_these", type=cli.number(0, 1), metavar="SHARE",
+        help="leave images of no class shown unnamed, though this share of the others is lost too (two images a class)",
+    )  # fmt: skip
     parser.add_argument("--transductive", action="store_true", help="normalise the queries by their own statistics")
     cli.add_machine_flags(parser)
     args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
@@ -48,28 +52,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths, labels = labelled_below(args.support)
         classifier.fit(read_images(paths, classifier.learner.spec.image_size), labels)
     if args.query:
-        answer(classifier, args.query, args.out)
+        answer(classifier, args.query, args.out, args.none_of_these)
     if args.save:
         print(f"the learner is kept in {classifier.save(args.save)}")
     if args.export:
         print(f"{export(classifier, args.export)} serves without this program; its README.md says how")
 
 
-def answer(classifier: FewShotClassifier, folder: Path, out: Path) -> None:
-    """Classify the images of a folder, write a line for each, and say how many lie in a folder of their class."""
+def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: float | None = None) -> None:
+    """Classify the images of a folder, write a line for each, and say how many lie in a folder of their class.
+
+    refused: as `FewShotClassifier.predict` has it; an image of no class shown gets an empty name.
+    """
     if not classifier.classes:
         raise UserError("--support is missing: labelled images of the classes to tell apart")
     queries = images_of(folder)
-    probabilities = classifier.predict_proba(read_images(queries, classifier.learner.spec.image_size))
+    images = read_images(queries, classifier.learner.spec.image_size)
+    probabilities, names = classifier.predict_proba(images), classifier.predict(images, refused)
     answers = pd.DataFrame(
         {
             "file": [path.relative_to(folder).as_posix() for path in queries],
-            "class": [classifier.classes[index] for index in probabilities.argmax(1).tolist()],
+            "class": ["" if name is None else name for name in names],
             **{f"p({name})": probabilities[:, index].tolist() for index, name in enumerate(classifier.classes)},
         }
     )
     write_text(out, answers.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
     print(f"{len(queries)} images, {len(classifier.classes)} classes of {len(classifier.support)} examples: {out}")
+    if refused is not None:
+        print(f"{names.count(None)} of them are called none of these")
     folders = [path.relative_to(folder).parts[0] for path in queries]
     if set(folders) <= set(classifier.classes):
         right = sum(own == named for own, named in zip(folders, answers["class"], strict=True))

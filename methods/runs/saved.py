@@ -44,7 +44,7 @@ def write_folder(folder: Path, content: Mapping[str, Any]) -> Path:
         "spec": learner["spec"],
         "mirror": learner["readout"]["mirror"],
         **{name: learner[name] for name in OF_ENSEMBLES if name in learner},
-        **{name: content[name] for name in ("metalearner", "inner_lr", "test_inner_steps")},
+        **{name: content[name] for name in ("metalearner", "inner_lr", "test_inner_steps", "temperature")},
         "classes": content.get("classes", []),
         "about": content["about"],
     }
@@ -66,6 +66,7 @@ def read_folder(folder: Path, device: str | torch.device = "cpu") -> dict[str, A
         params = {name.removeprefix("params."): value for name, value in tensors.items() if name.startswith("params.")}
         readout = {"mirror": config["mirror"], "matrix": tensors.get("readout.matrix")}
         content = {name: config[name] for name in ("metalearner", "inner_lr", "test_inner_steps", "classes", "about")}
+        content["temperature"] = config.get("temperature")  # earlier versions kept none
         if config["classes"]:
             content |= {"support": tensors["support"], "labels": tensors["labels"]}
         teachers = {name: config[name] for name in OF_ENSEMBLES if name in config}

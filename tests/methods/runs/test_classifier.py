@@ -142,3 +142,47 @@ def test_what_cannot_serve_alone_says_why(
     for words, message in (([], "nothing to do"), (["--query", str(tmp_path)], "--support is missing")):
         with pytest.raises(UserError, match=message):
             predict.main(["--run", str(tmp_path / "runs" / "chorus"), *words])
+
+
+@pytest.mark.usefixtures("float64")
+def test_answers_are_as_sure_as_held_out_images_are_named_right(
+    run: Callable[..., Path], shown: tuple[list[Path], list[str]]
+) -> None:
+    classifier = FewShotClassifier.load(run("free", "--metalearner", "protonet"))
+    classifier.one_shot_temperature = 3.0
+    images = torch.rand(5, 3, 16, 16)
+    for paths, labels, wanted in ((shown[0], shown[1], None), (shown[0][::3], shown[1][::3], 3.0)):
+        classifier.fit(paths, labels)
+        assert wanted is None or classifier.temperature == wanted
+        logits = classifier.predict_proba(images).log() * classifier.temperature
+        assert torch.allclose(logits - logits.mean(1, keepdim=True), _centred(classifier._logits(images)))
+
+
+def _centred(logits: torch.Tensor) -> torch.Tensor:
+    return logits - logits.mean(1, keepdim=True)
+
+
+def test_none_of_these(run: Callable[..., Path], shown: tuple[list[Path], list[str]]) -> None:
+    classifier = FewShotClassifier.load(run("chorus", "--sources", "procedural")).fit(*shown)
+    strange = torch.rand(20, 3, 16, 16)
+    assert None not in classifier.predict(strange)
+    assert None not in classifier.predict(shown[0], refused=0.0)
+    assert classifier.predict(strange, refused=1.0).count(None) >= classifier.predict(strange, refused=0.0).count(None)
+    with pytest.raises(UserError, match="expected a share from 0 to 1"):
+        classifier.predict(strange, refused=1.5)
+    with pytest.raises(UserError, match="one image a class"):
+        classifier.fit(shown[0][::3], shown[1][::3]).predict(strange, refused=0.1)
+
+
+def test_a_run_knows_how_sure_its_answers_are(run: Callable[..., Path]) -> None:
+    folder = run("free", "--metalearner", "protonet", "--num_sup_test", "3")
+    result = json.loads((folder / "result.json").read_text())
+    (numbers,) = result["calibration"].values()
+    assert set(numbers) == {"confidence", "before", "after", "own_refused", "strangers_taken"}
+    assert all(0 <= value <= 1 for value in numbers.values())
+    assert FewShotClassifier.load(folder).one_shot_temperature == result["one_shot_temperature"] > 0
+    before = (folder / "best.pt").read_bytes()
+    main.main(["--evaluate", str(folder), "--num_sup_test", "1"])
+    assert (folder / "best.pt").read_bytes() == before
+    (numbers,) = json.loads((folder / "evaluate-3w1s.json").read_text())["calibration"].values()
+    assert set(numbers) == {"confidence", "before", "after"}

@@ -68,6 +68,7 @@ def test_it_is_the_learner_of_the_exam(run: Path, flags_for: Flags) -> None:
     loss, _ = metalearner.outer_loss(learner.params, episodes, classifier.steps, create_graph=False)
     labels = [name for name in "abc" for _ in range(2)]
     probabilities = classifier.fit(support[0], labels).predict_proba(query[0])
+    probabilities = (probabilities.log() * classifier.temperature).softmax(1)  # before the temperature
     wanted = -probabilities[torch.arange(9), torch.arange(3).repeat_interleave(3)].log().mean()
     assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
 
