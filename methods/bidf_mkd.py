@@ -56,6 +56,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from utils import cli
 from utils.errors import BudgetSpent, UserError
+from utils.images import Grid
 from utils.metrics import Patience
 from utils.precision import full_precision
 
@@ -233,8 +234,8 @@ class BiDfMKD(FewShotMethod):
             found += invert_each([teacher], self.args.num_sup_kd, fresh(self.device), loss, self.descent)
         return [one.batch for one in found]
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        return self.memory.picture()
+    def pictures(self) -> dict[str, Grid]:
+        return self.memory.picture(self.teachers.class_names)
 
     def summary(self) -> dict[str, Any]:
         args = self.args

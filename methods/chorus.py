@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent, Loss
@@ -36,6 +35,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.views import FEATURES_KEPT, ask_everybody, calls_for
 from utils import cli
 from utils.errors import BudgetSpent, UserError
+from utils.images import Grid
 from utils.kept import Kept
 
 LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
@@ -119,10 +119,10 @@ class Chorus(FewShotMethod):
         if args.black_box and args.targets == "features":
             raise UserError("--black_box: features would look into the teachers; leave it out, or --black_box")
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+    def pictures(self) -> dict[str, Grid]:
         """A row of each source."""
         shown = torch.linspace(0, self.count - 1, 16 * len(self.args.sources)).long()
-        return {"images": (self.images[shown], 16)}
+        return {"images": Grid(self.images[shown], 16, self.args.sources)}
 
     def summary(self) -> dict[str, Any]:
         marks = [NOT_DATA_FREE[name] for name in dict.fromkeys(self.args.sources) if name in NOT_DATA_FREE]

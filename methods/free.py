@@ -62,6 +62,7 @@ from methods.teachers.teacher import Teacher
 from models.generator import Generator
 from utils import cli
 from utils.errors import UserError
+from utils.images import Grid
 
 
 class FREE(FewShotMethod):
@@ -143,8 +144,8 @@ class FREE(FewShotMethod):
         found = invert_each(teachers, self.args.num_qur_kd, copy_of(self.generator), loss, self.descent)
         return [one.batch for one in found]
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        return self.memory.picture()
+    def pictures(self) -> dict[str, Grid]:
+        return self.memory.picture(self.teachers.class_names)
 
     def summary(self) -> dict[str, Any]:
         args = self.args

@@ -50,7 +50,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from utils import cli
 from utils.errors import UserError
-from utils.images import to_uint8
+from utils.images import Grid, to_uint8
 from utils.metrics import Patience, Score
 
 
@@ -164,10 +164,11 @@ class PURER(FewShotMethod):
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         return [self.pixels.batch_of(self.teachers[teacher_id]) for teacher_id in teacher_ids]
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
+    def pictures(self) -> dict[str, Grid]:
         """The present images of up to 16 classes, one class a row."""
         columns = min(8, self.args.synthesis_per_class)
-        return {"pixels": (to_uint8(self.pixels.unit[:16, :columns]).flatten(0, 1), columns)}
+        images = to_uint8(self.pixels.unit[:16, :columns]).flatten(0, 1)
+        return {"pixels": Grid(images, columns, self.teachers.class_names[:16])}
 
     def summary(self) -> dict[str, Any]:
         args = self.args

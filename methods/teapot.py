@@ -43,6 +43,7 @@ from methods.teachers.teacher import Teacher
 from models.generator import ConditionalGenerator
 from utils import cli
 from utils.errors import UserError
+from utils.images import Grid
 from utils.metrics import Patience
 
 
@@ -210,8 +211,8 @@ class TEAPOT(FewShotMethod):
         teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
         return [one.batch for one in self.invert(teachers, self.shape.query)]
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        return self.tasks.picture()
+    def pictures(self) -> dict[str, Grid]:
+        return self.tasks.picture(self.teachers.class_names)
 
     def summary(self) -> dict[str, Any]:
         images = self.args.way_train * (self.shape.shot + self.shape.query)

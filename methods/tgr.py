@@ -56,6 +56,7 @@ from methods.teachers.probes import PROBES, embed_all
 from methods.teachers.task_groups import GROUPINGS, dissimilarity, show_groups
 from methods.teachers.teacher import Teacher
 from utils import cli
+from utils.images import Grid
 
 
 class TGR(FewShotMethod):
@@ -158,8 +159,8 @@ class TGR(FewShotMethod):
         found = invert_each(teachers, self.args.num_recover, fresh(self.device), self.loss, self.descent)
         return [one.batch for one in found]
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        return self.memory.picture()
+    def pictures(self) -> dict[str, Grid]:
+        return self.memory.picture(self.teachers.class_names)
 
     def summary(self) -> dict[str, Any]:
         args = self.args

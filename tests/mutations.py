@@ -35,7 +35,7 @@ from datasets.split import csv_path, load_split
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.predict import FewShotClassifier
 from methods.runs.arguments import parse_args
-from methods.runs.page import read_run
+from methods.runs.scores import read_run
 from methods.services.black_box import BlackBox
 from methods.services.client import Client, Credential
 from methods.services.meter import Meter

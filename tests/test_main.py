@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 import pretrain
@@ -20,6 +22,7 @@ from methods import METHODS, get_method, methods_of
 from methods.runs.training import Training
 from utils import checkpoint, cli
 from utils.errors import UserError
+from utils.images import shown_in_rows
 from utils.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +155,20 @@ def test_an_attempt_that_fails_leaves_no_folder(flags_for: Flags, tmp_path: Path
     with pytest.raises(UserError, match="no further"):
         main.main(flags_for("real"))
     assert (only_run(tmp_path) / "last.pt").is_file()  # of the first iteration, which was validated
+
+
+def test_tensorboard_shows_images_flags_and_final_scores(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--no_floors"])
+    run = only_run(tmp_path)
+    events = EventAccumulator(str(run)).Reload()
+    assert events.Tags()["images"] == ["memory"]
+    assert {"loss", "val", "meta_test/cifar100"} <= set(events.Tags()["scalars"])
+    result = json.loads((run / "result.json").read_text())["accuracy"]["cifar100"]["mean"]
+    assert events.Scalars("meta_test/cifar100")[-1].value == pytest.approx(result, rel=1e-6)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    known = checkpoint.load(run / "best.pt")["class_names"]
+    with Image.open(next((run / "images").glob("memory_*.png"))) as picture:
+        assert shown_in_rows(picture) == [name for name in known if name in shown_in_rows(picture)] != []
 
 
 def test_a_run_is_repeated_from_its_config(flags_for: Flags, tmp_path: Path) -> None:

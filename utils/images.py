@@ -1,5 +1,6 @@
 """Pictures as tensors: bytes to floats and back, normalisation, resizing, augmentation, grids for people."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from utils.files import atomic_path
 from utils.vision import import_torchvision
@@ -121,12 +123,33 @@ class Augmentation:
         return recolour(images) if self.recolour else images
 
 
-def save_grid(images: torch.Tensor, path: str | Path, columns: int, scale: int = 1) -> None:
-    """Save uint8 (N, C, H, W) as one PNG with `columns` pictures a row, each enlarged `scale` times."""
+@dataclass(frozen=True)
+class Grid:
+    """Pictures in rows: uint8 images (N, C, H, W), `columns` of them in a row, and what each row shows, where that is known."""
+
+    images: torch.Tensor
+    columns: int
+    rows: Sequence[str] = ()
+
+
+ROWS = "rows"  # the note inside a PNG that says what its rows show
+
+
+def save_grid(grid: Grid, path: str | Path) -> None:
+    """Save a grid as one PNG, which also keeps what its rows show."""
     import_torchvision()
     from torchvision.utils import make_grid
 
-    images = images.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    grid = make_grid(images, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0)  # (H, W, C)
+    tiles = make_grid(grid.images.cpu(), nrow=grid.columns, padding=2, pad_value=255).permute(1, 2, 0)  # (H, W, C)
+    notes = PngInfo()
+    notes.add_itxt(ROWS, json.dumps(list(grid.rows), ensure_ascii=False))
     with atomic_path(path) as temporary:
-        Image.fromarray(grid.numpy()).save(temporary)
+        Image.fromarray(tiles.numpy()).save(temporary, pnginfo=notes)
+
+
+def shown_in_rows(image: Image.Image) -> list[str]:
+    """What the rows of an opened grid show; nothing of a picture that does not say."""
+    try:
+        return [str(row) for row in json.loads(image.info.get(ROWS, "[]"))]
+    except (ValueError, TypeError):
+        return []

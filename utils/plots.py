@@ -57,15 +57,20 @@ def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], clas
         figure.savefig(temporary, dpi=120)
 
 
-def draw_validations(axes: "Axes", validations: Sequence[Mapping[str, float]], against: str, label: str) -> None:
-    """A line of validation accuracies in %, with their 95 % band, against "seconds" (shown as minutes) or "iteration"."""
+def draw_validations(
+    axes: "Axes", validations: Sequence[Mapping[str, float]], against: str, label: str, what: str = "val"
+) -> None:
+    """A line of validation accuracies in % against "seconds" (shown as minutes) or "iteration".
+
+    what: the number that is drawn. What selects, "val", or is all of it, has a 95 % band.
+    """
+    validations = [one for one in validations if what in one]
     scale = 1 / 60 if against == "seconds" else 1.0
     places = [one[against] * scale for one in validations]
-    mean = [100 * one["val"] for one in validations]
-    half = [100 * one["val_half_width"] for one in validations]
-    axes.plot(places, mean, marker=".", label=label)
-    below, above = zip(*[(m - h, m + h) for m, h in zip(mean, half, strict=True)], strict=True)
-    axes.fill_between(places, below, above, alpha=0.2)
+    axes.plot(places, [100 * one[what] for one in validations], marker=".", label=label)
+    if all(one[what] == one["val"] for one in validations):
+        below, above = ([100 * (one["val"] + sign * one["val_half_width"]) for one in validations] for sign in (-1, 1))
+        axes.fill_between(places, below, above, alpha=0.2)
 
 
 def draw_curve(metrics: Path, target: Path) -> None:

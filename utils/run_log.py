@@ -14,13 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from utils import checkpoint
 from utils.errors import Stopped, UserError
 from utils.files import locked, write_text
-from utils.images import save_grid
+from utils.images import Grid, save_grid
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -109,9 +111,12 @@ class RunLog:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             write_text(path, "".join(f"{line}\n" for line in lines if _iteration_of(line) <= iteration))
 
-    def picture(self, name: str, images: torch.Tensor, columns: int, iteration: int) -> None:
-        """Save uint8 images (N, C, H, W) as images/<name>_<iteration>.png."""
-        save_grid(images, self.folder / "images" / f"{name}_{iteration:06d}.png", columns)
+    def picture(self, name: str, grid: Grid, iteration: int) -> None:
+        """Save a grid as images/<name>_<iteration>.png, and show it in TensorBoard."""
+        path = self.folder / "images" / f"{name}_{iteration:06d}.png"
+        save_grid(grid, path)
+        with Image.open(path) as image:
+            self.board.add_image(name, np.asarray(image.convert("RGB")), iteration, dataformats="HWC")
 
     def write(self, name: str, text: str) -> None:
         write_text(self.folder / name, text)
@@ -127,6 +132,11 @@ class RunLog:
                 number += 1
             path.rename(kept)
         write_text(path, json.dumps(content, indent=2) + "\n")
+
+    def final_scores(self, flags: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Show flags and final scores in TensorBoard's table of hyper-parameters."""
+        shown = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flags.items()}
+        self.board.add_hparams(shown, dict(scores), run_name=".")
 
     def check_kept_learner(self) -> None:
         """Raise `UserError` where the run was stopped before it had anything to keep."""
@@ -168,11 +178,13 @@ class SilentLog(RunLog):
 
     def forget_after(self, iteration: int) -> None: ...
 
-    def picture(self, name: str, images: torch.Tensor, columns: int, iteration: int) -> None: ...
+    def picture(self, name: str, grid: Grid, iteration: int) -> None: ...
 
     def save(self, name: str, content: Any) -> None: ...
 
     def result(self, content: Mapping[str, Any], name: str) -> None: ...
+
+    def final_scores(self, flags: Mapping[str, Any], scores: Mapping[str, float]) -> None: ...
 
     def alone(self) -> AbstractContextManager[None]:
         return nullcontext()

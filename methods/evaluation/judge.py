@@ -15,7 +15,7 @@ from models import create_model
 from models.backbone import Backbone
 from utils import seed
 from utils.errors import UserError
-from utils.images import channels_last, normalise, resize, to_uint8
+from utils.images import Grid, channels_last, normalise, resize, to_uint8
 from utils.names import shown
 from utils.progress import Progress
 
@@ -65,16 +65,15 @@ def judge(
     data_root: Path,
     size: int,
     draws: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Grid]:
     """What networks trained on real images of the teachers' sets name recovered images, among each teacher's classes.
 
-    Returns whether they are right (M,) of bool, and a picture, uint8 (rows, C, S, S) with 6 recovered beside 6 real images
-    in each row of twelve.
+    Returns whether they are right (M,) of bool, and a picture with 6 recovered beside 6 real images in each row of twelve.
     """
     rows = [pool.rows[teacher_id] for teacher_id in teacher_ids]
     splits = {row.dataset: load_split(get_spec(row.dataset), "meta_train", data_root, size) for row in rows}
     judges = {name: train_judge(split, get_spec(name), pool.device) for name, split in splits.items()}
-    hits, tiles = [], []
+    hits, tiles, shows = [], [], []
     for row, batch in zip(rows, batches, strict=True):
         split = splits[row.dataset]
         labels = [pool.class_names[class_id].split("/", 1)[1] for class_id in batch.class_ids]
@@ -83,7 +82,8 @@ def judge(
         classes = [split.class_names.index(label) for label in labels]
         hits.append(recognised(judges[row.dataset], batch, classes, get_spec(row.dataset), size))
         tiles.append(beside_real(batch, split, classes, 6, draws))
-    return torch.cat(hits), torch.cat(tiles)
+        shows += [f"{label} of {row.path.stem}, recovered left, real right" for label in labels]
+    return torch.cat(hits), Grid(torch.cat(tiles), 12, shows)
 
 
 def check_named(pool: TeacherPool, teacher_ids: Sequence[int]) -> None:

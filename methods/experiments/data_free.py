@@ -18,7 +18,7 @@ from methods.memory.images import ImagePool
 from methods.teachers.pool import TeacherPool
 from utils import cli
 from utils.errors import UserError
-from utils.images import to_float, to_uint8
+from utils.images import Grid, to_float, to_uint8
 
 LAST_RATE = 2e-4
 
@@ -100,8 +100,8 @@ class DataFreeDistillation(WholeClassMethod):
         size = self.args.batch_size
         return torch.cat([to_uint8(self.sample(size)).cpu() for _ in range(-(-count // size))])[:count]
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        return {"synthetic": (self.images_to_compare(64), 8)}
+    def pictures(self) -> dict[str, Grid]:
+        return {"synthetic": Grid(self.images_to_compare(64), 8)}
 
     def summary(self) -> dict[str, Any]:
         return {"inversion_of_one_teacher": {"images": self.args.synthesis_batch_size, "steps": self.args.g_steps}}
@@ -126,8 +126,8 @@ class PooledDistillation(DataFreeDistillation):
     def sample(self, count: int) -> Tensor:
         return self.augmentation(to_float(self.images.sample(count)))
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        return {"synthetic": (self.images.newest(64), 8)}
+    def pictures(self) -> dict[str, Grid]:
+        return {"synthetic": Grid(self.images.newest(64), 8)}
 
 
 # Flags of generation that not every method has -> what they are where they are not typed

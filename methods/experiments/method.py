@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from methods.experiments.settings import Setting
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
+from utils.images import Grid
 from utils.metrics import Stopwatch
 
 
@@ -53,8 +52,8 @@ class Method:
         """One iteration, counted from 0; returns the numbers to log."""
         raise NotImplementedError
 
-    def pictures(self) -> dict[str, tuple[Tensor, int]]:
-        """Images worth looking at now: name -> uint8 (N, C, H, W) and how many stand in a row."""
+    def pictures(self) -> dict[str, Grid]:
+        """Images worth looking at now, by name, in rows."""
         return {}
 
     def summary(self) -> dict[str, Any]:

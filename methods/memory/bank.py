@@ -1,5 +1,6 @@
 """The memory bank: pseudo-images by class, as bytes and where the training runs, from which episodes are drawn."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from datasets.episodes import Episodes, EpisodeShape, draw_slots, make_episodes
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.metalearners.learner import Learner
-from utils.images import Augmentation, channels_last, resize, rows_of, take, to_float, to_uint8
+from utils.images import Augmentation, Grid, channels_last, resize, rows_of, take, to_float, to_uint8
 
 BATCHES_KEPT = 20  # of each class, as in the papers' code
 
@@ -72,10 +73,15 @@ class MemoryBank:
         """The images at `slots` (..., n) of `classes` (...,): (..., n, C, S, S)."""
         return self.images[classes[..., None].to(self.images.device), slots.to(self.images.device)]
 
-    def picture(self, classes: int = 16, per_class: int = 8) -> dict[str, tuple[Tensor, int]]:
-        """The newest images of some classes as `Method.pictures` wants them, one class a row; nothing while it is empty."""
+    def picture(self, names: Sequence[str], classes: int = 16, per_class: int = 8) -> dict[str, Grid]:
+        """The newest images of some classes as `Method.pictures` wants them, one class a row; nothing while it is empty.
+
+        names: of all classes, in their order.
+        """
         columns = min(per_class, int(self.counts.max()))
-        return {"memory": (self.examples(columns)[: classes * columns], columns)} if columns else {}
+        shown = (self.counts >= columns).nonzero().flatten()[:classes].tolist()
+        rows = [names[class_id] for class_id in shown]
+        return {"memory": Grid(self.examples(columns)[: classes * columns], columns, rows)} if columns else {}
 
     def examples(self, per_class: int) -> Tensor:
         """The newest images of every class that has as many, uint8 (classes * per_class, C, S, S)."""

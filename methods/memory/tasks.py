@@ -1,5 +1,6 @@
 """Tasks as teachers gave them: support and query sets of a class kept apart, and new tasks over the classes of all."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from datasets.episodes import Episodes, EpisodeShape, draw_different, draw_place
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.memory.bank import MemoryBank
 from methods.metalearners.learner import Learner
+from utils.images import Grid
 
 
 class TaskMemory:
@@ -45,8 +47,8 @@ class TaskMemory:
         counts = bank.counts[chosen]  # (E, N)
         return bank.at(chosen, draw_places(counts, count, int(counts.max()))).flatten(1, 2)
 
-    def picture(self) -> dict[str, tuple[Tensor, int]]:
-        return self.query.picture()
+    def picture(self, names: Sequence[str]) -> dict[str, Grid]:
+        return self.query.picture(names)
 
     def state_dict(self) -> dict[str, Any]:
         return {"support": self.support.state_dict(), "query": self.query.state_dict()}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from methods.runs.page import Run, read_run, scores_of
+from methods.runs.scores import Run, in_terminal, read_run
 from utils import cli
 from utils.errors import UserError
 from utils.plots import Line, draw_scores
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"{run.folder} is about {run.setting}; {runs[0].folder} about {runs[0].setting}: they do not compare"
             )
-    print(scores_of(runs))
+    print(in_terminal(runs))
     print("\n".join(map(verdict, runs)))
     shown = {f"{run.name}'s images": run.pictures[-1] for run in runs if run.pictures}
     draw_scores(*lines_of(runs), runs[0].setting, args.out, shown)

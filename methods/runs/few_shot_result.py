@@ -28,8 +28,11 @@ WORTH = {  # floors, by how their labels begin, and what a score below one means
 }
 
 
-def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, name: str = "result") -> None:
-    """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result."""
+def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, name: str = "result") -> dict[str, float]:
+    """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result.
+
+    Returns the mean of each score.
+    """
     args, method, pool = experiment.args, experiment.method, experiment.teachers
     best = log.folder / "best.pt"
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
@@ -81,6 +84,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     where = f"-{content['testdataset']}" if content["testdataset"] else ""
     log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s{where}")
     log.say("\n" + result_table(args, content))
+    return {label: score.mean for label, score in scores.items()}
 
 
 def _sets(args: argparse.Namespace) -> dict[str, str | None]:
@@ -100,7 +104,7 @@ def _judge(experiment: FewShotExperiment, log: RunLog) -> float:
     batches = experiment.method.recover(teacher_ids)
     hits, picture = judge(pool, teacher_ids, batches, args.data_root, experiment.spec.image_size, draws)
     share = float(hits.double().mean())
-    log.picture("recovered", picture, 12, experiment.num_iterations)
+    log.picture("recovered", picture, experiment.num_iterations)
     log.say(
         f"a network trained on real images recognises {100 * share:.1f} % of {len(hits)} recovered images "
         f"among the teacher's classes (images/recovered_*.png: recovered left, real right)"

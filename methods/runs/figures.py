@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from methods.runs.page import Run, read_run
+from methods.runs.scores import Run, read_run
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text

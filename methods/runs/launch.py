@@ -20,7 +20,7 @@ from utils import cli, distributed, seed
 from utils.errors import UserError
 from utils.run_log import RunLog, SilentLog
 
-REPORTS: dict[str, Callable[..., None]] = {"few_shot": report_learner, "classification": report_student}  # by task
+REPORTS: dict[str, Callable[..., dict[str, float]]] = {"few_shot": report_learner, "classification": report_student}  # by task
 
 
 def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -34,10 +34,10 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
         for one in runs:
             _launch(one, argv, device)
         if distributed.rank() == 0 and not args.dry_run:
-            from methods.runs.page import read_run, scores_of  # its templates are slow to import
+            from methods.runs.scores import in_terminal, read_run
 
             finished = [run for one in runs if (run := read_run(one.out / one.run_name)).result.get("evaluated")]
-            print(scores_of(finished) if finished else "no run has a score")
+            print(in_terminal(finished) if finished else "no run has a score")
 
 
 def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
@@ -86,7 +86,8 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
     with log.alone(), log.stoppable(new=not args.resume):
         log.say(opening(experiment, log.folder, training.iteration))
         training.run()
-        report(experiment, log, training.elapsed)
+        scores = report(experiment, log, training.elapsed)
+        log.final_scores(vars(args), {f"meta_test/{name}": score for name, score in scores.items()})
     log.close()
     print(f"everything is in {log.folder}")
 

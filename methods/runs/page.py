@@ -1,160 +1,97 @@
 """All runs on one page: `python -m methods.runs.page runs/* --out report.html`.
 
-A self-contained HTML file with the table of results, floors and ceilings, curves, recovered images, teachers, times, and
-the settings in which the runs differ; the table also as report.md and report.csv beside it.
+A self-contained HTML file with the results drawn and as tables, floors and ceilings, curves, recovered images, teachers, times,
+and the settings in which the runs differ; the tables also as report.md, and as numbers in report.csv beside it.
 """
 
 import argparse
 import base64
+import contextlib
 import io
-import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import jinja2
 import pandas as pd
 from PIL import Image
 
+from methods.runs.arguments import build_parser
+from methods.runs.scores import PLACES, Run, Scores, as_numbers, as_table, read_run, side_by_side
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
+from utils.images import shown_in_rows
 from utils.plots import draw_validations, new_figure
-from utils.run_log import RunLog, read_metrics
-from utils.tables import duration, table
+from utils.tables import duration
 
-PLACES = {"out", "run_name", "resume", "evaluate", "seed", "seeds", "threads", "device"}  # flags that change no result
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-PICTURES_SHOWN = 4  # of a kind and run, over its course
+AXIS = (8.0, 412.0)  # where the axis of a chart begins and ends, in its own unit
+ROW = 36.0  # height of a line of a chart
+MARKED = ("raw pixels", "one frozen teacher", "all ")  # floors that are drawn: how their labels begin
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run directory: its name, flags, the numbers of every iteration, its result ({} while unfinished), its pictures."""
+def chart(lines: Sequence[Scores], name: str, way: int) -> dict[str, Any]:
+    """Where everything stands that is drawn of one image set: dots with intervals, and lines for what they stand between."""
+    shown = [line for line in lines if name in line.numbers and line.kind in ("run", "seeds")]
+    beside = [("chance", 100 / way)]
+    beside += [
+        (line.what, line.numbers[name][0])
+        for line in lines
+        if name in line.numbers and (line.kind == "ceiling" or line.what.startswith(MARKED))
+    ]
+    ends = [value for _, value in beside]
+    ends += [value + sign * spread for line in shown for value, spread in [line.numbers[name]] for sign in (-1, 1)]
+    low, high = math.floor(min(ends) / 5) * 5, math.ceil(max(ends) / 5) * 5
+    step = 5 if high - low <= 40 else 10
 
-    folder: Path
-    flags: dict[str, Any]
-    metrics: list[dict[str, float]]
-    result: dict[str, Any]
-    note: str = ""
+    def place(value: float) -> float:
+        return round(AXIS[0] + (AXIS[1] - AXIS[0]) * (value - low) / max(1, high - low), 1)
 
-    @property
-    def name(self) -> str:
-        return self.folder.name + self.note
-
-    @property
-    def setting(self) -> str:
-        """What a table is about: image sets, way, shot and number of episodes, or the whole set's test images."""
-        result = self.result
-        sets = result.get("testdataset") or result.get("dataset")
-        if result.get("task") == "classification":
-            return f"{sets}, {result['classes']} classes, {result['images']} test images, top-1 in %"
-        way, shot, episodes = result.get("way"), result.get("shot"), self.flags.get("episode_test")
-        return f"{sets}, {way}-way {shot}-shot, {episodes} episodes of meta_test, accuracy in %"
-
-    @property
-    def again(self) -> list["Run"]:
-        """The same run with each of the results that --evaluate made of it."""
-        paths = sorted(self.folder.glob("evaluate-*.json"))
-        return [replace(self, result=_read_result(path), note=", scored again") for path in paths]
-
-    @property
-    def validations(self) -> list[dict[str, float]]:
-        return [line for line in self.metrics if "val" in line]
-
-    @property
-    def pictures(self) -> list[Path]:
-        """A few of each kind of picture, from first to last."""
-        kinds: dict[str, list[Path]] = {}
-        for path in sorted((self.folder / "images").glob("*.png")):
-            kinds.setdefault(path.stem.rstrip("0123456789"), []).append(path)
-        return [path for paths in kinds.values() for path in _spread(paths, PICTURES_SHOWN) if path.stem != "curve"]
-
-
-def _spread(items: Sequence[Path], count: int) -> list[Path]:
-    """Up to `count` items, evenly from first to last."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
-
-
-def read_run(folder: Path) -> Run:
-    """Raises `UserError` where `folder` is no run directory, or one of its files is damaged."""
-    path = folder / "result.json"
-    result = _read_result(path) if path.is_file() else {}
-    return Run(folder, RunLog.read_flags(folder), read_metrics(folder / "metrics.jsonl"), result)
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def results_table(runs: Iterable[Run]) -> pd.DataFrame:
-    """One line for each floor, run, group of runs that differ in the seed alone, and ceiling; a column an image set.
-
-    Accuracy and half-width in %; what is better stands lower. A floor that is another one in another run bears that run's
-    name; of runs with one seed the last counts.
-    """
-    floors: dict[str, dict[str, Any]] = {}
-    ceilings: dict[str, dict[str, Any]] = {}
-    own: list[dict[str, Any]] = []
-    groups: dict[str, dict[int, Run]] = {}
-    for run in runs:
-        own.append({"what": run.name, **_cells(run.result["accuracy"])})
-        groups.setdefault(_without_seed(run), {})[run.flags.get("seed", 0)] = run
-        for label, scores in run.result["yardsticks"].items():
-            kind, cells = ceilings if "ceiling" in label else floors, _cells(scores)
-            if label in kind and kind[label] != {"what": label, **cells}:
-                label = f"{label} (of {run.name})"
-            kind.setdefault(label, {"what": label, **cells})
-    for by_seed in groups.values():
-        if len(by_seed) > 1:
-            own.append(_over_seeds(list(by_seed.values())))
-    own.sort(key=lambda line: line["mean"])
-    lines = [*sorted(floors.values(), key=lambda line: line["mean"]), *own, *ceilings.values()]
-    return pd.DataFrame(lines).drop(columns="mean").fillna("")
-
-
-def scores_of(runs: Sequence[Run]) -> str:
-    """The table of finished runs of one setting, for the terminal."""
-    found = results_table(runs)
-    return table([runs[0].setting, *map(str, found.columns[1:])], found.astype(str).to_numpy().tolist())
-
-
-def _cells(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    cells: dict[str, Any] = {
-        name: f"{100 * score['mean']:.2f} ± {100 * score['half_width']:.2f}" for name, score in scores.items()
+    dots = []
+    for number, line in enumerate(shown):
+        value, spread = line.numbers[name]
+        dots.append(
+            {
+                "label": line.what, "said": line.cell(name), "note": line.note, "y": 30 + ROW * number,
+                "x": place(value), "x0": place(value - spread), "x1": place(value + spread),
+            }
+        )  # fmt: skip
+    return {
+        "name": name,
+        "dots": dots,
+        "marks": [
+            {"letter": chr(97 + number), "label": label, "said": f"{value:.2f}", "x": place(value), "up": number % 2}
+            for number, (label, value) in enumerate(sorted(beside, key=lambda pair: pair[1]))
+        ],
+        "ticks": [{"x": place(value), "said": value} for value in range(low, high + 1, step)],
+        "bottom": 30 + ROW * len(shown),
     }
-    return cells | {"mean": mean(score["mean"] for score in scores.values())}
-
-
-def _over_seeds(members: Sequence[Run]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds."""
-    line: dict[str, Any] = {"what": f"{members[0].result['method']}: mean and spread of {len(members)} seeds"}
-    for name in members[0].result["accuracy"]:
-        values = [100 * member.result["accuracy"][name]["mean"] for member in members]
-        line[name] = f"{mean(values):.2f} (s {stdev(values):.2f})"
-    return line | {"mean": mean(_cells(member.result["accuracy"])["mean"] for member in members)}
-
-
-def _without_seed(run: Run) -> str:
-    return json.dumps({name: value for name, value in run.flags.items() if name not in PLACES}, sort_keys=True) + run.note
 
 
 def differing_flags(runs: Sequence[Run]) -> pd.DataFrame:
-    """The flags in which the runs differ, a column a run."""
+    """The flags in which the runs differ, what they mean, and a column a run."""
     names = sorted({name for run in runs for name in run.flags} - PLACES | {"seed"})
-    values = {name: [str(run.flags.get(name, "")) for run in runs] for name in names}
+    meanings: dict[str, str] = {}
+    for method in {run.flags.get("method") for run in runs}:
+        with contextlib.suppress(UserError):  # code of somebody's, which is not run for a page
+            meanings |= {action.dest: action.help or "" for action in build_parser(str(method))._actions}
+    values = {name: [_in_words(run.flags.get(name)) for run in runs] for name in names}
     return pd.DataFrame(
-        [[name, *row] for name, row in values.items() if len(set(row)) > 1], columns=["flag", *[run.name for run in runs]]
+        [[name, meanings.get(name, ""), *row] for name, row in values.items() if len(set(row)) > 1],
+        columns=["setting", "what it is", *[run.name for run in runs]],
     )
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _as_data(content: bytes, kind: str = "image/png") -> str:
@@ -163,21 +100,42 @@ def _as_data(content: bytes, kind: str = "image/png") -> str:
 
 def _picture(path: Path) -> dict[str, Any]:
     with Image.open(path) as image:
-        return {"data": _as_data(path.read_bytes()), "label": path.stem, "width": max(image.width, 260)}
+        rows, width = shown_in_rows(image), max(image.width, 260)
+    return {"data": _as_data(path.read_bytes()), "label": path.stem, "width": width, "rows": rows}
 
 
-def _curves(runs: Sequence[Run], against: str) -> str:
-    """Accuracy of the runs at each validation against "seconds" or "iteration", as data of a picture."""
+def _curves(runs: Sequence[Run], name: str) -> str:
+    """Accuracy of the runs on one image set at each validation over the minutes, as data of a picture."""
     figure = new_figure(7, 3.8)
     axes = figure.add_subplot()
     for run in runs:
-        draw_validations(axes, run.validations, against, run.name)
-    axes.set(xlabel="minutes" if against == "seconds" else "iteration", ylabel="accuracy at each validation in %")
-    axes.legend(fontsize=7)
+        draw_validations(axes, run.validations, "seconds", run.name, name)
+    grey = "#808080"  # to be read on white and on black
+    axes.set_xlabel("minutes", color=grey)
+    axes.set_ylabel(f"{name}, accuracy in %", color=grey)
+    axes.legend(fontsize=7, labelcolor=grey, framealpha=0)
     axes.grid(alpha=0.3)
+    axes.tick_params(colors=grey)
+    axes.patch.set_alpha(0)
+    for edge in axes.spines.values():
+        edge.set_color(grey)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, transparent=True)
     return _as_data(buffer.getvalue())
+
+
+def curves(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """A picture for each image set that some run looked at more than once."""
+    by_set: dict[str, list[Run]] = {}
+    for run in runs:
+        looks = run.validations
+        for name in dict.fromkeys(name for look in looks for name in look if "/" in name or name == "pseudo"):
+            if sum(name in look for look in looks) > 1:
+                by_set.setdefault(name, []).append(run)
+    return [
+        {"data": _curves(some, name), "said": f"{name}: accuracy at each validation of {', '.join(run.name for run in some)}"}
+        for name, some in by_set.items()
+    ]
 
 
 def _times(run: Run) -> str:
@@ -194,14 +152,19 @@ def _teachers(run: Run) -> str:
 
 
 def build(runs: Sequence[Run]) -> tuple[str, str, str]:
-    """The page, and its tables as Markdown and CSV."""
+    """The page, its tables as Markdown, and their numbers as CSV."""
     finished = [one for run in runs for one in (run, *run.again) if one.result.get("evaluated")]
-    settings = sorted({run.setting for run in finished})
-    tables = [(setting, results_table(run for run in finished if run.setting == setting)) for setting in settings]
-    validated = [run for run in runs if run.validations]
+    settings, tables, numbers = [], [], []
+    for title in sorted({run.setting for run in finished}):
+        members = [run for run in finished if run.setting == title]
+        lines, way = side_by_side(members), members[0].result.get("way") or members[0].result["classes"]
+        sets = dict.fromkeys(name for run in members for name in run.result["accuracy"])
+        settings.append({"title": title, "table": as_table(lines), "charts": [chart(lines, name, way) for name in sets]})
+        tables.append(f"## {title}\n\n{_markdown(as_table(lines))}")
+        numbers.append(as_numbers(lines).assign(setting=title))
     page = TEMPLATES.get_template("page.html").render(
-        tables=tables,
-        curves=[_curves(validated, against) for against in ("seconds", "iteration")] if validated else [],
+        settings=settings,
+        curves=curves(runs),
         runs=[
             {
                 "name": run.name,
@@ -214,9 +177,7 @@ def build(runs: Sequence[Run]) -> tuple[str, str, str]:
         ],
         differing=differing_flags(runs),
     )
-    markdown = "\n\n".join(f"## {title}\n\n{_markdown(table)}" for title, table in tables) + "\n"
-    together = [table.assign(setting=title) for title, table in tables]
-    return page, markdown, pd.concat(together).to_csv(index=False, lineterminator="\n") if together else ""
+    return page, "\n\n".join(tables) + "\n", pd.concat(numbers).to_csv(index=False, lineterminator="\n") if numbers else ""
 
 
 def _state(run: Run) -> str:

@@ -79,8 +79,8 @@ class Training:
             self.best, self.best_iteration = value, self.iteration
             self._keep(value)
         if args.save_images or self.iteration == experiment.num_iterations:
-            for name, (images, columns) in experiment.method.pictures().items():
-                self.log.picture(name, images, columns, self.iteration)
+            for name, grid in experiment.method.pictures().items():
+                self.log.picture(name, grid, self.iteration)
         if value is None:
             return {}
         half_width = max(score.half_width for score in scores.values())

@@ -16,8 +16,11 @@ from utils.run_log import RunLog
 POINTS = 400  # of each kind in the picture of features
 
 
-def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float, name: str = "result") -> None:
-    """Score the selected student on the test split once, set its teacher beside it, print the table, write the result."""
+def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float, name: str = "result") -> dict[str, float]:
+    """Score the selected student on the test split once, set its teacher beside it, print the table, write the result.
+
+    Returns the mean of each score.
+    """
     args, method, best = experiment.args, experiment.method, log.folder / "best.pt"
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
     if kept:
@@ -52,6 +55,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
     news = experiment.finish() if name == "result" else ""
     if news:
         log.say(news)
+    return {name: score.mean for name, score in scores.items()}
 
 
 def student_table(args: argparse.Namespace, content: dict[str, Any]) -> str:

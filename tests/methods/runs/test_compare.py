@@ -5,7 +5,7 @@ import pytest
 
 import main
 from methods.runs import compare
-from methods.runs.page import read_run
+from methods.runs.scores import read_run
 from utils.errors import UserError
 
 Flags = Callable[..., list[str]]

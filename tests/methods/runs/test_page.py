@@ -1,14 +1,18 @@
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from methods.runs import page as report_page
+from methods.runs.scores import as_table, read_run, side_by_side
 from utils.errors import UserError
-from utils.images import save_grid
+from utils.images import Grid, save_grid
 
 
 def write_run(out: Path, name: str, mean: float, finished: bool = True, **flags: object) -> Path:
@@ -17,10 +21,14 @@ def write_run(out: Path, name: str, mean: float, finished: bool = True, **flags:
     (folder / "images").mkdir(parents=True)
     given = {"method": "free", "seed": 0, "episode_test": 4, "out": str(out), "outer_lr": 0.1, **flags}
     (folder / "args.json").write_text(json.dumps({"flags": given}))
-    looks = [{"iteration": i, "seconds": 60.0 * i, "val": mean - 0.1 / i, "val_half_width": 0.01} for i in (1, 2, 3)]
+    looks = [
+        {"iteration": i, "seconds": 60.0 * i, "meta_val/letters": mean - 0.1 / i, "val": mean - 0.1 / i, "val_half_width": 0.01}
+        for i in (1, 2, 3)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"iteration": 0, "loss": 1.0}, *looks])))
     for number in range(1, 8):
-        save_grid(torch.full((4, 3, 8, 8), 30 * number, dtype=torch.uint8), folder / "images" / f"memory_{number:06d}.png", 2)
+        grid = Grid(torch.full((4, 3, 8, 8), 30 * number, dtype=torch.uint8), 2, ["owl", "<wren>"])
+        save_grid(grid, folder / "images" / f"memory_{number:06d}.png")
     if finished:
         score = {"mean": mean, "half_width": 0.02}
         result = {
@@ -38,11 +46,12 @@ def write_run(out: Path, name: str, mean: float, finished: bool = True, **flags:
 
 def test_the_table_stands_between_floors_and_ceiling_and_sums_up_seeds(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "a", 0.5), write_run(tmp_path, "b", 0.4, seed=1), write_run(tmp_path, "c", 0.6, outer_lr=1)]
-    table = report_page.results_table([report_page.read_run(run) for run in runs])
+    table = as_table(side_by_side(read_run(run) for run in runs))
     assert table.what.tolist() == [
         "raw <pixels>", "b", "free: mean and spread of 2 seeds", "a", "c", "real data (ceiling)",
     ]  # fmt: skip
     assert table.letters.tolist()[2:4] == ["45.00 (s 7.07)", "50.00 ± 2.00"]
+    assert table.note.tolist() == [""] * 4 + ["best", ""]
 
 
 def test_a_seed_counts_once_and_a_floor_belongs_to_its_run(tmp_path: Path) -> None:
@@ -50,7 +59,7 @@ def test_a_seed_counts_once_and_a_floor_belongs_to_its_run(tmp_path: Path) -> No
     other = json.loads((runs[1] / "result.json").read_text())
     other["yardsticks"]["raw <pixels>"]["letters"]["mean"] = 0.3
     (runs[1] / "result.json").write_text(json.dumps(other))
-    table = report_page.results_table([report_page.read_run(run) for run in runs])
+    table = as_table(side_by_side(read_run(run) for run in runs))
     assert "raw <pixels> (of b)" in table.what.tolist()
     assert "free: mean and spread of 2 seeds" in table.what.tolist()
     assert table[table.what.str.contains("spread")].letters.tolist() == ["50.00 (s 14.14)"]  # of b and the later run of seed 0
@@ -63,7 +72,7 @@ def test_what_was_scored_again_is_there(tmp_path: Path) -> None:
         "accuracy": {"letters": {"mean": 0.7, "half_width": 0.01}},
     }
     (run / "evaluate-5w5s.json").write_text(json.dumps(again))
-    page, markdown, _ = report_page.build([report_page.read_run(run)])
+    page, markdown, _ = report_page.build([read_run(run)])
     assert "5-way 5-shot" in page
     assert "| a, scored again | 70.00 ± 1.00 |" in markdown
 
@@ -84,9 +93,13 @@ def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
     assert page.count("memory_") >= 3 * 4
     assert {"memory_000001", "memory_000007"} <= set(re.findall(r"memory_\d+", page))
     assert "outer_lr" in page
-    assert "| second | 60.00 ± 2.00 |" in (tmp_path / "all" / "page.md").read_text()
+    assert "| second | 60.00 ± 2.00 | best |" in (tmp_path / "all" / "page.md").read_text()
     found = pd.read_csv(tmp_path / "all" / "page.csv")
     assert found.what.tolist() == ["raw <pixels>", "first", "second", "real data (ceiling)"]
+    assert found.kind.tolist() == ["floor", "run", "run", "ceiling"]
+    assert found.accuracy.tolist() == [25.0, 50.0, 60.0, 90.0]
+    assert found.half_width.tolist() == [1.0, 2.0, 2.0, 1.0]
+    assert "its rows: owl, &lt;wren&gt;" in page
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
@@ -103,3 +116,71 @@ def test_runs_alone_or_unfinished_make_a_page_too(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").unlink()
     report_page.main([str(folder), "--out", str(tmp_path / "x.html")])
     assert "No run has been evaluated." in (tmp_path / "x.html").read_text()
+
+
+def test_what_is_below_a_floor_is_marked(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "good", 0.5), write_run(tmp_path, "bad", 0.2)]
+    for run, above in zip(runs, (0.25, -0.05), strict=True):
+        result = json.loads((run / "result.json").read_text())
+        score = {"mean": 0.25, "half_width": 0.01, "above": above, "above_half_width": 0.02}
+        result["yardsticks"]["raw pixels, nearest class mean"] = {"letters": score}
+        (run / "result.json").write_text(json.dumps(result))
+    lines = {line.what: line.note for line in side_by_side(map(read_run, runs)) if line.kind == "run"}
+    assert lines == {"bad": "below raw pixels, nearest class mean", "good": "best"}
+
+
+def test_a_chart_has_what_it_needs_in_order(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "a", 0.5), write_run(tmp_path, "b", 0.6)]
+    drawn = report_page.chart(side_by_side(map(read_run, runs)), "letters", 5)
+    places = [mark["x"] for mark in drawn["marks"]]
+    assert [mark["label"] for mark in drawn["marks"]] == ["chance", "real data (ceiling)"]
+    assert places == sorted(places)
+    first, second = drawn["dots"]
+    assert places[0] < first["x0"] < first["x"] < first["x1"] < second["x"] < places[-1]
+    width = (first["x1"] - first["x0"]) / (second["x"] - first["x"])
+    assert width == pytest.approx(4 / 10, abs=0.02)  # an interval of 4 points, dots 10 points apart
+
+
+def test_a_single_look_gives_no_curve(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "a", 0.5)
+    assert [curve["said"] for curve in report_page.curves([read_run(folder)])] == [
+        "meta_val/letters: accuracy at each validation of a"
+    ]
+    first = (folder / "metrics.jsonl").read_text().splitlines()[:2]
+    (folder / "metrics.jsonl").write_text("\n".join(first))
+    assert report_page.curves([read_run(folder)]) == []
+
+
+def test_settings_differ_in_words(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "a", 0.5, augment=True), write_run(tmp_path, "b", 0.6, augment=False, outer_lr=0.2)]
+    found = report_page.differing_flags([read_run(run) for run in runs])
+    assert found.setting.tolist() == ["augment", "outer_lr"]
+    assert found.a.tolist() == ["on", "0.1"]
+    assert "learning rate of the outer loop" in found["what it is"].tolist()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize(("scheme", "background"), [(1, 255), (0, 22)])
+def test_in_a_browser(scheme: int, background: int, tmp_path: Path) -> None:
+    """Without an error, in both colour schemes, and no wider than the narrowest window that the browser opens."""
+    runs = [read_run(write_run(tmp_path, name, mean)) for name, mean in (("a-run-with-quite-a-long-name", 0.5), ("b", 0.6))]
+    page, _, _ = report_page.build(runs)
+    measured = "<script>document.title = 'width ' + document.documentElement.scrollWidth</script></body>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", measured))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"]  # fmt: skip
+    url = (tmp_path / "page.html").as_uri()
+    drawn = subprocess.run(
+        [*browser, "--window-size=900,1400", f"--screenshot={tmp_path / 'page.png'}", url],
+        capture_output=True, text=True, check=True, timeout=600,
+    )  # fmt: skip
+    assert "CONSOLE" not in drawn.stderr
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = picture.convert("L")
+        assert pixels.getpixel((2, 2)) == background
+        assert len(set(pixels.getdata())) > 50  # drawn, and not one colour
+    dom = subprocess.run(
+        [*browser, "--window-size=500,900", "--dump-dom", url], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert int(re.search(r"<title>width (\d+)", dom.stdout)[1]) <= 500

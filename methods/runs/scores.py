@@ -1,0 +1,196 @@
+"""Run directories, and their scores side by side: what the page, the comparison and a run over several seeds show."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import UserError
+from utils.run_log import RunLog, read_metrics
+from utils.tables import table
+
+PLACES = {
+    "out",
+    "run_name",
+    "resume",
+    "evaluate",
+    "seed",
+    "seeds",
+    "threads",
+    "device",
+    "config",
+}  # flags that change no result
+PICTURES_SHOWN = 4  # of a kind and run, over its course
+FLOORS_TO_BEAT = ("raw pixels", "one frozen teacher")  # how their labels begin: neither needs training
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory: its name, flags, the numbers of every iteration, its result ({} while unfinished), its pictures."""
+
+    folder: Path
+    flags: dict[str, Any]
+    metrics: list[dict[str, float]]
+    result: dict[str, Any]
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name + self.note
+
+    @property
+    def setting(self) -> str:
+        """What a table is about: image sets, way, shot and number of episodes, or the whole set's test images."""
+        result = self.result
+        sets = result.get("testdataset") or result.get("dataset")
+        if result.get("task") == "classification":
+            return f"{sets}, {result['classes']} classes, {result['images']} test images, top-1 in %"
+        way, shot, episodes = result.get("way"), result.get("shot"), self.flags.get("episode_test")
+        return f"{sets}, {way}-way {shot}-shot, {episodes} episodes of meta_test, accuracy in %"
+
+    @property
+    def again(self) -> list["Run"]:
+        """The same run with each of the results that --evaluate made of it."""
+        paths = sorted(self.folder.glob("evaluate-*.json"))
+        return [replace(self, result=_read_result(path), note=", scored again") for path in paths]
+
+    @property
+    def validations(self) -> list[dict[str, float]]:
+        return [line for line in self.metrics if "val" in line]
+
+    @property
+    def pictures(self) -> list[Path]:
+        """A few of each kind of picture, from first to last."""
+        kinds: dict[str, list[Path]] = {}
+        for path in sorted((self.folder / "images").glob("*.png")):
+            kinds.setdefault(path.stem.rstrip("0123456789"), []).append(path)
+        return [path for paths in kinds.values() for path in _spread(paths, PICTURES_SHOWN) if path.stem != "curve"]
+
+
+def _spread(items: Sequence[Path], count: int) -> list[Path]:
+    """Up to `count` items, evenly from first to last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
+
+
+def read_run(folder: Path) -> Run:
+    """Raises `UserError` where `folder` is no run directory, or one of its files is damaged."""
+    path = folder / "result.json"
+    result = _read_result(path) if path.is_file() else {}
+    return Run(folder, RunLog.read_flags(folder), read_metrics(folder / "metrics.jsonl"), result)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A line of a table: `what` it is about, its `kind` (floor, run, seeds or ceiling), and its numbers by image set.
+
+    numbers: accuracy in %, and its 95 % half-width, or for several seeds their standard deviation. note: what stands out.
+    """
+
+    what: str
+    kind: str
+    numbers: dict[str, tuple[float, float]]
+    seeds: int = 1
+    note: str = field(default="", compare=False)
+
+    @property
+    def mean(self) -> float:
+        """Over image sets."""
+        return mean(value for value, _ in self.numbers.values())
+
+    def cell(self, name: str) -> str:
+        if name not in self.numbers:
+            return ""
+        value, spread = self.numbers[name]
+        return f"{value:.2f} (s {spread:.2f})" if self.kind == "seeds" else f"{value:.2f} ± {spread:.2f}"
+
+
+def side_by_side(runs: Iterable[Run]) -> list[Scores]:
+    """One line for each floor, run, group of runs that differ in the seed alone, and ceiling; what is better comes later.
+
+    A floor that is another one in another run bears that run's name; of runs with one seed the last counts.
+    """
+    beside: dict[str, dict[str, Scores]] = {"floor": {}, "ceiling": {}}
+    own: list[Scores] = []
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        own.append(Scores(run.name, "run", _in_percent(run.result["accuracy"]), note=_below(run)))
+        groups.setdefault(_without_seed(run), {})[run.flags.get("seed", 0)] = run
+        for label, scores in run.result["yardsticks"].items():
+            kind = "ceiling" if "ceiling" in label else "floor"
+            line, known = Scores(label, kind, _in_percent(scores)), beside[kind]
+            if label in known and known[label] != line:
+                line = replace(line, what=f"{label} (of {run.name})")
+            known.setdefault(line.what, line)
+    own += [_over_seeds(list(by_seed.values())) for by_seed in groups.values() if len(by_seed) > 1]
+    own.sort(key=lambda line: line.mean)
+    if len(own) > 1:
+        own[-1] = replace(own[-1], note="; ".join(filter(None, ["best", own[-1].note])))
+    return [*sorted(beside["floor"].values(), key=lambda line: line.mean), *own, *beside["ceiling"].values()]
+
+
+def _in_percent(scores: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:
+    return {name: (100 * score["mean"], 100 * score["half_width"]) for name, score in scores.items()}
+
+
+def _below(run: Run) -> str:
+    """The floors that a run lies below, on some image set, by the paired interval."""
+    return ", ".join(
+        f"below {label}"
+        for label, by_set in run.result["yardsticks"].items()
+        if label.startswith(FLOORS_TO_BEAT)
+        and any(score.get("above", 0.0) + score.get("above_half_width", 0.0) < 0 for score in by_set.values())
+    )
+
+
+def _over_seeds(members: Sequence[Run]) -> Scores:
+    """Mean and standard deviation over seeds."""
+    values = {name: [100 * run.result["accuracy"][name]["mean"] for run in members] for name in members[0].result["accuracy"]}
+    what = f"{members[0].result['method']}: mean and spread of {len(members)} seeds"
+    return Scores(what, "seeds", {name: (mean(some), stdev(some)) for name, some in values.items()}, len(members))
+
+
+def _without_seed(run: Run) -> str:
+    return json.dumps({name: value for name, value in run.flags.items() if name not in PLACES}, sort_keys=True) + run.note
+
+
+def as_table(lines: Sequence[Scores]) -> pd.DataFrame:
+    """The lines for people: a column an image set, and what stands out."""
+    names = list(dict.fromkeys(name for line in lines for name in line.numbers))
+    found = pd.DataFrame(
+        [{"what": line.what, **{name: line.cell(name) for name in names}, "note": line.note} for line in lines]
+    )
+    return found if any(line.note for line in lines) else found.drop(columns="note")
+
+
+def as_numbers(lines: Sequence[Scores]) -> pd.DataFrame:
+    """The lines for programs: one for each image set, with numbers."""
+    return pd.DataFrame(
+        [
+            {
+                "what": line.what, "kind": line.kind, "image_set": name, "accuracy": round(value, 4),
+                "half_width": None if line.kind == "seeds" else round(spread, 4),
+                "deviation": round(spread, 4) if line.kind == "seeds" else None, "seeds": line.seeds, "note": line.note,
+            }
+            for line in lines
+            for name, (value, spread) in line.numbers.items()
+        ]
+    )  # fmt: skip
+
+
+def in_terminal(runs: Sequence[Run]) -> str:
+    """The table of finished runs of one setting, for the terminal."""
+    found = as_table(side_by_side(runs))
+    return table([runs[0].setting, *map(str, found.columns[1:])], found.astype(str).to_numpy().tolist())
