@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor
 
 from datasets.given import as_images, as_labels
 from methods.metalearners import get_metalearner
+from methods.metalearners.base import Metalearner
 from methods.metalearners.calibration import held_out, least_logit, temperature_for
 from methods.metalearners.learner import Learner
 from methods.metalearners.protonet import ProtoNet
+from methods.metalearners.readout import Readout
 from methods.runs.saved import about_run, read_folder, write_folder
 from methods.teachers.ensemble import learner_from
 from utils import checkpoint
@@ -26,8 +29,8 @@ from utils.errors import UserError
 AT_ONCE = 256  # images
 
 
-class FewShotClassifier:
-    """A meta-trained learner that can be shown new classes.
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """A meta-trained learner that can be shown new classes; a classifier of scikit-learn whose samples are images.
 
     Queries are normalised by the support's statistics, so that no prediction depends on what else is asked about;
     `transductive` takes the queries' own, as the papers' evaluation does. `about` is what is known of the learner's making.
@@ -44,14 +47,23 @@ class FewShotClassifier:
         about: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        self.learner, self.steps, self.about = learner, steps, dict(about or {})
-        self.settings = {"metalearner": metalearner, "inner_lr": inner_lr, "test_inner_steps": steps}
-        self.one_shot_temperature = self.temperature = temperature
-        inductive = not transductive
-        made = get_metalearner(metalearner)(learner.network, inner_lr, inductive=inductive)
-        self.metalearner = made.reading(learner.readout)
-        self.device = next(iter(learner.params.values())).device
-        self.classes: list[Any] = []  # sorted, but for those that were added
+        self.learner, self.metalearner, self.inner_lr, self.steps = learner, metalearner, inner_lr, steps
+        self.transductive, self.about, self.temperature = transductive, about, temperature
+
+    @property
+    def reader(self) -> Metalearner:
+        """What adapts the learner and classifies."""
+        made = get_metalearner(self.metalearner)(self.learner.network, self.inner_lr, inductive=not self.transductive)
+        return made.reading(self.learner.readout)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.learner.params.values())).device
+
+    @property
+    def classes(self) -> list[Any]:
+        """The classes in the order of the columns of `predict_proba`: sorted, but for those that were added."""
+        return self.classes_.tolist() if hasattr(self, "classes_") else []
 
     @classmethod
     def load(
@@ -71,6 +83,8 @@ class FewShotClassifier:
             name = metalearner or content["metalearner"]
             same = name == content["metalearner"]
             temperature = content.get("temperature") if same else None
+            if not same:  # what was fitted to another embedding tells nothing of this one
+                learner.readout = Readout(learner.readout.mirror)
             steps = content["test_inner_steps"]
             made = cls(learner, name, content["inner_lr"], steps, transductive, about, temperature or 1.0)
             if content.get("classes"):
@@ -101,24 +115,19 @@ class FewShotClassifier:
         if name in self.classes or isinstance(name, str) != isinstance(self.classes[0], str):
             raise UserError(f"the class {name!r} cannot be added to {self.classes}: expected another of the same kind")
         new = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.device))
-        labels = torch.cat([self.labels, torch.full((len(new),), len(self.classes), device=self.device)])
-        return self._adapt([*self.classes, name], torch.cat([self.support, new]), labels)
+        labels = torch.cat([self.labels_, torch.full((len(new),), len(self.classes), device=self.device)])
+        return self._adapt([*self.classes, name], torch.cat([self.support_, new]), labels)
 
     def _adapt(self, classes: list[Any], support: Tensor, labels: Tensor) -> "FewShotClassifier":
         """To prepared images (M, C, S, S) with labels (M,), indices into `classes`."""
-        self.classes, self.support, self.labels = list(classes), support, labels
+        self.classes_, self.support_, self.labels_ = np.asarray(classes), support, labels
         with torch.no_grad():
-            start = self.metalearner.starting_point(self._params(), support, labels, len(classes))
-            fast = self.metalearner.adapt(start, support, labels, self.steps, create_graph=False)
-            self.held_out = held_out(self.metalearner, self._params(), support, labels, len(classes), self.steps)
-        self.adapted = {name: value.detach() for name, value in fast.items()}
-        self.temperature = temperature_for(*self.held_out) if len(self.held_out[0]) else self.one_shot_temperature
+            start = self.reader.starting_point(self._params(), support, labels, len(classes))
+            fast = self.reader.adapt(start, support, labels, self.steps, create_graph=False)
+            self.held_out_ = held_out(self.reader, self._params(), support, labels, len(classes), self.steps)
+        self.adapted_ = {name: value.detach() for name, value in fast.items()}
+        self.temperature_ = temperature_for(*self.held_out_) if len(self.held_out_[0]) else self.temperature
         return self
-
-    @property
-    def classes_(self) -> np.ndarray:
-        """The classes in the order of the columns of `predict_proba`, as scikit-learn has them."""
-        return np.asarray(self.classes)
 
     def predict_proba(self, images: Any) -> Tensor:
         """Probabilities (B, N) of images as `fit` takes them, in the order of `classes`.
@@ -126,17 +135,17 @@ class FewShotClassifier:
         As sure as images that are held out of the support are named right; after one image a class, as sure as other episodes'
         were. Raises `UserError` before `fit`, for numbers of another range, and where an answer is not finite.
         """
-        return (self._logits(images) / self.temperature).softmax(1)
+        return (self._logits(images) / self.temperature_).softmax(1)
 
     @torch.no_grad()
     def _logits(self, images: Any) -> Tensor:
         self._check_fitted()
         images = as_images(images, self.learner.spec.image_size)
         parts = [
-            self.metalearner.classify(
-                self.adapted, self.support, self.labels, self.learner.prepare(some.to(self.device)), len(self.classes)
+            self.reader.classify(
+                self.adapted_, self.support_, self.labels_, self.learner.prepare(some.to(self.device)), len(self.classes)
             )
-            for some in images.split(len(images) if not self.metalearner.inductive else AT_ONCE)
+            for some in images.split(len(images) if not self.reader.inductive else AT_ONCE)
         ]
         logits = torch.cat(parts)
         if not bool(torch.isfinite(logits).all()):
@@ -159,11 +168,11 @@ class FewShotClassifier:
         if not 0 <= refused <= 1:
             raise UserError(f"refused is {refused}: expected a share from 0 to 1")
         self._check_fitted()
-        if not len(self.held_out[0]):
+        if not len(self.held_out_[0]):
             raise UserError(
                 "none of these: the support has one image a class; two or more say how far images of a class lie apart"
             )
-        return least_logit(*self.held_out, refused)
+        return least_logit(*self.held_out_, refused)
 
     def score(self, images: Any, labels: Any) -> float:
         """The share of images whose class is named right."""
@@ -177,19 +186,20 @@ class FewShotClassifier:
         A learner that normalises by the batch at hand sees all images together.
         """
         prepared = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.device))
-        if isinstance(self.metalearner, ProtoNet):
-            return self.metalearner.read(self._params(), prepared)
-        return self.metalearner.features(self._params(), prepared)
+        if isinstance(self.reader, ProtoNet):
+            return self.reader.read(self._params(), prepared)
+        return self.reader.features(self._params(), prepared)
 
     def save(self, folder: str | Path) -> Path:
         """Write a new folder with config.json, model.safetensors and a card, README.md; fitted classes go with it.
 
         Raises `UserError` where the folder is there already.
         """
-        content: dict[str, Any] = {"learner": self.learner.state_dict(), "about": self.about, **self.settings}
-        content["temperature"] = self.one_shot_temperature
+        content: dict[str, Any] = {"learner": self.learner.state_dict(), "about": dict(self.about or {})}
+        content |= {"metalearner": self.metalearner, "inner_lr": self.inner_lr, "test_inner_steps": self.steps}
+        content["temperature"] = self.temperature
         if self.classes:
-            content |= {"classes": self.classes, "support": self.support, "labels": self.labels}
+            content |= {"classes": self.classes, "support": self.support_, "labels": self.labels_}
         return write_folder(Path(folder), content)
 
     def _params(self) -> dict[str, Tensor]:

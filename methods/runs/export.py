@@ -69,7 +69,7 @@ def export(classifier: FewShotClassifier, folder: Path) -> Path:
     Raises `UserError` for a classifier that was not fitted, and for a learner whose answer depends on more than one image,
     or on gradient steps.
     """
-    learner, metalearner, size = classifier.learner, classifier.metalearner, classifier.learner.spec.image_size
+    learner, metalearner, size = classifier.learner, classifier.reader, classifier.learner.spec.image_size
     if learner.spec.norm != "fixed" or not isinstance(metalearner, ProtoNet):
         raise UserError(
             "only learners with fixed statistics that are read by class means (chorus) serve without this program; this one "
@@ -81,7 +81,7 @@ def export(classifier: FewShotClassifier, folder: Path) -> Path:
     with new_folder(folder) as temporary:
         _write_onnx(module, torch.rand(2, 3, size, size).to(module.mean), temporary / "embedding.onnx")
         means = class_means(
-            metalearner.read(classifier.adapted, classifier.support), classifier.labels, len(classifier.classes)
+            metalearner.read(classifier.adapted_, classifier.support_), classifier.labels_, len(classifier.classes)
         )
         known: dict[str, Any] = {"classes": classifier.classes, "means": means.detach().tolist()}
         write_text(temporary / "classes.json", json.dumps(known, ensure_ascii=False) + "\n")

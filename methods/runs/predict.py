@@ -77,7 +77,7 @@ def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: floa
         }
     )
     write_text(out, answers.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
-    print(f"{len(queries)} images, {len(classifier.classes)} classes of {len(classifier.support)} examples: {out}")
+    print(f"{len(queries)} images, {len(classifier.classes)} classes of {len(classifier.support_)} examples: {out}")
     if refused is not None:
         print(f"{names.count(None)} of them are called none of these")
     folders = [path.relative_to(folder).parts[0] for path in queries]

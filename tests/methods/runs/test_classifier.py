@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils import estimator_checks
 
 import main
 from datasets.image_files import read_images
@@ -149,12 +152,12 @@ def test_answers_are_as_sure_as_held_out_images_are_named_right(
     run: Callable[..., Path], shown: tuple[list[Path], list[str]]
 ) -> None:
     classifier = FewShotClassifier.load(run("free", "--metalearner", "protonet"))
-    classifier.one_shot_temperature = 3.0
+    classifier.temperature = 3.0
     images = torch.rand(5, 3, 16, 16)
     for paths, labels, wanted in ((shown[0], shown[1], None), (shown[0][::3], shown[1][::3], 3.0)):
         classifier.fit(paths, labels)
-        assert wanted is None or classifier.temperature == wanted
-        logits = classifier.predict_proba(images).log() * classifier.temperature
+        assert wanted is None or classifier.temperature_ == wanted
+        logits = classifier.predict_proba(images).log() * classifier.temperature_
         assert torch.allclose(logits - logits.mean(1, keepdim=True), _centred(classifier._logits(images)))
 
 
@@ -180,9 +183,44 @@ def test_a_run_knows_how_sure_its_answers_are(run: Callable[..., Path]) -> None:
     (numbers,) = result["calibration"].values()
     assert set(numbers) == {"confidence", "before", "after", "own_refused", "strangers_taken"}
     assert all(0 <= value <= 1 for value in numbers.values())
-    assert FewShotClassifier.load(folder).one_shot_temperature == result["one_shot_temperature"] > 0
+    assert FewShotClassifier.load(folder).temperature == result["one_shot_temperature"] > 0
     before = (folder / "best.pt").read_bytes()
     main.main(["--evaluate", str(folder), "--num_sup_test", "1"])
     assert (folder / "best.pt").read_bytes() == before
     (numbers,) = json.loads((folder / "evaluate-3w1s.json").read_text())["calibration"].values()
     assert set(numbers) == {"confidence", "before", "after"}
+
+
+def test_it_is_a_classifier_of_scikit_learn(
+    run: Callable[..., Path], write_images: Callable[..., None], tmp_path: Path
+) -> None:
+    """Cloned, validated by folds, searched over and checked like others, as far as samples may be images."""
+    classifier = FewShotClassifier.load(run("chorus", "--sources", "procedural"))
+    for check in (
+        estimator_checks.check_get_params_invariance,
+        estimator_checks.check_set_params,
+        estimator_checks.check_no_attributes_set_in_init,
+        estimator_checks.check_estimator_cloneable,
+        estimator_checks.check_estimator_repr,
+    ):
+        check("FewShotClassifier", classifier)
+    for name, seed in (("red", 1), ("teal", 5)):
+        write_images(tmp_path / "more" / name, 4, seed, (16, 16))
+    paths, labels = predict.labelled_below(tmp_path / "more")
+    images = read_images(paths, 16).numpy()
+    scores = cross_val_score(classifier, images, labels, cv=2)
+    fitted = clone(classifier).fit(images[::2], labels[::2])
+    assert not hasattr(clone(fitted), "classes_")
+    assert scores.shape == (2,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    search = GridSearchCV(classifier, {"transductive": [False, True]}, cv=2, error_score="raise").fit(images, labels)
+    assert isinstance(search.best_estimator_.predict(images)[0], str)
+
+
+def test_another_metalearner_reads_plainly(run: Callable[..., Path], shown: tuple[list[Path], list[str]]) -> None:
+    """A read-out that was whitened for the outputs is none for the features."""
+    folder = run("chorus", "--sources", "procedural")
+    whitened, plain = FewShotClassifier.load(folder), FewShotClassifier.load(folder, metalearner="protonet")
+    assert whitened.learner.readout.matrix is not None
+    assert plain.learner.readout.matrix is None
+    assert len(plain.fit(*shown).predict(shown[0])) == len(shown[0])

@@ -62,13 +62,13 @@ def test_it_is_the_learner_of_the_exam(run: Path, flags_for: Flags) -> None:
     from datasets.episodes import make_episodes
 
     classifier = FewShotClassifier.load(run, transductive=True)
-    learner, metalearner = classifier.learner, classifier.metalearner
+    learner, metalearner = classifier.learner, classifier.reader
     support, query = torch.rand(1, 6, 3, 16, 16), torch.rand(1, 9, 3, 16, 16)
     episodes = make_episodes(learner.prepare(support), learner.prepare(query), 3)
     loss, _ = metalearner.outer_loss(learner.params, episodes, classifier.steps, create_graph=False)
     labels = [name for name in "abc" for _ in range(2)]
     probabilities = classifier.fit(support[0], labels).predict_proba(query[0])
-    probabilities = (probabilities.log() * classifier.temperature).softmax(1)  # before the temperature
+    probabilities = (probabilities.log() * classifier.temperature_).softmax(1)  # before the temperature
     wanted = -probabilities[torch.arange(9), torch.arange(3).repeat_interleave(3)].log().mean()
     assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
 
@@ -118,7 +118,7 @@ def test_answers_that_are_not_finite_are_an_error(run: Path, folders: tuple[Path
     classifier = FewShotClassifier.load(run)
     paths, names = predict.labelled_below(folders[0])
     classifier.fit(paths, names)
-    classifier.adapted = {name: value * torch.nan for name, value in classifier.adapted.items()}
+    classifier.adapted_ = {name: value * torch.nan for name, value in classifier.adapted_.items()}
     with pytest.raises(UserError, match="not finite"):
         classifier.predict_proba(paths)
 
