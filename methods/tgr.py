@@ -23,9 +23,9 @@ From the released code:
 - A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
 - Bytes in memory are rounded; the code cuts them.
 Our own:
-- `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`; EfficientNet-Lite0 where that is out of reach). The default needs
-  no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator gives all
-  teachers' images the same look, and then architectures cannot be told apart.
+- `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`; EfficientNet-Lite0 where that is out of reach). The
+  default needs no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator
+  gives all teachers' images the same look, and then architectures cannot be told apart.
 - `--grouping random` and `--grouping alike` are there to see what the paper's grouping is worth.
 - `--augment` crops and mirrors pseudo-images in replay too, as inversion and the group's step do.
 """
