@@ -1,6 +1,6 @@
-"""The figures behind the tables of docs/: taken from finished runs, kept in one file, and written out as one page.
+"""The figures behind the tables of docs/ and README: taken from finished runs, kept in one file, and written out.
 
-    python -m methods.runs.figures runs/*               # adds these runs to docs/figures.json, and writes docs/results.md anew
+    python -m methods.runs.figures runs/*    # adds these runs to docs/figures.json, and writes docs/results.md and README anew
 
 What `--evaluate` has scored of a run is taken, too. A run replaces an earlier one of the same command and seed. Nothing in
 the page is typed by hand.
@@ -39,6 +39,14 @@ a short run). *time* is that of the clock, on machines that may have had other w
 HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
 OF_AN_API = ("--answers", "--digits", "--api_dtype")  # what a row of the table names beside the method
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
+FRONT_SETTING = "cifar100, 5-way {shot}-shot, 600 episodes of meta_test, accuracy in %"
+FRONT = (  # the lines of results.md that README shows
+    "*raw pixels, nearest class mean*", "*one frozen teacher (mean)*", "*all 20 frozen teachers*",
+    "**bidf_mkd, maml, black boxes**", "**teapot, protonet**", "**purer_plus, protonet**", "**free, protonet**",
+    "**tgr, protonet**", "**chorus, ncm, black boxes, read whitened mirror**", "**teacher_ncm, ncm, read whitened mirror**",
+    "**real, protonet**", "**real, maml**", "**real_classifier, ncm**",
+)  # fmt: skip
+FRONT_EDGES = ("<!-- made by methods.runs.figures -->\n", "<!-- until here -->\n")
 Figure = Mapping[str, Any]  # one run, as figures.json has it
 
 
@@ -102,7 +110,37 @@ def page_of(figures: Sequence[Figure]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def front_of(figures: Sequence[Figure]) -> str:
+    """README's table: the lines of `FRONT` at one and five shots, what is better lower."""
+    columns = []
+    for shot in (1, 5):
+        lines = _lines([one for one in figures if one["setting"] == FRONT_SETTING.format(shot=shot)])
+        by_label: dict[str, tuple[float, str]] = {}
+        for value, (label, accuracy, seeds, *_) in lines:  # the best of one label comes last
+            several = f", {len(seeds.split(','))} seeds" if "," in seeds else ""
+            by_label[label] = (value, accuracy + several)
+        columns.append(by_label)
+    rows = [["", "1-shot", "5-shot"], ["---"] * 3, ["chance", "20.00", "20.00"]]
+    for label in sorted(set(FRONT) & set(columns[0]), key=lambda label: columns[0][label][0]):
+        rows.append([label, *[column.get(label, (0.0, ""))[1] for column in columns]])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def with_front(readme: str, table: str) -> str:
+    """README with its table made anew. Raises `UserError` where it has no place for one."""
+    begin, end = (readme.find(edge) for edge in FRONT_EDGES)
+    if not 0 <= begin < end:
+        raise UserError(f"README.md has no place for the table: expected a line {FRONT_EDGES[0].strip()} and its end")
+    return readme[: begin + len(FRONT_EDGES[0])] + table + readme[end:]
+
+
 def _table(figures: Sequence[Figure]) -> list[str]:
+    cells = [HEADER, ["---"] * len(HEADER), *[row for _, row in _lines(figures)]]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def _lines(figures: Sequence[Figure]) -> list[tuple[float, list[str]]]:
+    """The lines of a table with what they are sorted by."""
     rows: list[tuple[float, list[str]]] = []
     floors: dict[str, Figure] = {}
     for figure in figures:
@@ -117,8 +155,7 @@ def _table(figures: Sequence[Figure]) -> list[str]:
         by_command.setdefault(figure["command"], []).append(figure)
     for members in by_command.values():
         rows.append((mean(_mean(member["accuracy"]) for member in members), _row(members)))
-    cells = [HEADER, ["---"] * len(HEADER), *[row for _, row in sorted(rows)]]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    return sorted(rows)
 
 
 def _row(members: Sequence[Figure]) -> list[str]:
@@ -176,6 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = merged(before, [one for folder in args.runs for one in figures_of(read_run(folder))])
     write_text(path, json.dumps(figures, indent=1) + "\n")
     write_text(args.docs / "results.md", page_of(figures))
+    readme = args.docs.parent / "README.md"
+    if readme.is_file():
+        write_text(readme, with_front(readme.read_text(encoding="utf-8"), front_of(figures)))
     print(f"{len(args.runs)} runs, {len(figures)} in all: {path} and {args.docs / 'results.md'}")
 
 

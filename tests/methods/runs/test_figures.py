@@ -16,6 +16,8 @@ def test_the_page_of_results_is_that_of_its_figures() -> None:
     kept = json.loads((DOCS / "figures.json").read_text(encoding="utf-8"))
     assert figures.page_of(kept) == (DOCS / "results.md").read_text(encoding="utf-8")
     assert figures.merged(kept, []) == kept
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert figures.with_front(readme, figures.front_of(kept)) == readme
 
 
 def test_runs_become_one_line_a_command(flags_for: Flags, tmp_path: Path) -> None:
