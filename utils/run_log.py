@@ -80,7 +80,8 @@ class RunLog:
         try:
             record = json.loads((folder / "args.json").read_text(encoding="utf-8"))
             earlier: dict[str, Any] = {"argv": [], "working_folder": "", "environment": {}}
-            return earlier | record | {"flags": dict(record["flags"])}
+            found = earlier | record
+            return found | {"flags": dict(record["flags"]), "working_folder": str(found["working_folder"])}
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no run directory: it has no args.json") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:

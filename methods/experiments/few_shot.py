@@ -247,16 +247,17 @@ class FewShotExperiment:
         """The temperature of answers after one image a class, by episodes of what selects; None where that is nothing."""
         args, method = self.args, self.method
         episodes: list[Episodes] = []
+        count = min(EPISODES, args.episode_val)
         with method.clock("calibration"), seed.kept(args.seed):
             if args.select_on == "meta_val":
                 shape = EpisodeShape(args.way_test, 1, args.query_test)
                 for domain in self.exam_domains:
-                    exam = Exam(domain, "meta_val", args.data_root, self.spec.image_size, shape, EPISODES)
+                    exam = Exam(domain, "meta_val", args.data_root, self.spec.image_size, shape, count)
                     episodes += first_episodes(exam, method.outcome)
             elif args.select_on == "pseudo":
                 shape = EpisodeShape(args.way_train, 1, args.query_train)
                 if method.memory.ready_for(shape):
-                    episodes = [method.memory.sample_episodes(1, shape, method.learner) for _ in range(EPISODES)]
+                    episodes = [method.memory.sample_episodes(1, shape, method.learner) for _ in range(count)]
             return one_shot_temperature(method.outcome, self.as_used(), episodes, args.test_inner_steps) if episodes else None
 
     def calibration(self, one_shot: float) -> dict[str, dict[str, float]]:

@@ -156,13 +156,14 @@ def _from_elsewhere(parser: cli.Parser, saved: Mapping[str, Any], folder: str) -
 def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> argparse.Namespace:
     """The flags of an earlier run, with the few changes that are allowed."""
     record, evaluating = RunLog.read_record(run), early.resume is None
-    saved = record["flags"] | {"out": str(run.parent)}  # where what it kept lies beside it
+    saved = dict(record["flags"])
     saved["allow_code"] = None  # what may run is said anew each time: a run directory may be somebody else's
     if not isinstance(saved.get("method"), str):
         raise UserError(f"{run}/args.json is damaged: it names no method")
     _check_allowed(saved["method"], early)
     parser = build_parser(saved["method"])
     cli.check_values(parser, saved, f"{run}/args.json")
+    saved["out"] = str(run.parent)  # where what it kept lies beside it
     for place in saved.get("teachers") or []:
         if is_own_code(place) and place not in early.allow_code:
             raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")

@@ -74,7 +74,7 @@ def test_a_learner_keeps_how_it_is_read(
 
     def embeddings(place: Path) -> torch.Tensor:
         classifier = FewShotClassifier.load(place).fit(images, labels)
-        return classifier.metalearner.read(classifier.adapted, classifier.support)  # type: ignore[attr-defined]
+        return classifier.reader.read(classifier.adapted_, classifier.support_)  # type: ignore[attr-defined]
 
     assert torch.allclose(embeddings(run).norm(dim=1), torch.ones(6))
     result = json.loads((run / "result.json").read_text())
