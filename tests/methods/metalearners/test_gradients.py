@@ -88,7 +88,7 @@ def learn2learn() -> ModuleType:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("execution", ["loop", "vmap"])
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("arch", ["conv4", "resnet10"])
+@pytest.mark.parametrize("arch", ["conv4", pytest.param("resnet10", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [MAML, ANIL])
 def test_equal_to_learn2learn(
     learn2learn: ModuleType, kind: type[Metalearner], arch: str, first_order: bool, execution: str

@@ -34,7 +34,7 @@ def shuffled(source: Backbone) -> dict[str, torch.Tensor]:
     return params
 
 
-ARCHITECTURES = ["conv4", "resnet10", "resnet18", "resnet50"]
+ARCHITECTURES = ["conv4", "resnet10", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

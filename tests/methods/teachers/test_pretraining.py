@@ -99,7 +99,7 @@ def test_checkpoints_hold_nothing_but_tensors(data_root: Path) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("arch", ["conv4", "resnet10"])
+@pytest.mark.parametrize("arch", ["conv4", pytest.param("resnet10", marks=pytest.mark.slow)])
 def test_together_they_become_what_they_become_alone(arch: str) -> None:
     spec, recipe = SPECS["cifar100"], Recipe(epochs=2, batch_size=8, clip=0.5, lr=1e-3)
     torch.manual_seed(0)
