@@ -200,7 +200,7 @@ def said_of_calibration(calibration: dict[str, dict[str, float]]) -> list[str]:
         sure = "{:.0f}".format(100 * numbers["confidence"])
         apart = [f"{100 * numbers[when]:.1f}" for when in ("before", "after")]
         said.append(
-            f"{name}: answers are sure to {sure} %, {apart[0]} points from how right they are; as given out, {apart[1]}"
+            f"{name}: answers are {sure} % sure, {apart[0]} points from how right they are; {apart[1]} as they are given"
         )
     return said
 
