@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -246,19 +247,19 @@ class FewShotExperiment:
     def one_shot_temperature(self) -> float | None:
         """The temperature of answers after one image a class, by episodes of what selects; None where that is nothing."""
         args, method = self.args, self.method
-        episodes: list[Episodes] = []
-        count = min(EPISODES, args.episode_val)
+        count, size = min(EPISODES, args.episode_val), self.spec.image_size
+        shape = EpisodeShape(args.way_test, 1, args.query_test)
+        pseudo = EpisodeShape(args.way_train, 1, args.query_train)
+        episodes: Iterable[Episodes]
+        if args.select_on == "meta_val" and self.exam_domains:
+            exams = [Exam(domain, "meta_val", args.data_root, size, shape, count) for domain in self.exam_domains]
+            episodes = (episode for exam in exams for episode in first_episodes(exam, method.outcome))
+        elif args.select_on == "pseudo" and method.memory.ready_for(pseudo):
+            episodes = (method.memory.sample_episodes(1, pseudo, method.learner) for _ in range(count))
+        else:
+            return None
         with method.clock("calibration"), seed.kept(args.seed):
-            if args.select_on == "meta_val":
-                shape = EpisodeShape(args.way_test, 1, args.query_test)
-                for domain in self.exam_domains:
-                    exam = Exam(domain, "meta_val", args.data_root, self.spec.image_size, shape, count)
-                    episodes += first_episodes(exam, method.outcome)
-            elif args.select_on == "pseudo":
-                shape = EpisodeShape(args.way_train, 1, args.query_train)
-                if method.memory.ready_for(shape):
-                    episodes = [method.memory.sample_episodes(1, shape, method.learner) for _ in range(count)]
-            return one_shot_temperature(method.outcome, self.as_used(), episodes, args.test_inner_steps) if episodes else None
+            return one_shot_temperature(method.outcome, self.as_used(), episodes, args.test_inner_steps)
 
     def calibration(self, one_shot: float) -> dict[str, dict[str, float]]:
         """How sure answers are beside how right, on meta_test, by image set (`methods.evaluation.calibration`)."""

@@ -48,7 +48,7 @@ def chosen(parser: argparse.ArgumentParser, config: Mapping[str, Any], source: P
     return {
         name: [types[name](str(one)) for one in value] if isinstance(value, list) and name in types else value
         for name, value in found.items()
-        if name not in typed
+        if name not in typed and value is not None
     }
 
 

@@ -24,10 +24,13 @@ def test_what_is_written_gives_the_same_flags(method: str, tmp_path: Path) -> No
 
 def test_json_any_spelling_and_part_of_the_flags(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    path.write_text('{"method": "free", "num-sup-train": 5, "inner_update_num": 2, "teachers": ["a.csv", "b.csv"]}')
+    path.write_text(
+        '{"method": "free", "num-sup-train": 5, "inner_update_num": 2, "teachers": ["a.csv", "b.csv"], "epochs": null}'
+    )
     args = main.parse_args(["--config", str(path), "--Glr", "0.5"])
     assert (args.shot_train, args.shot_test, args.inner_steps, args.Glr) == (5, 5, 2, 0.5)
     assert args.teachers == [Path("a.csv"), Path("b.csv")]
+    assert args.epochs == 1000
     assert main.parse_args(["--config", str(path), "--teachers", "c.csv"]).teachers == [Path("c.csv")]
 
 
