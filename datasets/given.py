@@ -24,9 +24,13 @@ def as_images(given: Any, size: int) -> Tensor:
     in [0, 1]; or a sequence of paths, Pillow pictures and single images of those kinds, which are brought to `size` pixels
     where they differ. Raises `UserError` for numbers of another range, and for anything else.
     """
+    if isinstance(given, np.ndarray) and given.size and all(isinstance(one, (str, Path)) for one in given.flat):
+        given = given.tolist()  # of paths, as scikit-learn hands them on
     if isinstance(given, (Tensor, np.ndarray)):
         return _batch(_plain(given))
-    if isinstance(given, (str, Path, Image.Image)) or not isinstance(given, Sequence) or not len(given):
+    if isinstance(given, Sequence) and not len(given):
+        raise UserError("images are an empty list; expected one or more")
+    if isinstance(given, (str, Path, Image.Image)) or not isinstance(given, Sequence):
         raise UserError(f"images are {type(given).__name__}; expected a tensor, an array, or a list of pictures or paths")
     images = [_one(image, size) for image in given]
     if len({image.shape for image in images}) > 1 or len({image.dtype for image in images}) > 1:

@@ -1,5 +1,6 @@
 """Progress bars that move while somebody looks, and leave a line a minute where nobody does: in a file, in a log."""
 
+import os
 import sys
 import threading
 from time import monotonic
@@ -19,7 +20,8 @@ class Progress(tqdm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         stream = sys.stderr if sys.stderr.isatty() else _Lines(sys.stderr)
-        options: dict[str, Any] = {"file": stream, "dynamic_ncols": True} | kwargs
+        wide = {"dynamic_ncols": True} if _columns() else {"ncols": 80}
+        options: dict[str, Any] = {"file": stream, **wide} | kwargs
         self._over = threading.Event()
         super().__init__(*args, **options)
         if not self.disable:
@@ -32,6 +34,14 @@ class Progress(tqdm):
     def close(self) -> None:
         self._over.set()
         super().close()
+
+
+def _columns() -> int:
+    """The terminal's width; 0 where nobody knows."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 class _Lines:

@@ -42,7 +42,7 @@ def build_parser(method: str) -> cli.Parser:
     parser = cli.Parser(f"main.py --method {method}", description=about, first=MATTER_MOST, group=method)
     _add_shared_flags(parser, method_class)
     method_class.add_args(parser.add_argument_group(method))
-    parser.set_defaults(method=method, **method_class.SHARED_DEFAULTS)
+    parser.set_defaults(**method_class.SHARED_DEFAULTS)
     return parser
 
 
@@ -126,7 +126,9 @@ def _parse_known(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
         owners = [name for name in METHODS if flag in cli.flags_of(build_parser(name))]
         if owners:
             asked = meant(flag, cli.flags_of(parser))
-            raise UserError(f"{flag} is no flag of --method {args.method}; it belongs to {', '.join(owners)}{asked}")
+            raise UserError(
+                f"{flag} is no flag of {parser.prog.removeprefix('main.py ')}; it belongs to {', '.join(owners)}{asked}"
+            )
     if unknown:
         parser.refuse(unknown)
     return args

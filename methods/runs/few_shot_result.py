@@ -34,6 +34,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     Returns the mean of each score.
     """
     args, method, pool = experiment.args, experiment.method, experiment.teachers
+    entered = time.perf_counter()
     best = log.folder / "best.pt"
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
     if kept:
@@ -67,10 +68,10 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         "selected_on": args.select_on,
         "selected_at": kept.get("iteration", 0),
         "image_size": experiment.spec.image_size,
-        "seconds": method.clock.seconds | {"total": seconds},
         **summary,
         "one_shot_temperature": temperature,
         "calibration": experiment.calibration(temperature or 1.0) if scores and method.TRAINS else {},
+        "seconds": method.clock.seconds | {"total": seconds + time.perf_counter() - entered},
         "accuracy": {name: score.numbers() for name, score in scores.items()},
         "yardsticks": {
             label: {name: score.numbers() | _beside(scores[name], score) for name, score in by_set.items()}

@@ -10,7 +10,7 @@ import torch
 
 from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of, parse_typed
-from methods.runs.config import NAME, config_of
+from methods.runs.config import NAME, config_of, note_changes
 from methods.runs.few_shot_result import report_learner
 from methods.runs.plan import dry_run, opening
 from methods.runs.training import Training
@@ -32,6 +32,9 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
             return
         runs = [_of_seed(args, number) for number in args.seeds]
         for one in runs:
+            if args.dry_run and (one.out / one.run_name / "result.json").is_file() and not args.overwrite:
+                print(f"{one.out / one.run_name} is finished")
+                continue
             _launch(one, argv, device)
         if distributed.rank() == 0 and not args.dry_run:
             from methods.runs.scores import in_terminal, read_run
@@ -45,7 +48,7 @@ def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
     change: dict[str, Any] = {"seed": number, "seeds": None, "run_name": f"{_name(args)}-seed{number}"}
     one = argparse.Namespace(**vars(args) | change)
     folder = one.out / one.run_name
-    if folder.is_dir() and not (args.overwrite or args.dry_run):
+    if folder.is_dir() and not args.overwrite:
         saved, now = RunLog.read_flags(folder), json.loads(json.dumps(vars(one), default=str))
         may_differ = cli.changeable(build_parser(args.method), evaluating=False) | {"config"}
         differ = [f"--{name}" for name in now if name not in may_differ and now[name] != saved.get(name)]
@@ -84,6 +87,8 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
         report(experiment, log, training.seconds, "evaluate")
         return
     with log.alone(), log.stoppable(new=not args.resume):
+        if args.resume and not distributed.rank():
+            note_changes(build_parser(args.method), args, log)
         log.say(opening(experiment, log.folder, training.iteration))
         training.run()
         scores = report(experiment, log, training.elapsed)

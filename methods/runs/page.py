@@ -79,6 +79,7 @@ def differing_flags(runs: Sequence[Run]) -> pd.DataFrame:
     for method in {run.flags.get("method") for run in runs}:
         with contextlib.suppress(UserError):  # code of somebody's, which is not run for a page
             meanings |= {action.dest: action.help or "" for action in build_parser(str(method))._actions}
+    meanings["method"] = "the paper's algorithm, or a yardstick"
     values = {name: [_in_words(run.flags.get(name)) for run in runs] for name in names}
     return pd.DataFrame(
         [[name, meanings.get(name, ""), *row] for name, row in values.items() if len(set(row)) > 1],

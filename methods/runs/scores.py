@@ -49,7 +49,8 @@ class Run:
         sets = result.get("testdataset") or result.get("dataset")
         if result.get("task") == "classification":
             return f"{sets}, {result['classes']} classes, {result['images']} test images, top-1 in %"
-        way, shot, episodes = result.get("way"), result.get("shot"), self.flags.get("episode_test")
+        way, shot = result.get("way"), result.get("shot")
+        episodes = len(next(iter(result.get("episodes", {}).values()), [])) or self.flags.get("episode_test")
         return f"{sets}, {way}-way {shot}-shot, {episodes} episodes of meta_test, accuracy in %"
 
     @property
@@ -131,9 +132,10 @@ def side_by_side(runs: Iterable[Run]) -> list[Scores]:
         for label, scores in run.result["yardsticks"].items():
             kind = "ceiling" if "ceiling" in label else "floor"
             line, known = Scores(label, kind, _in_percent(scores)), beside[kind]
-            if label in known and known[label] != line:
-                line = replace(line, what=f"{label} (of {run.name})")
-            known.setdefault(line.what, line)
+            if line.numbers in [one.numbers for one in known.values() if one.what.startswith(label)]:
+                continue
+            what = label if label not in known else f"{label} (of {run.name})"
+            known[what] = replace(line, what=what)
     own += [_over_seeds(list(by_seed.values())) for by_seed in groups.values() if len(by_seed) > 1]
     own.sort(key=lambda line: line.mean)
     if len(own) > 1:

@@ -1,6 +1,7 @@
 """What a run of distillation ends with: the student's accuracy beside chance and its teacher, times, a picture of features."""
 
 import argparse
+import time
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
     Returns the mean of each score.
     """
     args, method, best = experiment.args, experiment.method, log.folder / "best.pt"
+    entered = time.perf_counter()
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
     if kept:
         experiment.load_best(kept)
@@ -42,7 +44,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
         "selected_on": args.select_on,
         "selected_at": kept.get("iteration", 0),
         "image_size": experiment.spec.image_size,
-        "seconds": method.clock.seconds | {"total": seconds},
+        "seconds": method.clock.seconds | {"total": seconds + time.perf_counter() - entered},
         **({"inversion_of_one_teacher": {}} | method.summary()),
         "accuracy": {label: score.numbers() for label, score in scores.items()},
         "yardsticks": {label: {key: score.numbers() for key, score in line.items()} for label, line in yardsticks.items()},

@@ -57,7 +57,7 @@ def test_grey_becomes_three_channels_and_sizes_become_one() -> None:
         (torch.zeros(2, 5, 8, 8), "shape"),
         (torch.zeros(0, 3, 8, 8), "shape"),
         ("a.png", "images are str"),
-        ([], "images are list"),
+        ([], "images are an empty list"),
         ([3], "an image is int"),
     ],
 )

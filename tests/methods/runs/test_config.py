@@ -1,5 +1,6 @@
 """Experiments in files: what is taken from one, and what is refused with a sentence."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,25 @@ def test_json_any_spelling_and_part_of_the_flags(tmp_path: Path) -> None:
     assert main.parse_args(["--config", str(path), "--teachers", "c.csv"]).teachers == [Path("c.csv")]
 
 
+def test_one_value_of_a_flag_that_takes_several(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: chorus\nteachers: a.csv\nreadout: plain\ndataset:\n")
+    args = main.parse_args(["--config", str(path)])
+    assert (args.teachers, args.readout, args.dataset) == ([Path("a.csv")], ["plain"], None)
+
+
+def test_what_a_run_is_told_anew_is_kept(flags_for: Callable[..., list[str]], tmp_path: Path) -> None:
+    main.main([*flags_for("real"), "--run_name", "mine", "--no_floors"])
+    run = tmp_path / "runs" / "mine"
+    main.main(["--resume", str(run), "--epochs", "3", "--threads", "1"])
+    record = json.loads((run / "args.json").read_text())
+    assert record["flags"]["epochs"] == yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
+    assert main.parse_args(record["argv"]).epochs == 3
+    before = (run / "args.json").read_bytes()
+    main.main(["--resume", str(run)])  # finished, and as it was
+    assert (run / "args.json").read_bytes() == before
+
+
 def test_a_paper_s_settings_follow_what_the_file_says(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     for shot in (1, 5):
@@ -45,12 +65,15 @@ def test_a_paper_s_settings_follow_what_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("method: free\nepoch: 3", "--epoch is no flag (did you mean --epochs?)"),
+        ("method: free\nepoch: 3", "--epoch is no flag of --method free (did you mean --epochs?)"),
         ("method: free\nepochs: many", "--epochs is 'many', which the flag does not take"),
         ("method: free\nepochs: 0", "--epochs is 0, which the flag does not take"),
         ("method: free\nrun_name: x", "--run_name is typed, and not kept in a file"),
         ("method: free\ninner_steps: 1\ninner_update_num: 2", "names --inner_update_num twice"),
         ("epochs: 3", "--method is missing"),
+        ("method: random\nGlr: 3", "--Glr is no flag of --method random"),
+        ("method: free\nepochs: 3\nepochs: 4", "epochs stands there twice"),
+        ("method: free\nreadout: []", "--readout has no value"),
         ("method: fre", "unknown method 'fre'"),
         ("- epochs", "expected lines like `epochs: 50`"),
         ("a: [", "cannot be read"),

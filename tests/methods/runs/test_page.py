@@ -69,11 +69,12 @@ def test_what_was_scored_again_is_there(tmp_path: Path) -> None:
     run = write_run(tmp_path, "a", 0.5)
     again = json.loads((run / "result.json").read_text()) | {
         "shot": 5,
+        "episodes": {"letters": [0.7] * 7},
         "accuracy": {"letters": {"mean": 0.7, "half_width": 0.01}},
     }
     (run / "evaluate-5w5s.json").write_text(json.dumps(again))
     page, markdown, _ = report_page.build([read_run(run)])
-    assert "5-way 5-shot" in page
+    assert "5-way 5-shot, 7 episodes" in page
     assert "| a, scored again | 70.00 ± 1.00 |" in markdown
 
 
