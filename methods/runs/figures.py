@@ -37,7 +37,7 @@ of several the mean over seeds stands with their standard deviation (s). *statis
 queries of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for
 a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
 HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
-OF_AN_API = ("--answers", "--digits", "--api_dtype")  # what a row of the table names beside the method
+NAMED = ("--answers", "--digits", "--api_dtype", "--probe")  # flags that a row of the table names beside the method
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
 FRONT_SETTING = "cifar100, 5-way {shot}-shot, 600 episodes of meta_test, accuracy in %"
 FRONT = (  # the lines of results.md that README shows
@@ -146,7 +146,7 @@ def _lines(figures: Sequence[Figure]) -> list[tuple[float, list[str]]]:
     for figure in figures:
         for label, scores in figure["yardsticks"].items():
             own = f" ({figure['metalearner']})" if label.startswith("random learner") else ""
-            own += "".join(f", {word}" for word in _api(figure)) if label.endswith("answers alone") else ""
+            own += "".join(f", {word}" for word in _named(figure)) if label.endswith("answers alone") else ""
             floors.setdefault(label + own, scores)
     for label, scores in floors.items():
         rows.append((_mean(scores), [f"*{label}*", _interval(scores), "", "", "", "", "", ""]))
@@ -178,16 +178,16 @@ def _label(figure: Figure) -> str:
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))
     more = [figure.get("backbone", "conv4").replace("conv4_", "conv4, width "), "" if read == "plain" else f"read {read}"]
-    more += _api(figure)
+    more += _named(figure)
     others = "".join(f", {word}" for word in more if word not in ("", "conv4"))
     looked = f", {words[words.index('--ncm_on') + 1]}" if "--ncm_on" in words else ""
     return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}{looked}{others}"
 
 
-def _api(figure: Figure) -> list[str]:
-    """What an API lets through, where a command says so."""
+def _named(figure: Figure) -> list[str]:
+    """The flags of a command that a row of the table names, with their values."""
     words = figure["command"].split(";")[0].split()
-    return [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in OF_AN_API if flag in words]
+    return [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in NAMED if flag in words]
 
 
 def _mean(scores: Mapping[str, Mapping[str, float]]) -> float:
