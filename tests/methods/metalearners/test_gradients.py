@@ -67,7 +67,7 @@ def test_second_order_equals_finite_differences(kind: type[Metalearner], executi
 
 @pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("arch", ["conv4", "resnet10"])
+@pytest.mark.parametrize("arch", ["conv4", pytest.param("resnet10", marks=pytest.mark.slow)])
 def test_loop_and_vmap_agree(kind: type[Metalearner], first_order: bool, arch: str) -> None:
     network, params, episodes = make(create_model(arch, 3, 16, norm="batch"), size=16)
     results = [meta_gradient(kind(network, 0.05, how), params, episodes, STEPS, first_order) for how in ("loop", "vmap")]
