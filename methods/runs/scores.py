@@ -140,7 +140,9 @@ def side_by_side(runs: Iterable[Run]) -> list[Scores]:
     own.sort(key=lambda line: line.mean)
     if len(own) > 1:
         own[-1] = replace(own[-1], note="; ".join(filter(None, ["best", own[-1].note])))
-    return [*sorted(beside["floor"].values(), key=lambda line: line.mean), *own, *beside["ceiling"].values()]
+    shown = [line.numbers for line in own]
+    ceilings = [line for line in beside["ceiling"].values() if line.numbers not in shown]  # whose runs are not there themselves
+    return [*sorted(beside["floor"].values(), key=lambda line: line.mean), *own, *ceilings]
 
 
 def _in_percent(scores: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:

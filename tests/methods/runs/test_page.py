@@ -119,6 +119,15 @@ def test_runs_alone_or_unfinished_make_a_page_too(tmp_path: Path) -> None:
     assert "No run has been evaluated." in (tmp_path / "x.html").read_text()
 
 
+def test_a_ceiling_whose_run_is_there_stands_there_once(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "a", 0.5), write_run(tmp_path, "real", 0.9)]
+    result = json.loads((runs[1] / "result.json").read_text())
+    result["accuracy"]["letters"] = result["yardsticks"]["real data (ceiling)"]["letters"]
+    (runs[1] / "result.json").write_text(json.dumps(result))
+    lines = side_by_side(map(read_run, runs))
+    assert [line.what for line in lines] == ["raw <pixels>", "a", "real"]
+
+
 def test_what_is_below_a_floor_is_marked(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "good", 0.5), write_run(tmp_path, "bad", 0.2)]
     for run, above in zip(runs, (0.25, -0.05), strict=True):
