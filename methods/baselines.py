@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.own import get_domains
+from datasets.registry import DatasetSpec
 from datasets.split import ImageSplit, load_split
 from methods.distillation.student import LearnersStudent
 from methods.evaluation.exams import Exam
@@ -102,7 +103,8 @@ class Real(FewShotMethod):
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
-        splits, names = _real_images(args, spec)
+        domains, splits = _real_images(args, spec)
+        names = [f"{domain.name} meta_train" for domain in domains]
         self.splits = [split.to(self.device) for split in splits]
         self.samplers = [EpisodeSampler(split, self.shape, name) for split, name in zip(self.splits, names, strict=True)]
 
@@ -134,13 +136,12 @@ class RealClassifier(FewShotMethod):
         group.add_argument("--batch_size", type=cli.count, default=128, help="images of an update")
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
-        splits, _ = _real_images(args, spec)
+        domains, splits = _real_images(args, spec)
         super().__init__(args, teachers, replace(spec, way=sum(len(split.class_names) for split in splits), norm="fixed"))
         firsts = torch.tensor([0, *[len(split.class_names) for split in splits[:-1]]]).cumsum(0).tolist()
         self.images = torch.cat([split.images for split in splits]).to(self.device)
         self.labels = torch.cat([first + split.labels for first, split in zip(firsts, splits, strict=True)]).to(self.device)
         self.batch_size = min(args.batch_size, len(self.images))
-        domains = get_domains(args.dataset, args.data_root)
         self.augmentation = Augmentation(all(one.flip for one in domains), all(one.recolour for one in domains))
         self.student = LearnersStudent(self.learner, args.lr, args.epochs * (len(self.images) // self.batch_size))
 
@@ -158,8 +159,7 @@ class RealClassifier(FewShotMethod):
         return {"loss": float(total) / len(batches), "train_accuracy": float(right) / batches.numel()}
 
 
-def _real_images(args: argparse.Namespace, spec: LearnerSpec) -> tuple[list[ImageSplit], list[str]]:
-    """The meta_train splits of the sets of --dataset at the learner's size, and what to call them."""
+def _real_images(args: argparse.Namespace, spec: LearnerSpec) -> tuple[list[DatasetSpec], list[ImageSplit]]:
+    """The image sets of --dataset, and their meta_train splits at the learner's size."""
     domains = get_domains(args.dataset, args.data_root)
-    splits = [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]
-    return splits, [f"{domain.name} meta_train" for domain in domains]
+    return domains, [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]

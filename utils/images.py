@@ -135,8 +135,8 @@ class Grid:
 ROWS = "rows"  # the note inside a PNG that says what its rows show
 
 
-def save_grid(grid: Grid, path: str | Path) -> None:
-    """Save a grid as one PNG, which also keeps what its rows show."""
+def save_grid(grid: Grid, path: str | Path) -> torch.Tensor:
+    """Save a grid as one PNG, which also keeps what its rows show; return its pixels, uint8 (H, W, 3)."""
     import_torchvision()
     from torchvision.utils import make_grid
 
@@ -145,6 +145,7 @@ def save_grid(grid: Grid, path: str | Path) -> None:
     notes.add_itxt(ROWS, json.dumps(list(grid.rows), ensure_ascii=False))
     with atomic_path(path) as temporary:
         Image.fromarray(tiles.numpy()).save(temporary, pnginfo=notes)
+    return tiles
 
 
 def shown_in_rows(image: Image.Image) -> list[str]:

@@ -19,9 +19,10 @@ class Progress(tqdm):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        stream = sys.stderr if sys.stderr.isatty() else _Lines(sys.stderr)
-        wide = {"dynamic_ncols": True} if _columns() else {"ncols": 80}
-        options: dict[str, Any] = {"file": stream, **wide} | kwargs
+        options: dict[str, Any] = {"file": _Lines(sys.stderr)}  # whose lines may be of any length
+        if sys.stderr.isatty():
+            options = {"file": sys.stderr} | ({"dynamic_ncols": True} if _columns() else {"ncols": 80})
+        options |= kwargs
         self._over = threading.Event()
         super().__init__(*args, **options)
         if not self.disable:

@@ -14,9 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from utils import checkpoint
@@ -114,10 +112,8 @@ class RunLog:
 
     def picture(self, name: str, grid: Grid, iteration: int) -> None:
         """Save a grid as images/<name>_<iteration>.png, and show it in TensorBoard."""
-        path = self.folder / "images" / f"{name}_{iteration:06d}.png"
-        save_grid(grid, path)
-        with Image.open(path) as image:
-            self.board.add_image(name, np.asarray(image.convert("RGB")), iteration, dataformats="HWC")
+        pixels = save_grid(grid, self.folder / "images" / f"{name}_{iteration:06d}.png")
+        self.board.add_image(name, pixels, iteration, dataformats="HWC")
 
     def write(self, name: str, text: str) -> None:
         write_text(self.folder / name, text)
@@ -180,6 +176,8 @@ class SilentLog(RunLog):
     def forget_after(self, iteration: int) -> None: ...
 
     def picture(self, name: str, grid: Grid, iteration: int) -> None: ...
+
+    def write(self, name: str, text: str) -> None: ...
 
     def save(self, name: str, content: Any) -> None: ...
 

@@ -105,7 +105,7 @@ class LearnersStudent(Student):
     """
 
     def __init__(self, learner: Learner, lr: float, updates: int) -> None:
-        spec, device = learner.spec, next(iter(learner.params.values())).device
+        spec, device = learner.spec, learner.device
         self.learner, self.scale = learner, TargetScale(spec.way, device)
         twin = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
         network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -18,7 +18,7 @@ REFUSED = 0.1  # of its own images that a classifier may call none of these
 
 def first_episodes(exam: Exam, learner: Learner) -> Iterator[Episodes]:
     """The first episodes of an exam, one by one, prepared for the learner."""
-    device = next(iter(learner.params.values())).device
+    device = learner.device
     images, (support, query) = exam.split.images.to(device), exam.indices
     for pair in zip(support[:EPISODES].to(device).split(1), query[:EPISODES].to(device).split(1), strict=True):
         drawn_support, drawn_query = (learner.prepare(take(images, some)) for some in pair)
@@ -43,7 +43,7 @@ def calibration(
     is not (`strangers_taken`).
     """
     before, after, labels, refused, taken = [], [], [], [], []
-    params = {name: value.detach() for name, value in learner.params.items()}
+    params = learner.frozen
     for episode in episodes:
         logits, own = _answers(learner, metalearner, episode, steps)
         support, support_labels, way = episode.support[0], episode.support_labels[0], episode.way
@@ -74,8 +74,6 @@ def calibration(
 
 def _answers(learner: Learner, metalearner: Metalearner, episode: Episodes, steps: int) -> tuple[Tensor, Tensor]:
     """Logits (N*Q, N) and labels (N*Q,) of the queries of one episode."""
-    params = {name: value.detach() for name, value in learner.params.items()}
-    support, labels, way = episode.support[0], episode.support_labels[0], episode.way
-    start = metalearner.starting_point(params, support, labels, way)
-    fast = metalearner.adapt(start, support, labels, steps, create_graph=False)
-    return metalearner.classify(fast, support, labels, episode.query[0], way).detach(), episode.query_labels[0]
+    support, labels, query = episode.support[0], episode.support_labels[0], episode.query[0]
+    logits = metalearner.answer(learner.frozen, support, labels, query, episode.way, steps)
+    return logits.detach(), episode.query_labels[0]

@@ -42,8 +42,7 @@ def examine(learner: Learner, metalearner: Metalearner, exam: Exam, steps: int) 
     Batch statistics see the whole query set (transductive, as in the papers) unless the metalearner is inductive.
     """
     metalearner = metalearner.reading(learner.readout)
-    params = {name: value.detach() for name, value in learner.params.items()}
-    device = next(iter(params.values())).device
+    params, device = learner.frozen, learner.device
     images = exam.split.images.to(device)
     support, query = exam.indices
     size = 1 if metalearner.execution == "loop" else 50

@@ -217,7 +217,7 @@ class FewShotExperiment:
         reader = get_metalearner(self.args.metalearner)(learner.network)
         if not isinstance(reader, ProtoNet):
             return
-        params = {name: value.detach() for name, value in learner.params.items()}
+        params = learner.frozen
         with method.clock("evaluation"):
             learner.readout = fit_readout(
                 self.args.readout,
@@ -230,7 +230,7 @@ class FewShotExperiment:
     def _pseudo_score(self) -> Score:
         """The learner's score on episodes of memory: what can be known where there are no real images."""
         method, args = self.method, self.args
-        params = {name: value.detach() for name, value in method.learner.params.items()}
+        params = method.learner.frozen
         accuracies: list[torch.Tensor] = []
         with method.clock("evaluation"), torch.no_grad(), seed.kept(args.seed):
             while len(accuracies) < args.episode_val:

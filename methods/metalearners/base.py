@@ -58,6 +58,21 @@ class Metalearner:
         """Logits (B, N) of query (B, C, H, W) under adapted parameters: here, the network's own."""
         return self.together(self.call, fast, support, query)
 
+    def answer(
+        self,
+        params: Params,
+        support: Tensor,
+        labels: Tensor,
+        query: Tensor,
+        way: int,
+        steps: int,
+        create_graph: bool = False,
+    ) -> Tensor:
+        """Logits (B, N) of query (B, C, H, W) after `steps` inner steps on support (M, C, H, W) with labels (M,)."""
+        start = self.starting_point(params, support, labels, way)
+        fast = self.adapt(start, support, labels, steps, create_graph)
+        return self.classify(fast, support, labels, query, way)
+
     def outer_loss(self, params: Params, episodes: Episodes, steps: int, create_graph: bool) -> tuple[Tensor, Tensor]:
         """Loss (E,) and accuracy (E,) on the query sets after `steps` inner steps.
 
@@ -68,9 +83,7 @@ class Metalearner:
         way = episodes.way
 
         def task(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor) -> tuple[Tensor, Tensor]:
-            start = self.starting_point(params, support, labels, way)
-            fast = self.adapt(start, support, labels, steps, create_graph)
-            logits = self.classify(fast, support, labels, query, way)
+            logits = self.answer(params, support, labels, query, way, steps, create_graph)
             hits = logits.detach().argmax(1) == query_labels
             return F.cross_entropy(logits, query_labels), hits.to(logits.dtype).mean()
 

@@ -39,10 +39,7 @@ def held_out(
     """
     logits, own = [], []
     for mask in folds(labels):
-        rest, rest_labels = support[~mask], labels[~mask]
-        start = metalearner.starting_point(params, rest, rest_labels, way)
-        fast = metalearner.adapt(start, rest, rest_labels, steps, create_graph=False)
-        logits.append(metalearner.classify(fast, rest, rest_labels, support[mask], way).detach())
+        logits.append(metalearner.answer(params, support[~mask], labels[~mask], support[mask], way, steps).detach())
         own.append(labels[mask])
     if not logits:
         return support.new_zeros(0, way), labels[:0]

@@ -39,6 +39,15 @@ class Learner:
         self.spec, self.network, self.readout = spec, network, PLAIN
         self.params = {name: value.clone().requires_grad_() for name, value in network.named_parameters()}
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """The parameters as they are now, without a gradient."""
+        return {name: value.detach() for name, value in self.params.items()}
+
     def prepare(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1], (..., C, H, W) of any size, to the learner's size and normalisation."""
         flat = images.flatten(0, -4)  # (B, C, H, W)

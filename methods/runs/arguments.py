@@ -79,7 +79,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     args = parse_typed(argv)
     if not (args.resume or args.evaluate):
-        experiment_of(get_method(args.method)).finish_args(get_method(args.method), args)  # type: ignore[arg-type]
+        method_class = get_method(args.method)
+        experiment_of(method_class).finish_args(method_class, args)  # type: ignore[arg-type]
     return args
 
 

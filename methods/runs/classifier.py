@@ -57,10 +57,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return made.reading(self.learner.readout)
 
     @property
-    def device(self) -> torch.device:
-        return next(iter(self.learner.params.values())).device
-
-    @property
     def classes(self) -> list[Any]:
         """The classes in the order of the columns of `predict_proba`: sorted, but for those that were added."""
         return self.classes_.tolist() if hasattr(self, "classes_") else []
@@ -106,25 +102,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classes = sorted(set(labels))
         if len(classes) < 2:
             raise UserError(f"the support set has the class {classes[0]!r} alone; expected two or more")
-        numbers = torch.tensor([classes.index(label) for label in labels], device=self.device)
-        return self._adapt(classes, self.learner.prepare(images.to(self.device)), numbers)
+        numbers = torch.tensor([classes.index(label) for label in labels], device=self.learner.device)
+        return self._adapt(classes, self.learner.prepare(images.to(self.learner.device)), numbers)
 
     def add_class(self, name: Any, images: Any) -> "FewShotClassifier":
         """One class more, beside those of `fit`, from its images. Raises `UserError` for a name that is taken."""
         self._check_fitted()
         if name in self.classes or isinstance(name, str) != isinstance(self.classes[0], str):
             raise UserError(f"the class {name!r} cannot be added to {self.classes}: expected another of the same kind")
-        new = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.device))
-        labels = torch.cat([self.labels_, torch.full((len(new),), len(self.classes), device=self.device)])
+        new = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.learner.device))
+        labels = torch.cat([self.labels_, torch.full((len(new),), len(self.classes), device=self.learner.device)])
         return self._adapt([*self.classes, name], torch.cat([self.support_, new]), labels)
 
     def _adapt(self, classes: list[Any], support: Tensor, labels: Tensor) -> "FewShotClassifier":
         """To prepared images (M, C, S, S) with labels (M,), indices into `classes`."""
         self.classes_, self.support_, self.labels_ = np.asarray(classes), support, labels
+        reader, params, way = self.reader, self.learner.frozen, len(classes)
         with torch.no_grad():
-            start = self.reader.starting_point(self._params(), support, labels, len(classes))
-            fast = self.reader.adapt(start, support, labels, self.steps, create_graph=False)
-            self.held_out_ = held_out(self.reader, self._params(), support, labels, len(classes), self.steps)
+            fast = reader.adapt(reader.starting_point(params, support, labels, way), support, labels, self.steps, False)
+            self.held_out_ = held_out(reader, params, support, labels, way, self.steps)
         self.adapted_ = {name: value.detach() for name, value in fast.items()}
         self.temperature_ = temperature_for(*self.held_out_) if len(self.held_out_[0]) else self.temperature
         return self
@@ -135,17 +131,31 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         As sure as images that are held out of the support are named right; after one image a class, as sure as other episodes'
         were. Raises `UserError` before `fit`, for numbers of another range, and where an answer is not finite.
         """
-        return (self._logits(images) / self.temperature_).softmax(1)
+        return self.answers(images)[0]
+
+    def answers(self, images: Any, refused: float | None = None) -> tuple[Tensor, list[Any]]:
+        """What `predict_proba` and `predict` say, from one look at the images."""
+        logits, least = self._logits(images), -np.inf if refused is None else self._least_logit(refused)
+        best, places = logits.max(1)
+        classes = self.classes
+        names = [
+            classes[place] if value >= least else None for value, place in zip(best.tolist(), places.tolist(), strict=True)
+        ]
+        return (logits / self.temperature_).softmax(1), names
 
     @torch.no_grad()
     def _logits(self, images: Any) -> Tensor:
         self._check_fitted()
-        images = as_images(images, self.learner.spec.image_size)
+        images, reader = as_images(images, self.learner.spec.image_size), self.reader
         parts = [
-            self.reader.classify(
-                self.adapted_, self.support_, self.labels_, self.learner.prepare(some.to(self.device)), len(self.classes)
+            reader.classify(
+                self.adapted_,
+                self.support_,
+                self.labels_,
+                self.learner.prepare(some.to(self.learner.device)),
+                len(self.classes),
             )
-            for some in images.split(len(images) if not self.reader.inductive else AT_ONCE)
+            for some in images.split(AT_ONCE if reader.inductive else len(images))
         ]
         logits = torch.cat(parts)
         if not bool(torch.isfinite(logits).all()):
@@ -158,11 +168,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         refused: the share (0..1) of images of the classes shown that may be called so; the more, the fewer of other classes
         are named. It needs two or more images a class (`UserError`); without it every image is named.
         """
-        logits, least = self._logits(images), -np.inf if refused is None else self._least_logit(refused)
-        best, places = logits.max(1)
-        return [
-            self.classes[place] if value >= least else None for value, place in zip(best.tolist(), places.tolist(), strict=True)
-        ]
+        return self.answers(images, refused)[1]
 
     def _least_logit(self, refused: float) -> float:
         if not 0 <= refused <= 1:
@@ -185,10 +191,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         A learner that normalises by the batch at hand sees all images together.
         """
-        prepared = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.device))
-        if isinstance(self.reader, ProtoNet):
-            return self.reader.read(self._params(), prepared)
-        return self.reader.features(self._params(), prepared)
+        prepared = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.learner.device))
+        reader = self.reader
+        look = reader.read if isinstance(reader, ProtoNet) else reader.features
+        return look(self.learner.frozen, prepared)
 
     def save(self, folder: str | Path) -> Path:
         """Write a new folder with config.json, model.safetensors and a card, README.md; fitted classes go with it.
@@ -201,9 +207,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.classes:
             content |= {"classes": self.classes, "support": self.support_, "labels": self.labels_}
         return write_folder(Path(folder), content)
-
-    def _params(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.learner.params.items()}
 
     def _check_fitted(self) -> None:
         if not self.classes:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from utils.run_log import RunLog
 
 NAME = "config.yaml"
 HEADER = "# The flags of this run: python main.py --config {name} repeats it. What is typed besides takes precedence.\n"
+# Flags about a single run, and not about what it does
 OF_ONE_RUN = {"allow_code", "config", "dry_run", "evaluate", "out", "overwrite", "resume", "run_name", "seeds"}
 
 
@@ -88,18 +89,23 @@ def config_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
 def note_changes(parser: argparse.ArgumentParser, args: argparse.Namespace, log: RunLog) -> None:
     """Keep what a run that goes on was told anew (more --epochs): its args.json and config.yaml then repeat all of it."""
     record, spelled = RunLog.read_record(log.folder), {place: flag for flag, place in reversed(cli.flags_of(parser).items())}
-    may = cli.changeable(parser, evaluating=False) - OF_ONE_RUN - cli.MACHINE
-    now = {name: _plain(value) for name in sorted(may) if (value := getattr(args, name, None)) is not None}
-    changed = {name: value for name, value in now.items() if value != record["flags"].get(name)}
-    if not changed:
+    new = changed(record["flags"], args, cli.changeable(parser, evaluating=False) - OF_ONE_RUN - cli.MACHINE)
+    new = {name: value for name, value in new.items() if value is not None}
+    if not new:
         return
-    for name, value in changed.items():
+    for name, value in new.items():
         words = value if isinstance(value, list) else [] if value is True else [value]
         record["argv"] += [spelled[name], *map(str, words)]
-    record["flags"] |= changed
+    record["flags"] |= new
     log.write("args.json", json.dumps(record, indent=2) + "\n")
     if (path := log.folder / NAME).is_file():
-        log.write(NAME, _text(read_config(path) | changed))
+        log.write(NAME, _text(read_config(path) | new))
+
+
+def changed(saved: Mapping[str, Any], args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The flags among `names` that `args` have otherwise than args.json `saved` them, with their new values."""
+    now = {name: _plain(getattr(args, name, None)) for name in sorted(names)}
+    return {name: value for name, value in now.items() if value != saved.get(name)}
 
 
 def _text(kept: Mapping[str, Any]) -> str:
@@ -110,4 +116,4 @@ def _plain(value: Any) -> Any:
     """A value as YAML has it."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return value if isinstance(value, (bool, int, float)) else str(value)
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

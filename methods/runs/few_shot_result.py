@@ -12,6 +12,7 @@ import torch
 from methods.evaluation.floors import floors
 from methods.evaluation.judge import check_named, judge
 from methods.experiments.few_shot import FewShotExperiment
+from methods.runs.scores import WORTH, below
 from utils import checkpoint, seed, tables
 from utils.metrics import Score
 from utils.plots import draw_curve
@@ -21,10 +22,6 @@ TEACHERS_JUDGED = 3
 CEILINGS = {  # methods that see real images: what they are called beside others, and what the other must share
     "real": ("real data (ceiling)", ("backbone", "metalearner")),
     "real_classifier": ("one classifier of all real classes (ceiling)", ("backbone",)),
-}
-WORTH = {  # floors, by how their labels begin, and what a score below one means
-    "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
-    "one frozen teacher": "a single teacher as it is, without any training, does better",
 }
 
 
@@ -220,13 +217,9 @@ def said_of_services(asked: dict[str, float]) -> list[str]:
 
 def warnings(args: argparse.Namespace, content: dict[str, Any]) -> list[str]:
     """What a score says about itself where it is not above a floor that needs no training (paired interval below 0)."""
-    said = []
-    for label, meaning in WORTH.items():
-        for yardstick, by_set in content["yardsticks"].items():
-            for name, numbers in by_set.items() if yardstick.startswith(label) else ():
-                if "above" in numbers and numbers["above"] + numbers["above_half_width"] < 0:
-                    said.append(f"note: {args.method} is below {label} on {name}: {meaning}")
-    return said
+    return [
+        f"note: {args.method} is below {floor} on {name}: {WORTH[floor]}" for floor, _, name in below(content["yardsticks"])
+    ]
 
 
 def _cell(numbers: dict[str, float]) -> str:

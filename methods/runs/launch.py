@@ -1,7 +1,6 @@
 """What one command line of main.py asks for: a run, several, a dry run, teachers, or a run's learner scored again."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of, parse_typed
-from methods.runs.config import NAME, config_of, note_changes
+from methods.runs.config import NAME, changed, config_of, note_changes
 from methods.runs.few_shot_result import report_learner
 from methods.runs.plan import dry_run, opening
 from methods.runs.training import Training
@@ -49,13 +48,11 @@ def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
     one = argparse.Namespace(**vars(args) | change)
     folder = one.out / one.run_name
     if folder.is_dir() and not args.overwrite:
-        saved, now = RunLog.read_flags(folder), json.loads(json.dumps(vars(one), default=str))
         may_differ = cli.changeable(build_parser(args.method), evaluating=False) | {"config"}
-        differ = [f"--{name}" for name in now if name not in may_differ and now[name] != saved.get(name)]
+        differ = changed(RunLog.read_flags(folder), one, vars(one).keys() - may_differ)
         if differ:
-            raise UserError(
-                f"{folder} is a run with another {', '.join(differ)}: choose another --run_name, or --overwrite to replace it"
-            )
+            others = ", ".join(f"--{name}" for name in differ)
+            raise UserError(f"{folder} is a run with another {others}: choose another --run_name, or --overwrite to replace it")
         one.resume = folder
     return one
 
@@ -87,7 +84,7 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
         report(experiment, log, training.seconds, "evaluate")
         return
     with log.alone(), log.stoppable(new=not args.resume):
-        if args.resume and not distributed.rank():
+        if args.resume:
             note_changes(build_parser(args.method), args, log)
         log.say(opening(experiment, log.folder, training.iteration))
         training.run()

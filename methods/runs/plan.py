@@ -6,11 +6,12 @@ from typing import Any
 
 from methods.experiments.few_shot import FewShotExperiment
 from methods.experiments.whole_class import WholeClassExperiment
+from methods.runs.config import OF_ONE_RUN
 from utils.errors import UserError
 from utils.run_log import RunLog, read_metrics
 from utils.tables import duration
 
-NO_MATTER = {"out", "run_name", "seed", "seeds", "dry_run", "resume", "evaluate", "data_root"}  # flags that cost no time
+NO_MATTER = OF_ONE_RUN | {"seed", "data_root"}  # flags that cost no time
 
 
 Experiment = FewShotExperiment | WholeClassExperiment

@@ -67,8 +67,7 @@ def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: floa
     if not classifier.classes:
         raise UserError("--support is missing: labelled images of the classes to tell apart")
     queries = images_of(folder)
-    images = read_images(queries, classifier.learner.spec.image_size)
-    probabilities, names = classifier.predict_proba(images), classifier.predict(images, refused)
+    probabilities, names = classifier.answers(read_images(queries, classifier.learner.spec.image_size), refused)
     answers = pd.DataFrame(
         {
             "file": [path.relative_to(folder).as_posix() for path in queries],

@@ -1,7 +1,7 @@
 """Run directories, and their scores side by side: what the page, the comparison and a run over several seeds show."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,23 +9,18 @@ from typing import Any
 
 import pandas as pd
 
+from methods.runs.config import OF_ONE_RUN
+from utils import cli
 from utils.errors import UserError
 from utils.run_log import RunLog, read_metrics
 from utils.tables import table
 
-PLACES = {
-    "out",
-    "run_name",
-    "resume",
-    "evaluate",
-    "seed",
-    "seeds",
-    "threads",
-    "device",
-    "config",
-}  # flags that change no result
+PLACES = OF_ONE_RUN | cli.MACHINE | {"seed"}  # flags on which no result depends
 PICTURES_SHOWN = 4  # of a kind and run, over its course
-FLOORS_TO_BEAT = ("raw pixels", "one frozen teacher")  # how their labels begin: neither needs training
+WORTH = {  # floors that need no training, by how their labels begin, and what a score below one means
+    "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
+    "one frozen teacher": "a single teacher as it is, without any training, does better",
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,8 @@ def side_by_side(runs: Iterable[Run]) -> list[Scores]:
     own: list[Scores] = []
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        own.append(Scores(run.name, "run", _in_percent(run.result["accuracy"]), note=_below(run)))
+        note = ", ".join(dict.fromkeys(f"below {label}" for _, label, _ in below(run.result["yardsticks"])))
+        own.append(Scores(run.name, "run", _in_percent(run.result["accuracy"]), note=note))
         groups.setdefault(_without_seed(run), {})[run.flags.get("seed", 0)] = run
         for label, scores in run.result["yardsticks"].items():
             kind = "ceiling" if "ceiling" in label else "floor"
@@ -149,14 +145,13 @@ def _in_percent(scores: dict[str, dict[str, float]]) -> dict[str, tuple[float, f
     return {name: (100 * score["mean"], 100 * score["half_width"]) for name, score in scores.items()}
 
 
-def _below(run: Run) -> str:
-    """The floors that a run lies below, on some image set, by the paired interval."""
-    return ", ".join(
-        f"below {label}"
-        for label, by_set in run.result["yardsticks"].items()
-        if label.startswith(FLOORS_TO_BEAT)
-        and any(score.get("above", 0.0) + score.get("above_half_width", 0.0) < 0 for score in by_set.values())
-    )
+def below(yardsticks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[tuple[str, str, str]]:
+    """What a score lies below, by the paired interval: the floor as `WORTH` names it, its whole label, and the image set."""
+    for floor in WORTH:
+        for label, by_set in yardsticks.items():
+            for name, numbers in by_set.items() if label.startswith(floor) else ():
+                if "above" in numbers and numbers["above"] + numbers["above_half_width"] < 0:
+                    yield floor, label, name
 
 
 def _over_seeds(members: Sequence[Run]) -> Scores:

@@ -29,6 +29,14 @@ def test_a_file_gets_one_line_of_a_short_bar(monkeypatch: pytest.MonkeyPatch) ->
     assert "\r" not in stream.getvalue()
 
 
+def test_no_number_is_cut_off_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = instead_of_stderr(monkeypatch, io.StringIO())
+    with Progress(total=1, desc="long", disable=False) as bar:
+        bar.set_postfix_str("loss=0.123, " * 20 + "last=7")
+        bar.update()
+    assert "last=7" in stream.getvalue()
+
+
 def test_a_bar_that_does_not_stay_leaves_nothing_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = instead_of_stderr(monkeypatch, io.StringIO())
     for _ in Progress(range(1000), desc="passing", mininterval=0, disable=False, leave=False):
