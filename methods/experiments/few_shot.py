@@ -57,7 +57,7 @@ class FewShotMethod(Method):
         self.metalearner = get_metalearner(args.metalearner)(
             self.learner.network,
             args.inner_lr,
-            execution="vmap" if self.device.type == "cuda" else "loop",
+            execution="loop" if self.device.type == "cpu" else "vmap",
             inductive=args.inductive,
         )
         self.outer = OuterStep(
