@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.experiments.data_free import DataFreeDistillation, PooledDistillation
+from methods.experiments.data_free import SHORT, DataFreeDistillation, PooledDistillation
 from methods.experiments.settings import Setting
 from methods.experiments.whole_class import StudentSpec
 from methods.inversion.bn_statistics import record_bn_distances, record_instance_means
@@ -118,6 +118,7 @@ class DeepInversion(PooledDistillation):
         "lr_g": 0.1,
     }
     SETTINGS = (Setting({"g_steps": 10}, {"lr_g": 1.0, "kd_steps": 200, "ep_steps": 200}),)
+    QUICK: ClassVar[dict[str, Any]] = SHORT | {"kd_steps": 40, "g_steps": 100}
     READS: ClassVar[tuple[str, ...]] = ("cmi_init",)
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
@@ -146,6 +147,7 @@ class CMI(PooledDistillation):
         "T": 20.0, "adv": 0.5, "bn": 1.0, "oh": 1.0, "cr": 0.8, "cr_T": 0.2, "g_steps": 200,
     }  # fmt: skip
     SETTINGS = (Setting({"g_steps": 5}, {"cr": 0.0}),)
+    QUICK: ClassVar[dict[str, Any]] = SHORT | {"kd_steps": 40, "g_steps": 50}
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "contrast")
     READS: ClassVar[tuple[str, ...]] = ("cr", "cr_T", "cmi_init")
 

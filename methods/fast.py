@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.experiments.data_free import PooledDistillation
+from methods.experiments.data_free import SHORT, PooledDistillation
 from methods.experiments.settings import Setting
 from methods.experiments.whole_class import StudentSpec
 from methods.inversion.bn_statistics import MomentumStatistics
@@ -60,6 +60,9 @@ class Fast(PooledDistillation):
     PAPER = "Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022 (without meta-learning)"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = RECIPE
     SETTINGS = (*RATES, *PAIRS)
+    QUICK: ClassVar[dict[str, Any]] = SHORT | {
+        "epochs": 24, "warmup": 4, "kd_steps": 40, "synthesis_batch_size": 256, "lr": 0.1,
+    }  # fmt: skip
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "generator", "statistics")
     READS: ClassVar[tuple[str, ...]] = ("lr_z", "bn_mmt", "cmi_init")
 

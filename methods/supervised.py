@@ -113,6 +113,7 @@ class VanillaKD(Supervised):
 
     PAPER = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     FALL = 0.1
+    QUICK: ClassVar[dict[str, Any]] = {"epochs": 10, "batch_size": 64, "lr_decay_milestones": [6, 8, 9]}
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:

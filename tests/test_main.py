@@ -542,6 +542,16 @@ def test_a_quick_run_is_another_set_of_defaults() -> None:
     paper, quick = (main.parse_args(["--method", "free", "--settings", name]) for name in ("paper", "quick"))
     assert (paper.epochs, quick.epochs, paper.metalearner, quick.metalearner) == (1000, 16, "maml", "protonet")
     assert main.parse_args(["--method", "free", "--settings", "quick", "--epochs", "7"]).epochs == 7
+    fast = main.parse_args(["--method", "fast_meta", "--settings", "quick", "--g_steps", "10"])
+    assert (fast.epochs, fast.batch_size, fast.lr, fast.lr_g) == (24, 64, 0.1, 2e-3)  # the rate is that of the steps typed
+
+
+def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.parse_args(["--method", "cmi", "--settings", "quick", "--g_steps", "5", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "student steps after each call of generation (default: 40)" in shown
+    assert "weight of the contrast (CMI) (default: 0.0)" in shown
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))

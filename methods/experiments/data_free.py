@@ -21,6 +21,8 @@ from utils.errors import UserError
 from utils.images import Grid, to_float, to_uint8
 
 LAST_RATE = 2e-4
+# 800 steps of the student on small batches: the short runs of docs/
+SHORT: dict[str, Any] = {"epochs": 20, "ep_steps": 40, "batch_size": 64}
 
 
 class DataFreeDistillation(WholeClassMethod):
@@ -31,6 +33,7 @@ class DataFreeDistillation(WholeClassMethod):
     """
 
     READS: ClassVar[tuple[str, ...]] = ()
+    QUICK: ClassVar[dict[str, Any]] = SHORT
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:

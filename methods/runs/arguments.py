@@ -27,6 +27,7 @@ MATTER_MOST = {  # the flags that --help shows beside a method's own
     "teacher", "student", "batch_size", "lr",
     "run_name", "seeds", "config", "resume", "evaluate", "settings", "dry_run",
 }  # fmt: skip
+HELP = {"-h", "--help", "--help_all"}
 ABOUT = "Meta-train a learner, or distil a student, without data: `python main.py --method free --dataset cifar100`."
 
 
@@ -100,7 +101,7 @@ def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
     config = read_config(early.config) if early.config else {}
     early.method = early.method or config.get("method")
     if early.method is None:
-        if {"-h", "--help", "--help_all"} & set(argv):
+        if HELP & set(argv):
             shared = cli.Parser("main.py", description=ABOUT, first=MATTER_MOST)
             _add_shared_flags(shared, FewShotMethod)
             shared.parse_known_args(argv)
@@ -112,7 +113,8 @@ def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
     typed = {flags[flag] for token in argv if (flag := token.split("=")[0]) in flags}
     from_file = chosen(parser, config, early.config, typed)
     parser.set_defaults(**from_file)
-    found = settings_for(method_class.SETTINGS, method_class.QUICK, _parse_known(parser, argv))
+    asked = _parse_known(parser, [word for word in argv if word not in HELP])  # help shows the defaults that hold
+    found = settings_for(method_class.SETTINGS, method_class.QUICK, asked)
     parser.set_defaults(**found | from_file)
     args = _parse_known(parser, argv)
     args.method = method

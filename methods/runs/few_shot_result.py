@@ -47,6 +47,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     summary = {"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()
     content = {
         "method": args.method,
+        "task": method.TASK,
         "paper": method.PAPER,
         **_sets(args),
         "evaluated": bool(scores),

@@ -2,8 +2,8 @@
 
     python -m methods.runs.figures runs/*    # adds these runs to docs/figures.json, and writes docs/results.md and README anew
 
-What `--evaluate` has scored of a run is taken, too. A run replaces an earlier one of the same command and seed. Nothing in
-the page is typed by hand.
+What `--evaluate` has scored of a few-shot run is taken, too. A run replaces an earlier one of the same command and
+seed. Nothing in the page is typed by hand.
 """
 
 import argparse
@@ -35,9 +35,14 @@ ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figu
 The learner is picked on meta_val and meets meta_test once. Of one seed the interval is that of the mean over episodes (95 %);
 of several the mean over seeds stands with their standard deviation (s). *statistics*: whether batch normalisation sees the
 queries of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for
-a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran."""
-HEADER = ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"]
-NAMED = ("--answers", "--digits", "--api_dtype", "--probe")  # flags that a row of the table names beside the method
+a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran.
+
+Of a student (whole sets) the last epoch is taken and meets the test images once. *images x steps*: of a call of generation."""
+HEADERS = {
+    "few_shot": ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"],
+    "classification": ["", "accuracy", "seeds", "settings", "images x steps", "generation", "time", "commit"],
+}
+NAMED = ("--answers", "--digits", "--api_dtype", "--probe", "--g_steps")  # flags that a row names beside the method
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
 FRONT_SETTING = "cifar100, 5-way {shot}-shot, 600 episodes of meta_test, accuracy in %"
 FRONT = (  # the lines of results.md that README shows
@@ -51,26 +56,24 @@ Figure = Mapping[str, Any]  # one run, as figures.json has it
 
 
 def figures_of(run: Run) -> list[dict[str, Any]]:
-    """What is kept of a finished few-shot run, and of each time that it was scored again."""
+    """What is kept of a finished run, and of each time that it was scored again."""
     return [figure_of(run), *[figure_of(one, AGAIN.format(**one.result)) for one in run.again]]
 
 
 def figure_of(run: Run, then: str = "") -> dict[str, Any]:
     """What is kept of a result; `then`: what was typed after the run. Raises `UserError` for a run that has none."""
     result, record = run.result, RunLog.read_record(run.folder)
-    if not result.get("evaluated") or "shot" not in result:
-        raise UserError(f"{run.folder} is no finished run with a score in few-shot learning")
+    if not result.get("evaluated"):
+        raise UserError(f"{run.folder} is no finished run with a score")
+    task = result.get("task", "few_shot")  # older runs of few-shot learning do not say
     return {
+        "task": task,
         "setting": run.setting,
         "command": command_of(record["argv"]) + then,
         "seed": run.flags["seed"],
         "settings": run.flags["settings"],
-        "statistics": "batch" if result["batch_statistics"].startswith("query") else "fixed",
-        "metalearner": result["metalearner"],
-        "backbone": result["backbone"],
-        "readout": result.get("readout", ["plain"]),
+        **OF_TASK[task](result),
         "seconds": result["seconds"]["total"],
-        "queries": result["asked_of_services"].get("queries", 0),
         "commit": record["environment"]["commit"],
         "machine": f"{record['environment']['processor']}, torch {record['environment']['torch']}",
         "accuracy": result["accuracy"],
@@ -79,6 +82,28 @@ def figure_of(run: Run, then: str = "") -> dict[str, Any]:
             for label, scores in result["yardsticks"].items()
         },
     }
+
+
+def _of_few_shot(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "statistics": "batch" if result["batch_statistics"].startswith("query") else "fixed",
+        "metalearner": result["metalearner"],
+        "backbone": result["backbone"],
+        "readout": result.get("readout", ["plain"]),
+        "queries": result["asked_of_services"].get("queries", 0),
+    }
+
+
+def _of_classification(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "class_names": result["class_names"],
+        "networks": [name for name in (result["teacher"], result["student"]) if name],
+        "call": result["inversion_of_one_teacher"],
+        "generation": result["seconds"].get("generation", 0.0),
+    }
+
+
+OF_TASK = {"few_shot": _of_few_shot, "classification": _of_classification}
 
 
 def command_of(argv: Sequence[str]) -> str:
@@ -90,7 +115,8 @@ def command_of(argv: Sequence[str]) -> str:
             skipping = word.split("=")[0] in PLACES
         if not skipping:
             kept.append(word)
-    return " ".join(["python main.py", *kept])
+    program = "pretrain.py" if "--full" in kept else "main.py"
+    return " ".join(["python", program, *kept])
 
 
 def merged(before: Iterable[Figure], new: Iterable[Figure]) -> list[Figure]:
@@ -104,7 +130,9 @@ def page_of(figures: Sequence[Figure]) -> str:
     parts = ["# Results", "", ABOUT]
     for setting in sorted({figure["setting"] for figure in figures}):
         members = [figure for figure in figures if figure["setting"] == setting]
-        parts += ["", f"## {setting}", "", *_table(members), "", "```bash"]
+        parts += ["", f"## {setting}", "", *_table(members), ""]
+        parts += [f"Classes: {', '.join(names)}.", ""] if (names := members[0].get("class_names")) else []
+        parts.append("```bash")
         parts += [*[command.replace("; ", "\n") for command in sorted({figure["command"] for figure in members})], "```", ""]
         parts.append(f"Machines: {'; '.join(sorted({figure['machine'] for figure in members}))}, one thread.")
     return "\n".join(parts) + "\n"
@@ -135,7 +163,8 @@ def with_front(readme: str, table: str) -> str:
 
 
 def _table(figures: Sequence[Figure]) -> list[str]:
-    cells = [HEADER, ["---"] * len(HEADER), *[row for _, row in _lines(figures)]]
+    header = HEADERS[figures[0]["task"]]
+    cells = [header, ["---"] * len(header), *[row for _, row in _lines(figures)]]
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
@@ -160,20 +189,27 @@ def _lines(figures: Sequence[Figure]) -> list[tuple[float, list[str]]]:
 
 def _row(members: Sequence[Figure]) -> list[str]:
     first = members[0]
+    time = duration(mean(member["seconds"] for member in members))
+    if first["task"] == "few_shot":
+        own = [first["statistics"], time, f"{first['queries']:,}" if first["queries"] else ""]
+    else:
+        call, made = first["call"], mean(member["generation"] for member in members)
+        own = [f"{call['images']} x {call['steps']}" if call else "", duration(made) if made else "", time]
     return [
         f"**{_label(first)}**",
         _interval(first["accuracy"]) if len(members) == 1 else _spread(members),
         ", ".join(str(member["seed"]) for member in members),
         first["settings"],
-        first["statistics"],
-        duration(mean(member["seconds"] for member in members)),
-        f"{first['queries']:,}" if first["queries"] else "",
+        *own,
         ", ".join(sorted({member["commit"][:7] for member in members})),
     ]
 
 
 def _label(figure: Figure) -> str:
     words = figure["command"].split(";")[0].split()
+    if figure["task"] == "classification":
+        method = words[words.index("--method") + 1] if "--method" in words else "scratch"
+        return ", ".join([f"{method}: {' to '.join(figure['networks'])}", *_named(figure)])
     plus = "_plus" if "--candidate_size" in words else ""
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))

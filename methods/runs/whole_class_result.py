@@ -39,6 +39,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
         "evaluated": bool(scores),
         "images": len(experiment.test.labels) if experiment.test else 0,
         "classes": len(experiment.spec.class_names),
+        "class_names": list(experiment.spec.class_names),
         "teacher": args.teacher if method.NEEDS_TEACHER else None,
         "student": args.student,
         "selected_on": args.select_on,

@@ -49,3 +49,16 @@ def test_a_run_without_a_score_is_refused(flags_for: Flags, tmp_path: Path) -> N
     with pytest.raises(UserError, match="no finished run with a score"):
         figures.main([str(tmp_path / "runs" / "mine"), "--docs", str(tmp_path)])
     assert not (tmp_path / "figures.json").exists()
+
+
+def test_students_have_a_table_of_their_own(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("fast"), "--g_steps", "2", "--run_name", "mine"])
+    figures.main([str(tmp_path / "runs" / "mine"), "--docs", str(tmp_path)])
+    (kept,) = json.loads((tmp_path / "figures.json").read_text())
+    page = (tmp_path / "results.md").read_text()
+    assert f"| **fast: {' to '.join(kept['networks'])}, g_steps 2** | " in page
+    assert f" {kept['call']['images']} x 2 | " in page
+    assert f"Classes: {', '.join(kept['class_names'])}." in page
+    assert "*its teacher (ceiling)*" in page
+    header, line, *rows = [row for row in page.splitlines() if row.startswith("|")]
+    assert {row.count("|") for row in (line, *rows)} == {header.count("|")}
