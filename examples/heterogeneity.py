@@ -5,11 +5,13 @@ and for each pair of architectures, train pairs of teachers, meta-learn from eac
 
     python examples/heterogeneity.py --dataset cifar100 --repeats 3 -- --epochs 20 --augment
 
-Flags behind `--` go to main.py. Writes heterogeneity.csv and heterogeneity.png into --out; finished teachers and runs
-are kept, so that it can be started again.
+Flags behind `--` go to main.py. TGR also says how unlike its probe finds the two teachers: `-- --probe imagenet` measures
+all pairs by one network from outside; the default probe is other teachers of the pool, and a pair has none. Writes
+heterogeneity.csv and heterogeneity.png into --out; finished teachers and runs are kept, so that it can be started again.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
@@ -58,8 +60,8 @@ def pair_of_classes(split: ImageSplit, way: int, shared: int, repeat: int) -> tu
     return order[:way], order[way - shared : 2 * way - shared]
 
 
-def accuracy_of_pair(args: argparse.Namespace, passed: list[str], name: str, rows: Sequence[TeacherRow]) -> tuple[float, float]:
-    """Meta-learn from one pair of teachers; meta_test accuracy and its half-width."""
+def accuracy_of_pair(args: argparse.Namespace, passed: list[str], name: str, rows: Sequence[TeacherRow]) -> tuple[float, ...]:
+    """Meta-learn from one pair of teachers; meta_test accuracy, its half-width, and the pair's dissimilarity or nan."""
     write_manifest(rows, args.out / f"{name}.csv")
     flags = {
         "method": args.method, "dataset": args.dataset, "data_root": args.data_root, "way_train": args.way,
@@ -68,12 +70,13 @@ def accuracy_of_pair(args: argparse.Namespace, passed: list[str], name: str, row
     }  # fmt: skip
     size = ["--image_size", str(args.image_size)] if args.image_size else []
     typed = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    numbers = result_of(args.out, name, [*typed, *size, *passed])["accuracy"][args.dataset]
-    return numbers["mean"], numbers["half_width"]
+    result = result_of(args.out, name, [*typed, *size, *passed])
+    numbers, unlike = result["accuracy"][args.dataset], result.get("dissimilarity")
+    return numbers["mean"], numbers["half_width"], math.nan if unlike is None else unlike
 
 
 def study(args: argparse.Namespace, passed: list[str]) -> pd.DataFrame:
-    """One line for each pair: kind of comparison, shared classes, architectures, repeat, accuracy."""
+    """One line for each pair: kind of comparison, shared classes, architectures, repeat, accuracy, dissimilarity."""
     device = cli.prepare_machine(args)
     spec: DatasetSpec = get_spec(args.dataset)
     split = load_split(spec, "meta_train", args.data_root, args.image_size or spec.image_size).to(device)
@@ -89,9 +92,10 @@ def study(args: argparse.Namespace, passed: list[str]) -> pd.DataFrame:
                 folder = args.out / "teachers" / f"{arch}-{'-'.join(map(str, ids))}"
                 rows += train_pool(folder, spec, arch, split, [ids], Recipe(args.pretrain_epochs, milestones=(30, 50)))
             name = f"{'+'.join(architectures)}-shared{shared}-repeat{repeat}"
-            mean, half_width = accuracy_of_pair(args, passed, name, rows)
-            lines.append((kind, shared, "+".join(architectures), repeat, mean, half_width))
-    return pd.DataFrame(lines, columns=["compared", "shared", "architectures", "repeat", "accuracy", "half_width"])
+            numbers = accuracy_of_pair(args, passed, name, rows)
+            lines.append((kind, shared, "+".join(architectures), repeat, *numbers))
+    columns = ["compared", "shared", "architectures", "repeat", "accuracy", "half_width", "dissimilarity"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def draw(lines: pd.DataFrame, title: str, target: Path) -> None:
@@ -111,17 +115,23 @@ def draw(lines: pd.DataFrame, title: str, target: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
+def _cells(some: pd.DataFrame) -> list[str]:
+    """Of pairs of one kind: mean accuracy with the spread over pairs, mean dissimilarity, and how many there are."""
+    accuracy, unlike = 100 * some.accuracy, some.dissimilarity.mean()
+    spread = f" (s {accuracy.std():.2f})" if len(some) > 1 else ""
+    return [f"{accuracy.mean():.2f}{spread}", "" if math.isnan(unlike) else f"{unlike:.3f}", str(len(some))]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args, passed = parse_args(sys.argv[1:] if argv is None else argv)
     lines = study(args, passed)
     write_text(args.out / "heterogeneity.csv", lines.to_csv(index=False, lineterminator="\n"))
     draw(lines, f"{args.method} from pairs of teachers, {args.dataset}", args.out / "heterogeneity.png")
-    means = lines.groupby(["compared", "shared", "architectures"], sort=False).accuracy.agg(["mean", "count"])
     rows = [
-        [compared, f"{pair}, {shared} shared", f"{100 * mean:.2f}", str(count)]
-        for (compared, shared, pair), mean, count in zip(means.index, means["mean"], means["count"], strict=True)
+        [compared, f"{pair}, {shared} shared", *_cells(some)]
+        for (compared, shared, pair), some in lines.groupby(["compared", "shared", "architectures"], sort=False)
     ]
-    print(table(["compared", "teachers", "accuracy", "pairs"], rows))
+    print(table(["compared", "teachers", "accuracy", "dissimilarity", "pairs"], rows))
     print(f"everything is in {args.out}")
 
 

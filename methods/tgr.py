@@ -31,6 +31,7 @@ Our own:
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,7 +54,7 @@ from methods.metalearners.gradients import aligned_gradient
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.pool import TeacherPool
 from methods.teachers.probes import PROBES, embed_all
-from methods.teachers.task_groups import GROUPINGS, dissimilarity, show_groups
+from methods.teachers.task_groups import GROUPINGS, dissimilarity, mean_between, show_groups
 from methods.teachers.teacher import Teacher
 from utils import cli
 from utils.images import Grid
@@ -90,6 +91,8 @@ class TGR(FewShotMethod):
             matrix = dissimilarity(embeddings)
             count = max(1, min(args.n_clusters, len(self.teachers) // 2))  # a teacher alone has nobody to align with
             self.groups = GROUPINGS[args.grouping](matrix, count, args.seed)
+        everyone = range(len(matrix))
+        self.dissimilarity = mean_between(matrix, everyone, everyone)
         title = f"dissimilarity, groups of {args.grouping} teachers"
         return show_groups(self.teachers.rows, matrix, self.groups, title, folder)
 
@@ -134,6 +137,7 @@ class TGR(FewShotMethod):
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
         self.probes = [] if args.evaluate else PROBES[args.probe](teachers, spec.image_size)  # groups are for training
         self.groups = [list(range(len(teachers)))]  # until `prepare` has formed them
+        self.dissimilarity = math.nan  # mean of two teachers
 
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
@@ -163,5 +167,8 @@ class TGR(FewShotMethod):
         return self.memory.picture(self.teachers.class_names)
 
     def summary(self) -> dict[str, Any]:
-        args = self.args
-        return {"inversion_of_one_teacher": {"images": args.way_train * args.num_recover, "steps": args.inversion_steps}}
+        args, unlike = self.args, self.dissimilarity
+        return {
+            "inversion_of_one_teacher": {"images": args.way_train * args.num_recover, "steps": args.inversion_steps},
+            "dissimilarity": unlike if math.isfinite(unlike) else None,
+        }
