@@ -39,9 +39,12 @@ class Score:
         return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
 
 
+ROUNDING = 1e-6  # by which accuracies of the same hits differ when they are added up in another order
+
+
 @dataclass
 class Patience:
-    """Counts the values in a row that were no better than the best before them."""
+    """Counts the accuracies in a row that were no better than the best before them, rounding aside."""
 
     limit: int
     best: float = -math.inf
@@ -49,7 +52,7 @@ class Patience:
 
     def note(self, value: float) -> bool:
         """Take in a value; whether `limit` in a row were no better. Then the best is forgotten and counting starts again."""
-        self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
+        self.best, self.waited = (value, 0) if value > self.best + ROUNDING else (self.best, self.waited + 1)
         if self.waited < self.limit:
             return False
         self.best, self.waited = -math.inf, 0

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from utils.metrics import Score, Stopwatch
+from utils.metrics import Patience, Score, Stopwatch
 
 
 def test_interval_by_hand() -> None:
@@ -29,3 +29,15 @@ def test_stopwatch_adds_up_and_goes_on() -> None:
     with watch("a"):
         pass
     assert 5.0 < watch.seconds["a"] < 6.0
+
+
+def test_patience_does_not_take_rounding_for_progress() -> None:
+    """1 of 3 hits, added up in two ways, is the same accuracy."""
+    patience = Patience(2)
+    assert not patience.note(1 / 3)
+    assert not patience.note(1 / 3 + 5e-8)
+    assert patience.note(1 / 3 - 5e-8)
+    assert patience.anew
+    assert not patience.note(0.5)
+    assert not patience.note(0.5 + 1 / 7500)  # one hit more of 10 episodes of 5 x 150 queries
+    assert patience.waited == 0
