@@ -24,7 +24,7 @@ from methods.distillation.divergences import kl_divergence
 from methods.experiments.whole_class import StudentSpec, WholeClassMethod
 from methods.teachers.classifiers import default_path
 from methods.teachers.pool import TeacherPool
-from utils import cli
+from utils import cli, distributed
 from utils.errors import UserError
 from utils.images import take, to_float
 from utils.names import check_same_classes
@@ -140,7 +140,7 @@ class VanillaKD(Supervised):
 
     def loss_of(self, images: Tensor, labels: Tensor) -> Any:
         with torch.no_grad():
-            wanted = self.teacher(images)
+            wanted = distributed.by_shares(self.teacher, images)
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             soft = self.args.alpha * kl_divergence(wanted, logits, self.args.T)

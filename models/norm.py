@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+from utils import distributed
+from utils.errors import UserError
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -50,6 +53,47 @@ class FixedNorm2d(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` of a batch (B, C, H, W) of which each process has a share: it trains with the whole batch's statistics."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or distributed.size() == 1:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        count = distributed.total(torch.full((), x.numel() / x.shape[1], dtype=x.dtype, device=x.device))  # B * H * W
+        mean = distributed.total(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        var = distributed.total(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return centred * (self.weight * torch.rsqrt(var + self.eps))[:, None, None] + self.bias[:, None, None]
+
+
+def shared_norms(network: Network) -> Network:
+    """`network`, whose `BatchNorm2d` count the whole batch where several processes share it; with one process as it is.
+
+    Raises `UserError` for normalisations that cannot.
+    """
+    if distributed.size() == 1:
+        return network
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+        if not plain or module.momentum is None:
+            raise UserError(f"{name} is a {type(module).__name__}: it is not trained by several processes; leave out torchrun")
+        shared = SharedBatchNorm2d(module.num_features, module.eps, module.momentum)
+        shared._parameters, shared._buffers = module._parameters, module._buffers  # the very ones: an optimizer may hold them
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, shared)
+    return network
 
 
 @torch.no_grad()

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import main
 import pretrain
+from methods import METHODS, get_method, methods_of
 from methods.inversion.pseudo_batch import PseudoBatch
 from utils import checkpoint, distributed
 
@@ -36,25 +38,44 @@ def torchrun(argv: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+IN_THE_TEST_SUITE = ("real", "chorus")  # the others are slow rows
+CASES = [name if name in IN_THE_TEST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+
+
+def tensors_of(state: Any, where: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor of floating-point numbers in nested lists and dictionaries, by the way that leads there."""
+    if isinstance(state, torch.Tensor):
+        return {where: state} if state.is_floating_point() else {}
+    inside = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    return {name: tensor for key, part in inside for name, tensor in tensors_of(part, f"{where}/{key}").items()}
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", [pytest.param("free", marks=pytest.mark.slow), "real"])
+@pytest.mark.parametrize("method", CASES)
 def test_the_same_numbers_as_one_process(method: str, flags_for: Flags, tmp_path: Path) -> None:
-    flags = [*flags_for(method, 3), "--episode_batch", "3"]
+    flags = flags_for(method, 3)
+    if method in methods_of("few_shot"):
+        flags += ["--episode_batch", "3"]
+    if "--ZO" in flags:
+        flags.remove("--ZO")  # black boxes are asked by one process
     main.main([*flags, "--run_name", "one"])
     (tmp_path / "program.py").write_text(IN_FLOAT64)
-    job = torchrun([str(tmp_path / "program.py"), *flags, "--run_name", "two"])
+    job = torchrun([str(tmp_path / "program.py"), *flags, "--out", str(tmp_path / "shared"), "--run_name", "two"])
     printed, _ = job.communicate(timeout=600)
     assert job.returncode == 0, printed
     assert printed.count("everything is in") == 1  # one process speaks
-    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
-    states = [checkpoint.load(run / "last.pt")["method"]["outer"]["learner"]["params"] for run in (one, two)]
-    for name, value in states[0].items():
-        assert torch.allclose(value, states[1][name], rtol=0, atol=1e-9), name
+    one, two = tmp_path / "runs" / "one", tmp_path / "shared" / "two"
+    states = [tensors_of(checkpoint.load(run / "best.pt")) for run in (one, two)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():  # a bias before a normalisation has no gradient but rounding, which Adam scales up
+        assert torch.allclose(value, states[1][name], rtol=0, atol=1e-6 if "bias" in name else 1e-9), name
     results = [json.loads((run / "result.json").read_text()) for run in (one, two)]
     assert results[0]["accuracy"].keys() == results[1]["accuracy"].keys()
-    assert len(results[1]["episodes"]["cifar100"]) == 4
+    assert results[0].get("episodes", {}).keys() == results[1].get("episodes", {}).keys()
+    if not get_method(method).TRAINS:
+        return
     metrics = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
-    assert len(metrics[0]) == len(metrics[1]) == 3
+    assert len(metrics[0]) == len(metrics[1]) > 0
     for left, right in zip(*metrics, strict=True):
         for name in left.keys() - {"seconds"}:
             assert left[name] == pytest.approx(right[name], rel=1e-9), name

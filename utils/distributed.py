@@ -1,12 +1,12 @@
 """Several processes on one job: `torchrun --nproc_per_node N main.py ...`.
 
 Every process runs the whole program with the same random numbers and takes its share of what is worth sharing: episodes,
-evaluation, teachers to be inverted or trained. What the shares give is put together, so that all stay alike; the first
-process alone writes. With one process nothing here does anything.
+evaluation, teachers to be inverted, asked or trained, a batch's images. What the shares give is put together, so that all
+stay alike; the first process alone writes. With one process nothing here does anything.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils import seed
 from utils.errors import UserError
 
 Item = TypeVar("Item")
@@ -69,6 +70,61 @@ def all_sum(tensors: Sequence[Tensor]) -> None:
     _talk(lambda: dist.all_reduce(flat))
     for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(summed.view_as(tensor))
+
+
+def by_shares(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """`function` of a batch (B, ...), each process for its share of the images; the outputs (B, ...) on every process.
+
+    All processes are to compute the same loss of the outputs: each then gets the gradient of its share, which `sum_gradients`
+    adds up. `function` draws from a random stream of its own.
+    """
+    if size() == 1:
+        return function(batch)
+    with seed.kept():
+        own = function(batch[share()])
+    return _Whole.apply(own, len(batch))
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add up the gradients that each process has of its share of a batch."""
+    if size() > 1:
+        all_sum([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def total(own: Tensor) -> Tensor:
+    """The sum over the processes; gradients pass."""
+    return own if size() == 1 else _Total.apply(own)
+
+
+class _Whole(torch.autograd.Function):
+    """A batch from its shares. Every process has the same loss of it, so none needs the others' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, count: int) -> Tensor:
+        whole = own.new_zeros((count, *own.shape[1:]))
+        whole[share()] = own
+        all_sum([whole])
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[share()], None
+
+
+class _Total(torch.autograd.Function):
+    """A sum over processes, on which the loss depends through each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        summed = own.clone()
+        all_sum([summed])
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone()
+        all_sum([summed])
+        return summed
 
 
 def gathered(own: Sequence[Item]) -> list[Item]:

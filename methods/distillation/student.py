@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from methods.metalearners.learner import Learner
 from models import create_model
-from models.norm import folded
+from models.norm import folded, shared_norms
+from utils import distributed
 from utils.errors import UserError
 from utils.progress import Progress
 
@@ -21,22 +22,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, D), targets (B, D) -> s
 class Student:
     """A network in training with ordinary batch normalisation.
 
-    `prepare` brings images to the network's size and normalisation. When the rate moves is the caller's business.
+    `prepare` brings images to the network's size and normalisation. When the rate moves is the caller's business. Several
+    processes share each batch.
     """
 
     def __init__(
         self, network: nn.Module, prepare: Callable[[Tensor], Tensor], optimizer: Optimizer, schedule: LRScheduler
     ) -> None:
-        self.network, self.prepare = network, prepare
+        self.network, self.prepare = shared_norms(network), prepare
         self.optimizer, self.schedule = optimizer, schedule
 
     def update(self, images: Tensor, targets: Tensor, loss_of: Loss) -> tuple[Tensor, Tensor]:
         """One step on images (B, C, S, S) and their targets (B, ...); returns the loss and the outputs before it."""
         self.network.train()
-        outputs = self.network(self.prepare(images))
+        outputs = distributed.by_shares(lambda own: self.network(self.prepare(own)), images)
         loss = loss_of(outputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.sum_gradients(self.network.parameters())
         self.optimizer.step()
         return loss.detach(), outputs.detach()
 

@@ -16,7 +16,7 @@ from methods.experiments.whole_class import StudentSpec, WholeClassMethod
 from methods.inversion.terms import add_term_flags, weights_of
 from methods.memory.images import ImagePool
 from methods.teachers.pool import TeacherPool
-from utils import cli
+from utils import cli, distributed
 from utils.errors import UserError
 from utils.images import Grid, to_float, to_uint8
 
@@ -92,7 +92,7 @@ class DataFreeDistillation(WholeClassMethod):
         for _ in range(steps):
             images = self.sample(self.args.batch_size)
             with torch.no_grad():
-                wanted = self.teacher(images)
+                wanted = distributed.by_shares(self.teacher, images)
             loss, outputs = self.student.update(images, wanted, self.difference)
             losses += loss
             same += (outputs.argmax(1) == wanted.argmax(1)).to(outputs.dtype).mean()

@@ -10,6 +10,7 @@ from torch import Tensor
 from methods.inversion.pseudo_batch import Invertible, PseudoBatch, labels_of
 from methods.inversion.stacked import Stack, alike
 from methods.inversion.terms import Weights, inversion_loss
+from utils import distributed
 
 PRIORS = {"ce": 1.0, "tv": 1e-4, "bn": 1e-2, "l2": 1e-5}  # PURER's weights
 Loss = Callable[[Any, Tensor, Tensor], Tensor]  # (teacher, pixels in the form's scale, labels) -> what a step descends on
@@ -126,16 +127,19 @@ class PixelImages:
         asked in one mapped computation.
         """
         gradient, total = torch.zeros_like(self.values), torch.zeros((), device=self.values.device)
-        for places in alike(teachers, together):
+        for turn, places in enumerate(alike(teachers, together)):
             some = [teachers[place] for place in places]
             labels = labels_of(some[0], self.values.shape[1], self.values.device)
             classes = torch.tensor([teacher.class_ids for teacher in some], device=self.values.device)  # (K, way)
             values = self.values.detach()[classes].requires_grad_()  # (K, way, per_class, C, S, S)
             x = [jitter(own.flatten(0, 1)) for own in values]
+            if turn % distributed.size() != distributed.rank():
+                continue  # another process asks them
             value = _sum_of_losses(some, x, labels, loss)
             (own_gradient,) = torch.autograd.grad(value, values)
             gradient.index_add_(0, classes.flatten(), own_gradient.flatten(0, 1))
             total += value.detach()
+        distributed.all_sum([gradient, total])
         return gradient, float(total) / len(teachers)
 
     def step(self, gradient: Tensor) -> None:

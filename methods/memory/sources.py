@@ -10,15 +10,16 @@ from torch import Tensor
 
 from datasets.own import get_domains
 from datasets.split import load_split
-from methods.inversion.by_generator import Descent, fresh, invert_each
+from methods.inversion.by_generator import Descent, fresh, invert_one
 from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
 from methods.inversion.natural import natural_images, photo_crops
 from methods.inversion.procedural import procedural_images
+from methods.inversion.pseudo_batch import labels_of
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
-from utils import cli, seed
+from utils import cli, distributed, seed
 from utils.errors import UserError
 from utils.images import resize, to_uint8
 from utils.kept import Kept
@@ -72,11 +73,12 @@ class Sources:
         args, spec, parts = self.args, self.spec, []
         shares = [len(part) for part in torch.arange(count).tensor_split(len(self.teachers))]
         flags = [source, spec.image_size, spec.mean, spec.std, args.inversion_steps, args.Glr, self.weights, args.start]
-        for teacher_id, share in enumerate(Progress(shares, desc=f"{source} inversion", unit="teacher", leave=False)):
+        mine = list(enumerate(shares))[distributed.share()]
+        for teacher_id, share in Progress(mine, desc=f"{source} inversion", unit="teacher", leave=False):
             key = [self.teachers.fingerprint_of(teacher_id), share, flags]
             work = partial(self._invert, source, teacher_id, share)
             parts.append(self.kept(".recovered", key, self._seed(f"{source}/{teacher_id}"), work).to(self.teachers.device))
-        return torch.cat(parts)
+        return torch.cat(distributed.gathered(parts))
 
     def _invert(self, source: str, teacher_id: int, count: int) -> Tensor:
         """Of one teacher, as many of each class as of any other."""
@@ -91,8 +93,9 @@ class Sources:
             )
             images = invert_pixels(teacher, start, form, self.weights, args.inversion_steps, args.Glr).images
         else:
-            descent, start_anew = Descent(args.inversion_steps, GENERATOR_LR, LATENT_LR), fresh(self.teachers.device)
-            images = invert_each([teacher], per_class, start_anew, self._generator_loss, descent)[0].batch.images
+            descent, generator = Descent(args.inversion_steps, GENERATOR_LR, LATENT_LR), fresh(self.teachers.device)(teacher)
+            labels = labels_of(teacher, per_class)
+            images = invert_one(teacher, labels, generator, self._generator_loss, descent).batch.images
         chosen = torch.linspace(0, len(images) - 1, count).long()  # of every class
         return to_uint8(resize(images[chosen], spec.image_size))
 

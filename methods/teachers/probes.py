@@ -24,7 +24,7 @@ from methods.metalearners.learner import LearnerSpec
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm
 from models import create_model
-from utils import checkpoint, seed
+from utils import checkpoint, distributed, seed
 from utils.errors import UserError
 from utils.kept import Kept
 from utils.progress import Progress
@@ -176,7 +176,10 @@ def embed_all(
         chosen = batch.images[torch.linspace(0, len(batch.images) - 1, images).long()]
         return embed(probes, chosen, teacher_id, seed.generator(seed_value, "probe"))
 
-    return [
-        kept(".embeddings", [pool.fingerprint_of(teacher_id), *shared], seed_value, partial(embedding, teacher_id))
-        for teacher_id in Progress(range(len(pool)), desc="task embedding", unit="teacher", leave=False)
-    ]
+    mine = range(len(pool))[distributed.share()]
+    return distributed.gathered(
+        [
+            kept(".embeddings", [pool.fingerprint_of(teacher_id), *shared], seed_value, partial(embedding, teacher_id))
+            for teacher_id in Progress(mine, desc="task embedding", unit="teacher", leave=False)
+        ]
+    )

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from methods.services.black_box import centred_answers
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
-from utils import seed
+from utils import distributed, seed
 from utils.images import to_float
 from utils.kept import Kept
 from utils.progress import Progress
@@ -86,17 +87,24 @@ def ask_everybody(pool: TeacherPool, view: str, images: Tensor, kept: Kept, numb
     """The `view` of all teachers on uint8 images (M, C, S, S), side by side, in half precision: (M, D).
 
     Features go through a random projection to `FEATURES_KEPT` numbers, drawn by the seed `number`, that keeps lengths on
-    average. Everybody is asked about the same images only once, ever: answers are kept.
+    average. Everybody is asked about the same images only once, ever: each one's answers are kept. Several processes share
+    the teachers.
     """
-
-    def compute() -> Tensor:
-        whole = len(pool) * len(images)
-        with Progress(total=whole, desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
-            views = side_by_side(pool, range(len(pool)), view, images, meter, progress.update)
-        if view == "features":
-            draws = seed.generator(number, "chorus", "projection")
-            views = views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)
-        return views.half()
-
     digest = hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
-    return kept(".asked", [digest, pool.fingerprint(), view, vars(pool.api)], number, compute).to(pool.device)
+    mine = list(range(len(pool)))[distributed.share()]
+    parts = []
+    with Progress(total=len(mine) * len(images), desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
+
+        def ask(teacher_id: int) -> Tensor:
+            views = view_of(pool, teacher_id, view, images, meter, progress.update)
+            if view == "features":
+                draws = seed.generator(number, "chorus", "projection", teacher_id)
+                views = views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)
+            return views.half()
+
+        for done, teacher_id in enumerate(mine, start=1):
+            key = [digest, teacher_id, pool.fingerprint_of(teacher_id), view, vars(pool.api)]
+            parts.append(kept(".asked", key, number, partial(ask, teacher_id)).to(pool.device))
+            progress.update(done * len(images) - progress.n)  # what was kept needs no asking
+    whole = distributed.gathered(parts)
+    return torch.stack(whole).sum(0, dtype=torch.float32).half() if view == "features" else torch.cat(whole, 1)

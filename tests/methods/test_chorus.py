@@ -83,7 +83,7 @@ def test_images_are_made_once_and_do_not_move_the_run(build: Callable[..., Any],
     method.prepare(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     files = kept()
-    assert len(files) == 3  # two teachers' images, all answers
+    assert len(files) == 4  # of each of two teachers its images and its answers
     assert torch.equal(prepared().images, method.images)
     assert kept() == files
     assert not torch.equal(prepared("--seed", "1").images, method.images)
