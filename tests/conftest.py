@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every test is the CPU's, also where there is a card
+if "cuda" not in os.environ.get("TESTS_ON", ""):  # every test is the CPU's, also where there is a card, but for test_card
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest

@@ -31,10 +31,13 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
+    backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        cards = torch.cuda.device_count()
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % cards)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if int(os.environ["LOCAL_WORLD_SIZE"]) <= cards else "gloo"  # NCCL wants a card for each process
+    dist.init_process_group(backend)
     try:
         with ExitStack() as stack:
             if rank() > 0:
@@ -132,7 +135,7 @@ def gathered(own: Sequence[Item]) -> list[Item]:
     if size() == 1:
         return list(own)
     parts = from_each(moved(list(own), torch.device("cpu")))
-    if dist.get_backend() == "nccl":
+    if torch.cuda.is_initialized():
         parts = moved(parts, torch.device("cuda", torch.cuda.current_device()))
     whole: list[Item] = []
     for place in range(max(map(len, parts))):
