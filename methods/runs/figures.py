@@ -30,6 +30,7 @@ PLACES = {
     "--data_root",
     "--no_floors",
 }  # of a command, what is not its result's
+SEVERAL = {"--allow_code", "--teachers"}  # may be typed several times
 ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figures are in [figures.json](figures.json).
 
 The learner is picked on meta_val and meets meta_test once. Of one seed the interval is that of the mean over episodes (95 %);
@@ -107,14 +108,19 @@ OF_TASK = {"few_shot": _of_few_shot, "classification": _of_classification}
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """The command line of a run without what is not its result's: places, seed and threads."""
-    kept: list[str] = []
-    skipping = False
+    """The command line of a run without what is not its result's: places, seed and threads, and what was typed anew later."""
+    parts: list[list[str]] = []  # a flag and its values
     for word in cli.underscored(argv):
-        if word.startswith("--"):
-            skipping = word.split("=")[0] in PLACES
-        if not skipping:
-            kept.append(word)
+        if word.startswith("--") or not parts:
+            parts.append([])
+        parts[-1].append(word)
+    names = [part[0].split("=")[0] for part in parts]
+    kept = [
+        word
+        for place, part in enumerate(parts)
+        if names[place] in SEVERAL or names[place] not in {*PLACES, *names[place + 1 :]}
+        for word in part
+    ]
     program = "pretrain.py" if "--full" in kept else "main.py"
     return " ".join(["python", program, *kept])
 
