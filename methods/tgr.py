@@ -90,7 +90,7 @@ class TGR(FewShotMethod):
             embeddings = embed_all(self.teachers, self.probes, spec, args.probe_images, args.probe_steps, args.seed, args.out)
             matrix = dissimilarity(embeddings)
             count = max(1, min(args.n_clusters, len(self.teachers) // 2))  # a teacher alone has nobody to align with
-            self.groups = GROUPINGS[args.grouping](matrix, count, args.seed)
+            self.groups = GROUPINGS[args.grouping](matrix.nan_to_num(0), count, args.seed)
         everyone = range(len(matrix))
         self.dissimilarity = mean_between(matrix, everyone, everyone)
         title = f"dissimilarity, groups of {args.grouping} teachers"

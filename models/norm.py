@@ -65,8 +65,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        count = distributed.total(torch.full((), x.numel() / x.shape[1], dtype=x.dtype, device=x.device))  # B * H * W
-        mean = distributed.total(x.sum((0, 2, 3))) / count
+        own_count = x.new_full((1,), x.numel() / x.shape[1])  # B * H * W of the share
+        *sums, count = distributed.total(torch.cat([x.sum((0, 2, 3)), own_count])).split([x.shape[1], 1])
+        mean = sums[0] / count
         centred = x - mean[:, None, None]
         var = distributed.total(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():

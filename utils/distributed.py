@@ -79,7 +79,7 @@ def by_shares(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """`function` of a batch (B, ...), each process for its share of the images; the outputs (B, ...) on every process.
 
     All processes are to compute the same loss of the outputs: each then gets the gradient of its share, which `sum_gradients`
-    adds up. `function` draws from a random stream of its own.
+    adds up. What `function` draws is not what one process would draw; the run's stream stays where it is.
     """
     if size() == 1:
         return function(batch)
@@ -134,8 +134,9 @@ def gathered(own: Sequence[Item]) -> list[Item]:
     """The whole list from the shares that each process made of it (`share`), in order, on every process."""
     if size() == 1:
         return list(own)
-    parts = from_each(moved(list(own), torch.device("cpu")))
-    if torch.cuda.is_initialized():
+    heard = from_each((_lies_on_a_card(own), moved(list(own), torch.device("cpu"))))
+    parts = [part for _, part in heard]
+    if any(on_a_card for on_a_card, _ in heard):  # an empty share does not know
         parts = moved(parts, torch.device("cuda", torch.cuda.current_device()))
     whole: list[Item] = []
     for place in range(max(map(len, parts))):
@@ -152,6 +153,14 @@ def moved(value: Any, device: torch.device) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{part.name: moved(getattr(value, part.name), device) for part in fields(value)})
     return value
+
+
+def _lies_on_a_card(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_cuda
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(_lies_on_a_card(getattr(value, part.name)) for part in fields(value))
+    return isinstance(value, (list, tuple)) and any(map(_lies_on_a_card, value))
 
 
 def from_first(text: str) -> str:

@@ -45,7 +45,8 @@ class OuterStep:
         )
         if self.sums:
             gradient = {name: len(episodes) * value for name, value in gradient.items()}
-        return gradient, float(loss), float(accuracy)
+        mean_loss, mean_accuracy = torch.stack((loss, accuracy)).tolist()  # a card is waited for once
+        return gradient, mean_loss, mean_accuracy
 
     def follow(self, gradient: Params) -> None:
         """A step along a gradient that was found elsewhere."""

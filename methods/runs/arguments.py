@@ -113,7 +113,11 @@ def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
     typed = {flags[flag] for token in argv if (flag := token.split("=")[0]) in flags}
     from_file = chosen(parser, config, early.config, typed)
     parser.set_defaults(**from_file)
-    asked = _parse_known(parser, [word for word in argv if word not in HELP])  # help shows the defaults that hold
+    try:
+        asked = _parse_known(parser, [word for word in argv if word not in HELP])  # help shows the defaults that hold
+    except UserError:
+        _parse_known(parser, argv)  # whoever asks for help gets it
+        raise
     found = settings_for(method_class.SETTINGS, method_class.QUICK, asked)
     parser.set_defaults(**found | from_file)
     args = _parse_known(parser, argv)

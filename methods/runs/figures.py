@@ -38,7 +38,8 @@ of several the mean over seeds stands with their standard deviation (s). *statis
 queries of an episode (batch, as in the papers' evaluation) or not (fixed). *settings*: whose defaults (`paper`, or `quick` for
 a short run). *time* is that of the clock, on machines that may have had other work; *commit* the version that ran.
 
-Of a student (whole sets) the last epoch is taken and meets the test images once. *images x steps*: of a call of generation."""
+Of a student (whole sets) the last epoch, if the row says nothing else, meets the test images once.
+*images x steps*: of a call of generation."""
 HEADERS = {
     "few_shot": ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"],
     "classification": ["", "accuracy", "seeds", "settings", "images x steps", "generation", "time", "commit"],
@@ -97,7 +98,9 @@ def _of_few_shot(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_classification(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "class_names": result["class_names"],
+        "method": result["method"],
+        "selected_on": result["selected_on"],
+        "class_names": result.get("class_names", []),
         "networks": [name for name in (result["teacher"], result["student"]) if name],
         "call": result["inversion_of_one_teacher"],
         "generation": result["seconds"].get("generation", 0.0),
@@ -182,6 +185,7 @@ def _lines(figures: Sequence[Figure]) -> list[tuple[float, list[str]]]:
         for label, scores in figure["yardsticks"].items():
             own = f" ({figure['metalearner']})" if label.startswith("random learner") else ""
             own += "".join(f", {word}" for word in _named(figure)) if label.endswith("answers alone") else ""
+            own += f": {figure['networks'][0]}" if label.startswith("its teacher") else ""
             floors.setdefault(label + own, scores)
     for label, scores in floors.items():
         rows.append((_mean(scores), [f"*{label}*", _interval(scores), "", "", "", "", "", ""]))
@@ -214,8 +218,8 @@ def _row(members: Sequence[Figure]) -> list[str]:
 def _label(figure: Figure) -> str:
     words = figure["command"].split(";")[0].split()
     if figure["task"] == "classification":
-        method = words[words.index("--method") + 1] if "--method" in words else "scratch"
-        return ", ".join([f"{method}: {' to '.join(figure['networks'])}", *_named(figure)])
+        selected = [] if figure["selected_on"] == "last" else [f"selected on {figure['selected_on']}"]
+        return ", ".join([f"{figure['method']}: {' to '.join(figure['networks'])}", *_named(figure), *selected])
     plus = "_plus" if "--candidate_size" in words else ""
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))

@@ -20,7 +20,7 @@ def dissimilarity(embeddings: Sequence[Embedding]) -> Tensor:
     """1 - mean over layers of cos( a / (a + b + eps), b / (a + b + eps) ) of each pair (a, b): (T, T) in [0, 1].
 
     Each filter counts relative to how much the two teachers use it; eps is 1e-3 of the layer's mean. Layers that are nan
-    in one of the two are left out of the pair's mean (0 where none is left).
+    in one of the two are left out of the pair's mean; a pair where none is left is nan.
     """
     similar = []
     for layer in zip(*embeddings, strict=True):
@@ -28,7 +28,7 @@ def dissimilarity(embeddings: Sequence[Embedding]) -> Tensor:
         share = f[:, None] / (f[:, None] + f[None] + 1e-3 * f.nanmean())  # (T, T, filters), a's part of each pair
         similar.append(F.cosine_similarity(share, share.transpose(0, 1), dim=2))
     mean = torch.stack(similar).nanmean(0)
-    return (1 - (mean + mean.T) / 2).nan_to_num(0).clamp(0, 1).fill_diagonal_(0)
+    return (1 - (mean + mean.T) / 2).clamp(0, 1).fill_diagonal_(0)
 
 
 def group_by(affinity: Tensor, count: int, seed_value: int) -> list[list[int]]:
@@ -58,9 +58,9 @@ GROUPINGS: dict[str, Callable[[Tensor, int, int], list[list[int]]]] = {
 
 
 def mean_between(matrix: Tensor, one: Sequence[int], other: Sequence[int]) -> float:
-    """Mean dissimilarity of pairs with a teacher on each side, a teacher and itself left out; nan where there is none."""
-    pairs = [(a, b) for a in one for b in other if a != b]
-    return float(np.mean([float(matrix[pair]) for pair in pairs])) if pairs else float("nan")
+    """Mean dissimilarity of measured pairs with a teacher on each side, a teacher and itself left out; nan: none."""
+    pairs = torch.stack([matrix[a, b] for a in one for b in other if a != b] or [torch.tensor(torch.nan)])
+    return float(pairs.nanmean())
 
 
 def show_groups(rows: Sequence[TeacherRow], matrix: Tensor, groups: Sequence[Sequence[int]], title: str, folder: Path) -> str:

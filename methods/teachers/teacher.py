@@ -69,7 +69,12 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(self.form.prepare(images))[:, self.outputs]
+        return self._named(self.network(self.form.prepare(images)))
+
+    def _named(self, logits: Tensor) -> Tensor:
+        """Of the network's outputs those that carry a class; in their own order no copy, and no list for a card to wait for."""
+        count = len(self.outputs)
+        return logits[:, :count] if self.outputs == list(range(count)) else logits[:, self.outputs]
 
     @cached_property
     def answering(self) -> "Teacher":
@@ -105,7 +110,7 @@ class Teacher(nn.Module):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both in one pass, (B, feature_dim) and (B, way)."""
         features, logits = self.network.features_and_logits(self.form.prepare(images))
-        return features, logits[:, self.outputs]
+        return features, self._named(logits)
 
     def _with(self, network: Backbone) -> "Teacher":
         return Teacher(network, self.class_names, self.form, self.class_ids, self.outputs, self.arch)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,8 @@ def ask_everybody(pool: TeacherPool, view: str, images: Tensor, kept: Kept, numb
             return views.half()
 
         for done, teacher_id in enumerate(mine, start=1):
-            key = [digest, teacher_id, pool.fingerprint_of(teacher_id), view, vars(pool.api)]
+            key: list[Any] = [digest, pool.fingerprint_of(teacher_id), view, vars(pool.api)]
+            key += [teacher_id] if view == "features" else []  # whose projection it is
             parts.append(kept(".asked", key, number, partial(ask, teacher_id)).to(pool.device))
             progress.update(done * len(images) - progress.n)  # what was kept needs no asking
     whole = distributed.gathered(parts)

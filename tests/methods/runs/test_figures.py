@@ -66,6 +66,6 @@ def test_students_have_a_table_of_their_own(flags_for: Flags, tmp_path: Path) ->
     assert f"| **fast: {' to '.join(kept['networks'])}, g_steps 2** | " in page
     assert f" {kept['call']['images']} x 2 | " in page
     assert f"Classes: {', '.join(kept['class_names'])}." in page
-    assert "*its teacher (ceiling)*" in page
+    assert f"*its teacher (ceiling): {kept['networks'][0]}*" in page
     header, line, *rows = [row for row in page.splitlines() if row.startswith("|")]
     assert {row.count("|") for row in (line, *rows)} == {header.count("|")}
