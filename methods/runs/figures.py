@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from methods.runs.few_shot_result import CEILINGS
 from methods.runs.scores import Run, read_run
 from utils import cli
 from utils.errors import UserError
@@ -30,6 +31,7 @@ PLACES = {
     "--data_root",
     "--no_floors",
 }  # of a command, what is not its result's
+RUNS_OF_THEIR_OWN = {name for name, _ in CEILINGS.values()}  # of yardsticks, what has a row by its own right
 SEVERAL = {"--allow_code", "--teachers"}  # may be typed several times
 ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figures are in [figures.json](figures.json).
 
@@ -82,6 +84,7 @@ def figure_of(run: Run, then: str = "") -> dict[str, Any]:
         "yardsticks": {
             label: {name: {key: score[key] for key in ("mean", "half_width")} for name, score in scores.items()}
             for label, scores in result["yardsticks"].items()
+            if label not in RUNS_OF_THEIR_OWN
         },
     }
 
