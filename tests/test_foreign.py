@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,18 +44,17 @@ def run(*command: str) -> subprocess.CompletedProcess:
     )
 
 
-def rows(names: Iterable[str]) -> list:
-    return [name if name == IN_THE_TEST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("method", rows(METHODS))
+@pytest.mark.parametrize(
+    "method", [name if name == IN_THE_TEST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_every_method_on_another_device(method: str, flags_for: Flags, tmp_path: Path) -> None:
     job = run(str(TESTS / "foreign.py"), *flags_for(method), "--run_name", "mine")
     assert job.returncode == 0, job.stderr[-3000:]
     assert (tmp_path / "runs" / "mine" / "result.json").is_file()
 
 
-@pytest.mark.parametrize("method", rows(name for name in METHODS if get_method(name).STATE))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).STATE])
 def test_a_killed_run_goes_on_there(method: str, flags_for: Flags, tmp_path: Path) -> None:
     killed = tmp_path / "runs" / "killed"
     assert run("-c", DIES, *flags_for(method, 3), "--run_name", "killed").returncode == 9
