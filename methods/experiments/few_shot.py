@@ -20,7 +20,7 @@ from methods.experiments.method import Method
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.memory.bank import MemoryBank
 from methods.metalearners import get_metalearner
-from methods.metalearners.base import Metalearner
+from methods.metalearners.base import COMPILER, Metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
@@ -54,11 +54,13 @@ class FewShotMethod(Method):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
         self.learner = self.outcome = Learner(spec, self.device)  # what is trained, and what a run keeps
+        compiled = args.compile == "on" or (args.compile == "auto" and self.device.type == "cuda")
         self.metalearner = get_metalearner(args.metalearner)(
             self.learner.network,
             args.inner_lr,
-            execution="loop" if self.device.type == "cpu" else "vmap",
+            execution="vmap" if compiled or self.device.type != "cpu" else "loop",
             inductive=args.inductive,
+            compiler=COMPILER if compiled else None,
         )
         self.outer = OuterStep(
             self.learner, self.metalearner, args.outer_lr, args.inner_steps, args.first_order, self.SUMS_EPISODES

@@ -58,6 +58,11 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
     )  # fmt: skip
     cli.may_change("evaluate", steps)
     group.add_argument("--approx", "--first_order", dest="first_order", action="store_true", help="first-order MAML")
+    piece = group.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto",
+        help="make one piece of an outer step's small operators (torch.compile); auto: on a card",
+    )  # fmt: skip
+    cli.may_change("always", piece)
     group.add_argument("--episode_batch", type=cli.count, default=10, help="episodes of an outer update")
     if counts_episodes:
         length = group.add_argument("--episode_train", type=cli.count, default=60_000, help="episodes of the whole run")

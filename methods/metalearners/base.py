@@ -14,10 +14,12 @@ from datasets.episodes import Episodes
 from methods.metalearners.readout import PLAIN, Readout
 from models.backbone import Backbone
 from models.norm import statistics_from, written_out
+from utils.compiler import Compiled
 
 Params = Mapping[str, Tensor]
 Execution = Literal["loop", "vmap"]
 Result = TypeVar("Result")
+COMPILER = "inductor"  # of `torch.compile`'s backends, PyTorch's own
 
 
 class Metalearner:
@@ -26,13 +28,19 @@ class Metalearner:
     The network's own parameters are never used: all functions take `params`, a mapping of names to tensors.
     `execution` is "loop" (one episode after another, fastest on a CPU) or "vmap" (all together, for a GPU, where small
     episodes are bound by kernel launches); both compute the same. With `inductive`, the query is normalised by the
-    statistics of the support set instead of its own.
+    statistics of the support set instead of its own. `compiler` (a backend of `torch.compile`) makes one piece of the mapped
+    outer gradient.
     """
 
     ADAPTS = True  # whether a head of fixed width is adapted (ProtoNet has none)
 
     def __init__(
-        self, network: Backbone, inner_lr: float = 0.01, execution: Execution = "loop", inductive: bool = False
+        self,
+        network: Backbone,
+        inner_lr: float = 0.01,
+        execution: Execution = "loop",
+        inductive: bool = False,
+        compiler: str | None = None,
     ) -> None:
         self.network = network if execution == "loop" else written_out(network)
         self._features = _Features(self.network)
@@ -41,6 +49,12 @@ class Metalearner:
         self.at_once: int | None = None  # episodes that fit into memory together; unknown until some did not
         self.inductive = inductive
         self.readout = PLAIN
+        self._piece = Compiled(type(self)._mapped_gradient, compiler) if compiler else type(self)._mapped_gradient
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the outer gradient runs as one piece; no longer, once a compiler has failed."""
+        return isinstance(self._piece, Compiled) and self._piece.works
 
     def reading(self, readout: Readout) -> "Metalearner":
         """Itself with a read-out; where a head decides, and not class means, that changes nothing."""
@@ -92,6 +106,42 @@ class Metalearner:
             return torch.func.vmap(task)(*tensors)
         losses, accuracies = zip(*[task(*episode) for episode in zip(*tensors, strict=True)], strict=True)
         return torch.stack(losses), torch.stack(accuracies)
+
+    def outer_gradient(
+        self, params: Params, episodes: Episodes, steps: int, create_graph: bool, of: int
+    ) -> tuple[Params, Tensor, Tensor]:
+        """Gradient with respect to `params` of the summed loss divided by `of`, the loss (E,) and the accuracy (E,).
+
+        The loss is that of `outer_loss`; mapped, all of it is one function of tensors, which may be compiled.
+        """
+        if self.execution == "vmap":
+            tensors = (episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
+            frozen = {name: value.detach() for name, value in params.items()}
+            return self._piece(self, frozen, *tensors, episodes.way, steps, create_graph, of)
+        loss, accuracy = self.outer_loss(params, episodes, steps, create_graph)
+        found = torch.autograd.grad(loss.sum() / of, list(params.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(params, found, strict=True)), loss.detach(), accuracy
+
+    def _mapped_gradient(
+        self,
+        params: dict[str, Tensor],
+        support: Tensor,
+        support_labels: Tensor,
+        query: Tensor,
+        query_labels: Tensor,
+        way: int,
+        steps: int,
+        create_graph: bool,
+        of: int,
+    ) -> tuple[Params, Tensor, Tensor]:
+        episodes = Episodes(support, support_labels, query, query_labels, way)
+
+        def summed(at: Params) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            loss, accuracy = self.outer_loss(at, episodes, steps, create_graph)
+            return loss.sum() / of, (loss, accuracy)
+
+        gradient, (loss, accuracy) = torch.func.grad(summed, has_aux=True)(params)
+        return gradient, loss, accuracy
 
     def in_chunks(self, episodes: Episodes, work: Callable[[Episodes], Result]) -> list[Result]:
         """`work` on pieces of the episodes, in order, whose graphs are built and freed one after another.

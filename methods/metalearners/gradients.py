@@ -22,13 +22,10 @@ def meta_gradient(
     means = episodes.support.new_zeros(2)  # of loss and accuracy
 
     def step(chunk: Episodes) -> tuple[Tensor, Tensor]:
-        loss, accuracy = metalearner.outer_loss(params, chunk, steps, create_graph=not first_order)
-        gradients = torch.autograd.grad(
-            loss.sum() / len(episodes), list(params.values()), allow_unused=True, materialize_grads=True
-        )
-        for name, gradient in zip(params, gradients, strict=True):
+        gradients, loss, accuracy = metalearner.outer_gradient(params, chunk, steps, not first_order, len(episodes))
+        for name, gradient in gradients.items():
             total[name] += gradient
-        return loss.detach(), accuracy
+        return loss, accuracy
 
     own = episodes[distributed.share()]
     if len(own):

@@ -77,6 +77,29 @@ def test_loop_and_vmap_agree(kind: type[Metalearner], first_order: bool, arch: s
     assert torch.equal(results[0][2], results[1][2])
 
 
+@pytest.mark.parametrize(
+    ("kind", "first_order"),
+    [
+        (ANIL, False),
+        *[pytest.param(*row, marks=pytest.mark.slow) for row in ((MAML, False), (MAML, True), (ANIL, True), (ProtoNet, False))],
+    ],
+)
+def test_the_outer_gradient_is_one_piece_for_a_compiler(kind: type[Metalearner], first_order: bool) -> None:
+    """A function that cannot be traced whole would run as it stands, with a note."""
+    network, params, episodes = make(create_model("conv4", 3, 16, norm="batch"), size=16)
+    plain = kind(network, 0.05, "vmap")
+    compiled = kind(network, 0.05, "vmap", compiler="eager")
+    for _ in range(2):
+        wanted, found = (meta_gradient(one, params, episodes, STEPS, first_order) for one in (plain, compiled))
+        for name, value in params.items():
+            assert torch.allclose(wanted[0][name], found[0][name], rtol=1e-9, atol=1e-12), name
+            with torch.no_grad():
+                value -= 0.1 * found[0][name]  # as an optimizer does, in place
+        assert torch.allclose(wanted[1], found[1], rtol=1e-9)
+        assert torch.equal(wanted[2], found[2])
+    assert compiled.compiled, "it gave up"
+
+
 @pytest.fixture(scope="module")
 def learn2learn() -> ModuleType:
     import_torchvision()  # learn2learn imports it by the front door
