@@ -50,6 +50,7 @@ from methods.inversion.by_generator import (
     follow,
     invert_each,
     mean_loss,
+    together_of,
 )
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import Logits, add_term_flags, inversion_loss, weights_of
@@ -110,7 +111,7 @@ class FREE(FewShotMethod):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
         teachers.check_fit(args.way_train)
-        self.weights, self.descent = weights_of(args), descent_of(args, args.meta_grad, args.together)
+        self.weights, self.descent = weights_of(args), descent_of(args, args.meta_grad, together_of(args, self.device))
         self.generator = Generator(spec.image_size).to(self.device)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), args.Glr, betas=BETAS)
         self.memory = MemoryBank(len(teachers.class_names), BATCHES_KEPT * args.num_qur_kd, spec.image_size, self.device)

@@ -38,7 +38,7 @@ from methods.evaluation.exams import Exam, examine
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_augment_flag
 from methods.experiments.settings import TYPED, Setting
-from methods.inversion.by_generator import add_together_flag
+from methods.inversion.by_generator import add_together_flag, together_of
 from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
@@ -82,7 +82,7 @@ class PURER(FewShotMethod):
         with self.clock("generation"):
             sampled = self.teachers.sample(args.candidate_size or len(self.teachers))
             teachers = [teacher.unmasked for teacher in sampled]  # a spare output counts in the cross entropy, too
-            gradient, inversion_loss = pixels.gradient(teachers, self.loss, args.together)
+            gradient, inversion_loss = pixels.gradient(teachers, self.loss, self.together)
             harder = self.switch.on  # for the learner
             if harder:
                 gradient -= args.adv_scale * torch.autograd.grad(self.outer.loss(self.draw(1)), pixels.values)[0]
@@ -123,6 +123,7 @@ class PURER(FewShotMethod):
         self.weights = weights_of(args, without=("adv",))
         form = PixelForm(spec.image_size, spec.mean, spec.std)
         self.pixels = PixelImages(classes, args.synthesis_per_class, form, args.Glr, self.device, not args.no_clamp)
+        self.together = together_of(args, self.device)
         self.switch = GradientSwitch(args.adv, args.adv_start, fires_at_start=args.candidate_size is None)
 
     @staticmethod

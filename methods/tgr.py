@@ -44,7 +44,15 @@ from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_replay_flags, add_teacher_batch_flag
 from methods.experiments.settings import Setting
-from methods.inversion.by_generator import add_descent_flags, add_together_flag, descent_of, fresh, invert_each, mean_loss
+from methods.inversion.by_generator import (
+    add_descent_flags,
+    add_together_flag,
+    descent_of,
+    fresh,
+    invert_each,
+    mean_loss,
+    together_of,
+)
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
 from methods.memory.bank import BATCHES_KEPT, MemoryBank
@@ -132,7 +140,7 @@ class TGR(FewShotMethod):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)
         teachers.check_fit(args.way_train)
-        self.weights, self.descent = weights_of(args), descent_of(args, together=args.together)
+        self.weights, self.descent = weights_of(args), descent_of(args, together=together_of(args, self.device))
         self.memory = MemoryBank(len(teachers.class_names), BATCHES_KEPT * args.num_recover, spec.image_size, self.device)
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
         self.probes = [] if args.evaluate else PROBES[args.probe](teachers, spec.image_size)  # groups are for training

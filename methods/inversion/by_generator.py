@@ -22,6 +22,7 @@ from utils.precision import PRECISIONS, autocast
 
 BETAS = (0.5, 0.999)  # Adam's, of generators and latents
 Start = Callable[[Any], Generator]  # teacher -> the generator that it is inverted with; it is changed in place
+TOGETHER = 20  # teachers, as many as a published iteration has at most
 Loss = Callable[[Any, Tensor, Tensor], Tensor]  # (teacher, images in [0, 1], labels) -> what a step descends on
 
 
@@ -231,7 +232,17 @@ def descent_of(args: argparse.Namespace, gradient_of: str = "last", together: in
 
 
 def add_together_flag(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--together", type=cli.count, default=1, help="teachers of one kind inverted in one mapped computation")
+    group.add_argument(
+        "--together", type=cli.count,
+        help=f"teachers of one kind inverted in one mapped computation (default: {TOGETHER} on a card, 1 on a CPU or in bf16)",
+    )  # fmt: skip
+
+
+def together_of(args: argparse.Namespace, device: torch.device) -> int:
+    """What --together says, or is where nobody typed it."""
+    if args.together is not None:
+        return int(args.together)
+    return 1 if device.type == "cpu" or getattr(args, "precision", "fp32") != "fp32" else TOGETHER
 
 
 def add_precision_flag(group: argparse._ArgumentGroup) -> None:
