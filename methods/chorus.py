@@ -27,7 +27,7 @@ from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent, Loss
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.settings import Setting
-from methods.memory.sources import NOT_DATA_FREE, Sources, add_source_flags, finish_sources
+from methods.memory.sources import AT_ONCE, NOT_DATA_FREE, Sources, add_source_flags, finish_sources
 from methods.metalearners.learner import LearnerSpec
 from methods.services.black_box import add_black_box_flags
 from methods.services.meter import Meter
@@ -37,6 +37,7 @@ from utils import cli
 from utils.errors import BudgetSpent, UserError
 from utils.images import Grid
 from utils.kept import Kept
+from utils.room import room_for
 
 LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
 TARGETS = ("answers", "features")
@@ -48,15 +49,23 @@ class Chorus(FewShotMethod):
     STATE = ("scale", "student")
 
     def prepare(self, folder: Path) -> str:
-        """Draw the images and ask the teachers about them; what costs time is kept in the folder of runs for the next time."""
+        """Draw the images and ask the teachers about them; what costs time is kept in the folder of runs for the next time.
+
+        Images and targets that a fourth of the memory cannot hold are streamed from files there.
+        """
         args, resumed = self.args, "generation" in self.clock.seconds
         with self.clock("generation"):
-            images = self.sources.draw(self.count)
-            self.images = torch.cat([images, images.flip(-1)]) if self.views == 2 else images
+            size = self.learner.spec.image_size
+            self.images = room_for((self.views * self.count, 3, size, size), torch.uint8, self.device, args.out)
+            self.sources.draw(self.images[: self.count])
+            if self.views == 2:
+                for some, mirrored in zip(*(half.split(AT_ONCE) for half in self.images.split(self.count)), strict=True):
+                    mirrored.copy_(some.flip(-1))
         with self.clock("asking"):
             meter = self.meter.keep(folder)
             try:
-                self.targets = ask_everybody(self.teachers, args.targets, self.images, self.kept, args.seed, meter)
+                self.targets = room_for((len(self.images), self.learner.spec.way), torch.float16, self.device, args.out)
+                ask_everybody(self.teachers, args.targets, self.images, self.targets, self.kept, args.seed, meter)
             except BudgetSpent as spent:
                 raise UserError(
                     f"{spent}, many of them repeats: start anew with --num_images {self.count} and a higher --query_budget; "
@@ -94,9 +103,8 @@ class Chorus(FewShotMethod):
         self.student = LearnersStudent(self.learner, args.lr, args.epochs * (self.views * self.count // args.batch_size))
         self.scale, self.kept, self.meter = self.student.scale, Kept(args.out), Meter(args.query_budget, self.clock)
         self.sources = Sources(args, teachers, spec, self.kept)
-        asked, size, device = self.views * self.count, spec.image_size, self.device
-        self.images = torch.zeros(asked, 3, size, size, dtype=torch.uint8, device=device)  # until `prepare` draws them
-        self.targets = torch.zeros(asked, outputs, dtype=torch.float16, device=device)
+        self.images = torch.zeros(0, 3, spec.image_size, spec.image_size, dtype=torch.uint8)  # until `prepare` draws them
+        self.targets = torch.zeros(0, outputs, dtype=torch.float16)
 
     @classmethod
     def looks_inside(cls, args: argparse.Namespace) -> bool:
@@ -120,7 +128,9 @@ class Chorus(FewShotMethod):
             raise UserError("--black_box: features would look into the teachers; leave it out, or --black_box")
 
     def pictures(self) -> dict[str, Grid]:
-        """A row of each source."""
+        """A row of each source, once they are drawn."""
+        if not len(self.images):
+            return {}
         shown = torch.linspace(0, self.count - 1, 16 * len(self.args.sources)).long()
         return {"images": Grid(self.images[shown], 16, self.args.sources)}
 

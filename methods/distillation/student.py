@@ -76,13 +76,11 @@ class TargetScale:
         self.mean, self.spread = torch.zeros(outputs, device=device), torch.ones((), device=device)
 
     def fit(self, targets: Tensor) -> None:
-        """To targets (M, D): their mean, and the root of their variance over all outputs together."""
+        """To targets (M, D), wherever they lie: their mean, and the root of their variance over all outputs together."""
         parts = targets.split(10_000)  # so that no second copy of them all is made
-        self.mean = sum(part.double().sum(0) for part in parts) / len(targets)
-        variance = sum((part.double() - self.mean).square().mean(1).sum() for part in parts) / len(targets)
-        dtype = torch.get_default_dtype()
-        self.spread = torch.as_tensor(variance).sqrt().clamp(min=1e-6).to(dtype)
-        self.mean = self.mean.to(dtype)
+        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(targets)
+        variance = torch.stack([(part.double() - mean).square().mean(1).sum() for part in parts]).sum() / len(targets)
+        self.mean, self.spread = (value.to(self.mean) for value in (mean, variance.sqrt().clamp(min=1e-6)))
 
     def __call__(self, targets: Tensor) -> Tensor:
         """Targets (B, D) in that unit."""
@@ -118,11 +116,12 @@ class LearnersStudent(Student):
 
     def epoch(self, images: Tensor, targets: Tensor, loss_of: Loss, batch_size: int) -> float:
         """One pass over uint8 images (M, C, S, S) with their targets (M, D), in random order; returns the mean loss."""
-        total = torch.zeros((), device=targets.device)
+        device = self.learner.device
+        total = torch.zeros((), device=device)
         batches = torch.randperm(len(images))[: len(images) // batch_size * batch_size].view(-1, batch_size)
         for chosen in Progress(batches, desc="distillation", unit="batch", leave=False):
-            some = chosen.to(images.device)
-            total += self.update(images[some], self.scale(targets[some]), loss_of)[0]
+            some, wanted = (whole[chosen.to(whole.device)].to(device) for whole in (images, targets))
+            total += self.update(some, self.scale(wanted), loss_of)[0]
             self.schedule.step()
         return float(total) / len(batches)
 

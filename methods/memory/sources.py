@@ -42,21 +42,21 @@ class Sources:
         self.args, self.teachers, self.spec, self.kept = args, teachers, spec, kept
         self.weights = weights_of(args, without=("adv",))
 
-    def draw(self, count: int) -> Tensor:
-        """Images (count, 3, S, S), one source after another; one that is named twice has two shares."""
+    def draw(self, images: Tensor) -> None:
+        """Fill uint8 images (M, 3, S, S), one source after another; one that is named twice has two shares."""
         shares: Counter[str] = Counter()
-        for name, part in zip(self.args.sources, torch.arange(count).tensor_split(len(self.args.sources)), strict=True):
+        for name, part in zip(self.args.sources, torch.arange(len(images)).tensor_split(len(self.args.sources)), strict=True):
             shares[name] += len(part)
-        return torch.cat([self._of(name, share) for name, share in shares.items()])
+        for name, some in zip(shares, images.split(list(shares.values())), strict=True):
+            self._fill(name, some)
 
-    def _of(self, source: str, count: int) -> Tensor:
+    def _fill(self, source: str, images: Tensor) -> None:
         if source in FREE:
             with seed.kept(self._seed(source)):
-                parts = torch.arange(count).split(AT_ONCE)
-                return torch.cat(
-                    [to_uint8(FREE[source](len(part), self.spec.image_size, self.teachers.device)) for part in parts]
-                )
-        return self._real(count) if source == "real" else self._inverted(source, count)
+                for part in images.split(AT_ONCE):
+                    part.copy_(to_uint8(FREE[source](len(part), self.spec.image_size, self.teachers.device)))
+        else:
+            images.copy_(self._real(len(images)) if source == "real" else self._inverted(source, len(images)))
 
     def _real(self, count: int) -> Tensor:
         """Images of meta_train, at random."""

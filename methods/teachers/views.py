@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -84,16 +85,25 @@ def side_by_side(
     return torch.cat([view_of(pool, teacher_id, view, images, meter, told) for teacher_id in teacher_ids], 1)
 
 
-def ask_everybody(pool: TeacherPool, view: str, images: Tensor, kept: Kept, number: int, meter: Meter) -> Tensor:
-    """The `view` of all teachers on uint8 images (M, C, S, S), side by side, in half precision: (M, D).
+def ask_everybody(pool: TeacherPool, view: str, images: Tensor, said: Tensor, kept: Kept, number: int, meter: Meter) -> None:
+    """Fill `said` (M, D), in half precision, with the `view` of all teachers on uint8 images (M, C, S, S), side by side.
 
     Features go through a random projection to `FEATURES_KEPT` numbers, drawn by the seed `number`, that keeps lengths on
-    average. Everybody is asked about the same images only once, ever: each one's answers are kept. Several processes share
-    the teachers.
+    average, and are added up. Everybody is asked about the same images only once, ever: each one's answers are kept. Several
+    processes share the teachers.
     """
-    digest = hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()  # type: ignore[arg-type]
     mine = list(range(len(pool)))[distributed.share()]
-    parts = []
+    added = torch.zeros(said.shape if view == "features" else (0,), device=pool.device)  # in full precision
+    places = [0, *accumulate(len(row.class_ids) for row in pool.rows)]
+
+    def take(teacher_id: int, views: Tensor) -> None:
+        if view == "features":
+            added.add_(views.to(pool.device))
+        else:
+            said[:, places[teacher_id] : places[teacher_id + 1]] = views
+
+    parts: list[Tensor] = []
     with Progress(total=len(mine) * len(images), desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
 
         def ask(teacher_id: int) -> Tensor:
@@ -106,7 +116,13 @@ def ask_everybody(pool: TeacherPool, view: str, images: Tensor, kept: Kept, numb
         for done, teacher_id in enumerate(mine, start=1):
             key: list[Any] = [digest, pool.fingerprint_of(teacher_id), view, vars(pool.api)]
             key += [teacher_id] if view == "features" else []  # whose projection it is
-            parts.append(kept(".asked", key, number, partial(ask, teacher_id)).to(pool.device))
+            views = kept(".asked", key, number, partial(ask, teacher_id))
+            if distributed.size() > 1:
+                parts.append(views)  # for the others, too
+            else:
+                take(teacher_id, views)
             progress.update(done * len(images) - progress.n)  # what was kept needs no asking
-    whole = distributed.gathered(parts)
-    return torch.stack(whole).sum(0, dtype=torch.float32).half() if view == "features" else torch.cat(whole, 1)
+    for teacher_id, views in enumerate(distributed.gathered(parts)):
+        take(teacher_id, views)
+    if view == "features":
+        said.copy_(added)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import main
 from methods.chorus import Chorus
+from utils import room
 from utils.errors import UserError
 from utils.images import to_float
 
@@ -38,6 +39,27 @@ def test_the_targets_are_what_every_teacher_says_in_order(prepared: Prepared) ->
         assert torch.allclose(part, F.normalize(logits - logits.mean(1, keepdim=True)), atol=2e-3)
         start += teacher.way
     assert start == method.targets.shape[1] == method.learner.spec.way
+
+
+def test_images_and_targets_that_do_not_fit_into_memory_are_streamed_from_files(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = [prepared("--sources", "procedural")]
+    monkeypatch.setattr(room, "memory_of", lambda device: 1)
+    methods.append(prepared("--sources", "procedural"))
+    for name in ("images", "targets"):
+        one, other = (getattr(method, name) for method in methods)
+        assert torch.equal(one, other)
+        assert one.is_shared() is False
+        assert other.is_shared() is True
+    learnt = []
+    for method in methods:
+        torch.manual_seed(0)
+        method.train_iteration(0)
+        learnt.append(method.learner.params)
+    for name, value in learnt[0].items():
+        assert torch.equal(value, learnt[1][name]), name
+    assert not list(tmp_path.rglob(".room-*"))
 
 
 def test_a_black_box_is_asked_once_about_every_image_and_its_mirror_image(prepared: Prepared) -> None:
