@@ -78,7 +78,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """A panel for each thing that grows and each measure: a curve for each method, both axes logarithmic."""
     measures = {"before": "s before the first iteration", "iteration": "s an iteration", "megabytes": "MB at most"}
     drawn = new_figure(3 * len(MORE), 2.5 * len(measures))
-    panels = drawn.subplots(len(measures), len(MORE), sharey="row")
+    panels = drawn.subplots(len(measures), len(MORE), sharey="row", squeeze=False)
     for row, (measure, unit) in enumerate(measures.items()):
         for column, thing in enumerate(MORE):
             axes = panels[row][column]

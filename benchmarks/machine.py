@@ -1,9 +1,11 @@
 """What the machine can do at best, and what it is called."""
 
+import ctypes
 import platform
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,27 @@ def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1)
         work()
     wait(device)
     return (time.perf_counter() - start) / calls
+
+
+def peak_of(work: Callable[[], object]) -> int | None:
+    """Bytes of memory that `work` needs beside what the process holds before; None where the system does not tell (not Linux).
+
+    Memory that was freed earlier is handed back first, or it would not count.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest mark begins anew
+        before = _memory()["VmRSS"]
+        work()
+        return _memory()["VmHWM"] - before
+    except (OSError, AttributeError, KeyError):
+        return None
+
+
+def _memory() -> dict[str, int]:
+    """What the system says of this process's memory, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return {name: 1024 * int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:

@@ -2,7 +2,8 @@
 
 Ours and the papers' way are timed in turn, A B A B, in one process on one thread; a line shows the medians, their ratio,
 the relative error between both results, and the time that the machine would need at least: the counted floating-point
-operations at the rate of its matrix product, or the bytes at the rate of its copies. The table also goes into
+operations at the rate of its matrix product, or the bytes at the rate of its copies; at its end stands the memory that each
+needs at most. The table also goes into
 benchmarks/results/<machine>.json, where cases that were not measured this time stay as they were.
 """
 
@@ -19,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, all_cases
-from benchmarks.machine import bandwidth, matmul_rate, name_of, seconds_of
+from benchmarks.machine import bandwidth, matmul_rate, name_of, peak_of, seconds_of
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
@@ -34,6 +35,7 @@ def measure(case: Case, runs: int, device: torch.device, rate: float, speed: flo
     with FlopCounterMode(display=False) as counter:
         case.ours()
     case.papers()
+    ours_peak, papers_peak = peak_of(case.ours), peak_of(case.papers)
     ways = [(work, max(1, round(SHORTEST_RUN / seconds_of(work, device)))) for work in (case.ours, case.papers)]
     pairs = [tuple(seconds_of(work, device, calls) for work, calls in ways) for _ in range(runs)]
     ours, papers = (median(times) for times in zip(*pairs, strict=True))
@@ -44,13 +46,15 @@ def measure(case: Case, runs: int, device: torch.device, rate: float, speed: flo
         "floor": max(counter.get_total_flops() / rate, case.moved / speed),
         "flops": counter.get_total_flops(),
         "error": case.difference() if case.difference else None,
+        "bytes": [ours_peak, papers_peak],
     }
 
 
 def row(name: str, line: dict[str, Any]) -> list[str]:
     error = "" if line["error"] is None else f"{line['error']:.1e}"
     ours, papers, floor = (f"{1e3 * line[key]:.2f}" for key in ("ours", "papers", "floor"))
-    return [name, ours, papers, f"{line['ratio']:.2f}", floor, error]
+    peaks = ["" if peak is None else f"{peak / 2**20:.0f}" for peak in line["bytes"]]
+    return [name, ours, papers, f"{line['ratio']:.2f}", floor, error, *peaks]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,10 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print("  ".join(row(case.name, lines[case.name])), flush=True)
     print(
         "\n"
-        + table(["ms", "ours", "papers' way", "ratio", "floor", "error"], [row(name, line) for name, line in lines.items()])
+        + table(
+            ["ms", "ours", "papers' way", "ratio", "floor", "error", "MB, ours", "papers'"],
+            [row(name, line) for name, line in lines.items()],
+        )
     )
     name = re.sub(r"[^\w]+", "-", name_of(device)).strip("-").lower()
-    target = args.out or RESULTS / f"{name}{'-quick' if args.quick else ''}{'' if args.precision == 'fp32' else '-bf16'}.json"
+    marks = {"-quick": args.quick, "-bf16": args.precision == "bf16", f"-{args.threads}-threads": args.threads > 1}
+    target = args.out or RESULTS / f"{name}{''.join(mark for mark, holds in marks.items() if holds)}.json"
     about = {"machine": name_of(device), "threads": args.threads, "torch": torch.__version__, "precision": args.precision}
     before = json.loads(target.read_text(encoding="utf-8"))["cases"] if target.is_file() else {}
     content = about | {"flops_a_second": rate, "bytes_a_second": speed, "cases": before | lines}
