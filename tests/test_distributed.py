@@ -38,10 +38,6 @@ def torchrun(argv: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-IN_THE_TEST_SUITE = "chorus"  # the others are slow rows
-CASES = [name if name == IN_THE_TEST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-
-
 def tensors_of(state: Any, where: str = "") -> dict[str, torch.Tensor]:
     """Every tensor of floating-point numbers in nested lists and dictionaries, by the way that leads there."""
     if isinstance(state, torch.Tensor):
@@ -50,8 +46,9 @@ def tensors_of(state: Any, where: str = "") -> dict[str, torch.Tensor]:
     return {name: tensor for key, part in inside for name, tensor in tensors_of(part, f"{where}/{key}").items()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_same_numbers_as_one_process(method: str, flags_for: Flags, tmp_path: Path) -> None:
     flags = flags_for(method, 3)
     if method in methods_of("few_shot"):

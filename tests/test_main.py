@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -554,7 +555,14 @@ def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -
     assert "weight of the contrast (CMI) (default: 0.0)" in shown
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+MIXED = re.compile(r" mix( |$)")  # pools of several architectures or sets, which take longest
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(command, marks=pytest.mark.slow) if MIXED.search(command) else command for command in COMMANDS],
+    ids=range(len(COMMANDS)),
+)
 def test_the_papers_commands_start(command: str, data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
     """Later flags win, so the sizes are tiny and everything else is as typed."""
     program, *argv = command.split()

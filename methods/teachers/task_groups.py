@@ -16,6 +16,9 @@ from utils.files import write_text
 from utils.plots import draw_matrix
 
 
+NUMBERS_AT_ONCE = 1 << 22  # of the pairs of a thousand teachers there are billions
+
+
 def dissimilarity(embeddings: Sequence[Embedding]) -> Tensor:
     """1 - mean over layers of cos( a / (a + b + eps), b / (a + b + eps) ) of each pair (a, b): (T, T) in [0, 1].
 
@@ -25,8 +28,12 @@ def dissimilarity(embeddings: Sequence[Embedding]) -> Tensor:
     similar = []
     for layer in zip(*embeddings, strict=True):
         f = torch.stack(layer)  # (T, filters)
-        share = f[:, None] / (f[:, None] + f[None] + 1e-3 * f.nanmean())  # (T, T, filters), a's part of each pair
-        similar.append(F.cosine_similarity(share, share.transpose(0, 1), dim=2))
+        eps = 1e-3 * f.nanmean()
+        rows = []
+        for some in f.split(max(1, NUMBERS_AT_ONCE // f.numel())):
+            both = some[:, None] + f[None] + eps  # (rows, T, filters)
+            rows.append(F.cosine_similarity(some[:, None] / both, f[None] / both, dim=2))
+        similar.append(torch.cat(rows))
     mean = torch.stack(similar).nanmean(0)
     return (1 - (mean + mean.T) / 2).clamp(0, 1).fill_diagonal_(0)
 
