@@ -7,8 +7,8 @@ meta-learned from their pseudo-images. What they know together is distilled into
    and, of white boxes, inverted pixel by pixel (`--sources`).
 2. Ask every teacher once about every image and its mirror image. The target of an image is what all say, side by side:
    each teacher's centred log-probabilities, scaled to length 1 (`--targets answers`; probabilities suffice, a black box
-   will do).
-3. Regress the targets: one output for each class of each teacher, `--epochs` passes.
+   will do). Of a teacher of many classes, the directions in which its answers differ most.
+3. Regress the targets: one output for each class of each teacher, 64 of one at most, `--epochs` passes.
 4. Read the outputs half whitened, over an image and its mirror image (`--readout whitened mirror`), and tell new classes
    apart by the nearest class mean (`--metalearner ncm`).
 
@@ -32,7 +32,7 @@ from methods.metalearners.learner import LearnerSpec
 from methods.services.black_box import add_black_box_flags
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import FEATURES_KEPT, ask_everybody, calls_for
+from methods.teachers.views import ask_everybody, calls_for, widths_of
 from utils import cli
 from utils.errors import BudgetSpent, UserError
 from utils.images import Grid
@@ -87,7 +87,7 @@ class Chorus(FewShotMethod):
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         """The learner has as many outputs as there are targets, and no statistics of the batch at hand."""
-        outputs = FEATURES_KEPT if args.targets == "features" else sum(len(row.class_ids) for row in teachers.rows)
+        outputs = sum(widths_of(teachers, args.targets))
         super().__init__(args, teachers, replace(spec, way=outputs, norm="fixed"))
         self.count = args.num_images
         self.views = 2 if args.mirror and teachers.augmentation.flip else 1  # of each image

@@ -13,6 +13,7 @@ from torch import Tensor
 from methods.evaluation.exams import Exam, Indices, examine
 from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner
+from methods.metalearners.protonet import ProtoNet
 from methods.metalearners.readout import fit_readout
 from methods.teachers.pool import TeacherPool
 from methods.teachers.views import SHOWN_AT_ONCE, side_by_side, view_of
@@ -21,6 +22,8 @@ from utils.images import to_float
 from utils.kept import Kept
 from utils.metrics import Score
 from utils.progress import Progress
+
+RANDOM, RANDOM_READ = "random learner, adapted", "random learner, read the same way"
 
 
 @torch.no_grad()
@@ -113,21 +116,25 @@ def floors(
     inside: bool,
     seed_value: int,
     folder: Path,
+    words: Sequence[str] = ("plain",),
 ) -> dict[str, dict[str, Score]]:
     """Every floor, by what it is and by image set; computed once for a pool, split and set of episodes.
 
-    learner, metalearner, steps: what is adapted to an episode, here from an untrained start. inside: whether the teachers'
-    features may be seen, or their answers alone.
+    learner, metalearner, steps, words: what is adapted to an episode and how it is read (`READOUTS`), here from an untrained
+    start. inside: whether the teachers' features may be seen, or their answers alone.
     """
     lines: dict[str, dict[str, Score]] = {}
-    adapted = [type(metalearner).__name__, metalearner.inner_lr, steps, metalearner.inductive]
+    adapted = [type(metalearner).__name__, metalearner.inner_lr, steps, metalearner.inductive, list(words)]
     kept = Kept(folder)
     for exam in exams:
 
         def compute(exam: Exam = exam) -> dict[str, list[float]]:
             untrained = Learner(learner.spec, pool.device)
             scores = {"raw pixels, nearest class mean": pixel_floor(exam, pool.device)}
-            scores["random learner, adapted"] = examine(untrained, metalearner, exam, steps)
+            scores[RANDOM] = examine(untrained, metalearner, exam, steps)
+            if isinstance(metalearner, ProtoNet) and list(words) != ["plain"]:
+                untrained.readout = metalearner.fit_readout(words, untrained, pool.augmentation.flip)
+                scores[RANDOM_READ] = examine(untrained, metalearner, exam, steps)
             return {label: list(score.values) for label, score in (scores | _frozen(exam, pool, inside)).items()}
 
         key = [exam_key(exam), asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api)]

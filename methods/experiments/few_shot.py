@@ -24,7 +24,6 @@ from methods.metalearners.base import COMPILER, Metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
-from methods.metalearners.readout import fit_readout
 from methods.services.api import api_of
 from methods.teachers.manifest import (
     TeacherRow,
@@ -219,15 +218,8 @@ class FewShotExperiment:
         reader = get_metalearner(self.args.metalearner)(learner.network)
         if not isinstance(reader, ProtoNet):
             return
-        params = learner.frozen
         with method.clock("evaluation"):
-            learner.readout = fit_readout(
-                self.args.readout,
-                lambda images: reader.embed(params, learner.prepare(images)),
-                self.spec.image_size,
-                self.device,
-                self.teachers.augmentation.flip,
-            )
+            learner.readout = reader.fit_readout(self.args.readout, learner, self.teachers.augmentation.flip)
 
     def _pseudo_score(self) -> Score:
         """The learner's score on episodes of memory: what can be known where there are no real images."""

@@ -1,5 +1,6 @@
 """Prototypical networks (Snell et al., NeurIPS 2017): a query belongs to the class with the nearest mean embedding."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.metalearners.base import Metalearner, Params, class_means
+from methods.metalearners.learner import Learner
+from methods.metalearners.readout import Readout, fit_readout
 
 
 class ProtoNet(Metalearner):
@@ -26,6 +29,11 @@ class ProtoNet(Metalearner):
         """What is compared of an embedding: (B, D)."""
         read = self.readout(partial(self.embed, params), x)
         return F.normalize(read) if self.UNIT else read
+
+    def fit_readout(self, words: Sequence[str], learner: Learner, flip: bool = True) -> Readout:
+        """The read-out that `words` name, for the embeddings of `learner` as it now is."""
+        params, spec = learner.frozen, learner.spec
+        return fit_readout(words, lambda x: self.embed(params, learner.prepare(x)), spec.image_size, learner.device, flip)
 
     def classify(self, fast: Params, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         means = class_means(self.read(fast, support), labels, way)  # (N, D)

@@ -138,7 +138,7 @@ def _yardsticks(experiment: FewShotExperiment) -> dict[str, dict[str, Score]]:
         return {}
     exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
     steps, pool = args.test_inner_steps, experiment.teachers
-    below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out)
+    below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, args.readout)
     return below | ceilings(args, experiment.spec.image_size)
 
 

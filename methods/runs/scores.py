@@ -19,6 +19,7 @@ PLACES = OF_ONE_RUN | cli.MACHINE | {"seed"}  # flags on which no result depends
 PICTURES_SHOWN = 4  # of a kind and run, over its course
 WORTH = {  # floors that need no training, by how their labels begin, and what a score below one means
     "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
+    "random learner, read": "what it learnt tells them apart worse than numbers drawn at random, read the same way",
     "one frozen teacher": "a single teacher as it is, without any training, does better",
 }
 

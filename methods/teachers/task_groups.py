@@ -15,7 +15,6 @@ from utils import seed, tables
 from utils.files import write_text
 from utils.plots import draw_matrix
 
-
 NUMBERS_AT_ONCE = 1 << 22  # of the pairs of a thousand teachers there are billions
 
 

@@ -3,23 +3,23 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.metalearners.readout import half_whitening
 from methods.services.black_box import centred_answers
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
-from utils import distributed, seed
+from utils import distributed
 from utils.images import to_float
 from utils.kept import Kept
 from utils.progress import Progress
 
 SHOWN_AT_ONCE = 500  # images of up to 84 pixels
-FEATURES_KEPT = 512  # numbers that a random projection leaves of all teachers' features
+DIRECTIONS = 64  # that are told of a wide teacher
 
 View = Callable[[TeacherPool, int, Tensor, Meter], Tensor]  # images (B, C, S, S) in [0, 1] -> (B, D)
 
@@ -88,41 +88,44 @@ def side_by_side(
 def ask_everybody(pool: TeacherPool, view: str, images: Tensor, said: Tensor, kept: Kept, number: int, meter: Meter) -> None:
     """Fill `said` (M, D), in half precision, with the `view` of all teachers on uint8 images (M, C, S, S), side by side.
 
-    Features go through a random projection to `FEATURES_KEPT` numbers, drawn by the seed `number`, that keeps lengths on
-    average, and are added up. Everybody is asked about the same images only once, ever: each one's answers are kept. Several
-    processes share the teachers.
+    Of each one as many numbers as `widths_of` says. Everybody is asked about the same images only once, ever: each one's
+    answers are kept. Several processes share the teachers.
     """
     digest = hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()  # type: ignore[arg-type]
     mine = list(range(len(pool)))[distributed.share()]
-    added = torch.zeros(said.shape if view == "features" else (0,), device=pool.device)  # in full precision
-    places = [0, *accumulate(len(row.class_ids) for row in pool.rows)]
-
-    def take(teacher_id: int, views: Tensor) -> None:
-        if view == "features":
-            added.add_(views.to(pool.device))
-        else:
-            said[:, places[teacher_id] : places[teacher_id + 1]] = views
-
+    columns = said.split(widths_of(pool, view), 1)
     parts: list[Tensor] = []
     with Progress(total=len(mine) * len(images), desc="asking", unit=" images", unit_scale=True, leave=False) as progress:
 
         def ask(teacher_id: int) -> Tensor:
-            views = view_of(pool, teacher_id, view, images, meter, progress.update)
-            if view == "features":
-                draws = seed.generator(number, "chorus", "projection", teacher_id)
-                views = views @ (torch.randn(views.shape[1], FEATURES_KEPT, generator=draws) / FEATURES_KEPT**0.5).to(views)
-            return views.half()
+            return view_of(pool, teacher_id, view, images, meter, progress.update).half()
 
         for done, teacher_id in enumerate(mine, start=1):
             key: list[Any] = [digest, pool.fingerprint_of(teacher_id), view, vars(pool.api)]
-            key += [teacher_id] if view == "features" else []  # whose projection it is
-            views = kept(".asked", key, number, partial(ask, teacher_id))
+            views = told(kept(".asked", key, number, partial(ask, teacher_id)).to(pool.device), columns[teacher_id].shape[1])
             if distributed.size() > 1:
                 parts.append(views)  # for the others, too
             else:
-                take(teacher_id, views)
+                columns[teacher_id].copy_(views)
             progress.update(done * len(images) - progress.n)  # what was kept needs no asking
-    for teacher_id, views in enumerate(distributed.gathered(parts)):
-        take(teacher_id, views)
-    if view == "features":
-        said.copy_(added)
+    if distributed.size() > 1:
+        for column, views in zip(columns, distributed.gathered(parts), strict=True):
+            column.copy_(views)
+
+
+def widths_of(pool: TeacherPool, view: str) -> list[int]:
+    """How many numbers `ask_everybody` has of each teacher: its classes, at most `DIRECTIONS`; of features always so many."""
+    return [DIRECTIONS if view == "features" else min(len(row.class_ids), DIRECTIONS) for row in pool.rows]
+
+
+def told(views: Tensor, width: int) -> Tensor:
+    """Views (M, D) as they are where D is `width`; wider ones along the `width` directions in which they differ most.
+
+    Their mean is left out, the directions are half whitened, and each image's numbers have length 1 again: (M, width).
+    Narrower ones are filled up with zeros.
+    """
+    if views.shape[1] <= width:
+        return F.pad(views, (0, width - views.shape[1]))
+    centred = views.float() - views.float().mean(0)
+    leading = half_whitening(centred)[:, -width:]  # the last are those with the largest singular values
+    return F.pad(F.normalize(centred @ leading), (0, width - leading.shape[1])).half()

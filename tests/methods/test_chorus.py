@@ -62,6 +62,16 @@ def test_images_and_targets_that_do_not_fit_into_memory_are_streamed_from_files(
     assert not list(tmp_path.rglob(".room-*"))
 
 
+def test_its_floor_is_a_network_of_random_numbers_that_is_read_as_it_is(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("chorus"), "--run_name", "read"])
+    main.main([*flags_for("chorus"), "--readout", "plain", "--run_name", "plain"])
+    floors = [json.loads((tmp_path / "runs" / name / "result.json").read_text())["yardsticks"] for name in ("read", "plain")]
+    plain, read = "random learner, adapted", "random learner, read the same way"
+    means = [{label: line[label]["cifar100"]["mean"] for label in (plain, read) if label in line} for line in floors]
+    assert means[0].keys() == {plain, read}
+    assert means[1] == {plain: means[0][plain]}
+
+
 def test_a_black_box_is_asked_once_about_every_image_and_its_mirror_image(prepared: Prepared) -> None:
     """The answers, and so the learner, are those of white boxes; the budget limits the images."""
 
