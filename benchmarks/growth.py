@@ -78,6 +78,8 @@ def measured(method: str, teachers: Path, pixels: int, episodes: int, out: Path)
 def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """A panel for each thing that grows and each measure: a curve for each method, both axes logarithmic."""
     measures = {"before": "s before the first iteration", "iteration": "s an iteration", "megabytes": "MB at most"}
+    from matplotlib.ticker import LogLocator, ScalarFormatter  # slow to import
+
     drawn = new_figure(3 * len(MORE), 2.5 * len(measures))
     panels = drawn.subplots(len(measures), len(MORE), sharey="row", squeeze=False)
     for row, (measure, unit) in enumerate(measures.items()):
@@ -88,6 +90,8 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
                 axes.plot([line[thing] for line in some], [line[measure] for line in some], "o-", label=method)
             axes.set(xscale="log", yscale="log", xlabel=thing, ylabel=unit if column == 0 else "")
             axes.set_xticks(MORE[thing], MORE[thing])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.minorticks_off()
     panels[0][0].legend()
     with atomic_path(path) as temporary:
