@@ -1,8 +1,8 @@
 """What grows with what: `python -m benchmarks.growth [--only METHOD ...] [--out FOLDER]`.
 
 Short runs of each method with stand-in teachers, drawn and never trained: of one thing after another there is more (teachers,
-classes, pixels, episodes of an update), and the rest stays. A line shows what a run took before its first iteration, what an
-iteration takes, and the most memory that the process held. growth.json and growth.png stand in the folder. Steps and images
+classes, pixels, episodes of an update), and the rest stays. A line shows what a run took until its first iteration was done,
+what another takes, and the most memory that the process held. growth.json and growth.png stand in the folder. Steps and images
 are few: what counts is how a column grows, not how large it is.
 """
 
@@ -59,7 +59,7 @@ def stand_ins(folder: Path, teachers: int, classes: int, pixels: int) -> Path:
 
 
 def measured(method: str, teachers: Path, pixels: int, episodes: int, out: Path) -> dict[str, float]:
-    """Seconds before the first iteration and of one, and the most memory in MB. Raises `UserError` where the run fails."""
+    """Seconds to the end of the first iteration, of another, and the most memory in MB. `UserError` for a run that fails."""
     flags = METHODS[method].format(updates=UPDATES * episodes)
     place = f"--teachers {teachers} --image_size {pixels} --episode_batch {episodes} --out {out} --run_name mine"
     command = [sys.executable, "main.py", "--method", method, *f"{FEW} {flags} {place}".split()]
@@ -72,12 +72,12 @@ def measured(method: str, teachers: Path, pixels: int, episodes: int, out: Path)
             raise UserError(f"{' '.join(command)} failed: {said.read()[-1000:]}")
     ends = [line["seconds"] for line in read_metrics(out / "mine" / "metrics.jsonl")]
     pace = median(after - before for before, after in pairwise(ends))
-    return {"before": max(0.0, ends[0] - pace), "iteration": pace, "megabytes": used.ru_maxrss / 1024}
+    return {"first": ends[0], "iteration": pace, "megabytes": used.ru_maxrss / 1024}
 
 
 def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """A panel for each thing that grows and each measure: a curve for each method, both axes logarithmic."""
-    measures = {"before": "s before the first iteration", "iteration": "s an iteration", "megabytes": "MB at most"}
+    measures = {"iteration": "s an iteration", "megabytes": "MB at most"}
     from matplotlib.ticker import LogLocator, ScalarFormatter  # slow to import
 
     drawn = new_figure(3 * len(MORE), 2.5 * len(measures))
@@ -89,7 +89,8 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
                 some = [line for line in lines if line["method"] == method and line["grows"] == thing]
                 axes.plot([line[thing] for line in some], [line[measure] for line in some], "o-", label=method)
             axes.set(xscale="log", yscale="log", xlabel=thing, ylabel=unit if column == 0 else "")
-            axes.set_xticks(MORE[thing], MORE[thing])
+            values = sorted({line[thing] for line in lines if line["grows"] == thing})
+            axes.set_xticks(values, values)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.minorticks_off()
@@ -123,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             line["grows"],
             str(line[line["grows"]]),
             line["method"],
-            *(f"{line[key]:.3g}" for key in ("before", "iteration", "megabytes")),
+            *(f"{line[key]:.3g}" for key in ("first", "iteration", "megabytes")),
         ]
         for line in lines
     ]
-    print(table(["more", "", "method", "before, s", "iteration, s", "MB"], rows))
+    print(table(["more", "", "method", "first, s", "iteration, s", "MB"], rows))
 
 
 if __name__ == "__main__":

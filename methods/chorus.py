@@ -27,7 +27,7 @@ from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent, Loss
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.settings import Setting
-from methods.memory.sources import AT_ONCE, NOT_DATA_FREE, Sources, add_source_flags, finish_sources
+from methods.memory.sources import NOT_DATA_FREE, Sources, add_source_flags, at_once, finish_sources
 from methods.metalearners.learner import LearnerSpec
 from methods.services.black_box import add_black_box_flags
 from methods.services.meter import Meter
@@ -59,7 +59,7 @@ class Chorus(FewShotMethod):
             self.images = room_for((self.views * self.count, 3, size, size), torch.uint8, self.device, args.out)
             self.sources.draw(self.images[: self.count])
             if self.views == 2:
-                for some, mirrored in zip(*(half.split(AT_ONCE) for half in self.images.split(self.count)), strict=True):
+                for some, mirrored in zip(*(half.split(at_once(size)) for half in self.images.split(self.count)), strict=True):
                     mirrored.copy_(some.flip(-1))
         with self.clock("asking"):
             meter = self.meter.keep(folder)

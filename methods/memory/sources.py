@@ -31,8 +31,13 @@ FREE: dict[str, Drawer] = {"natural": natural_images, "procedural": procedural_i
 INVERTED = ("pixel", "generator")  # look into teachers
 SOURCES = (*FREE, *INVERTED, "real")
 NOT_DATA_FREE = {"real": "distilled on real images", "photos": "distilled on crops of two photographs"}
-AT_ONCE = 1000  # images drawn together
+AT_ONCE = 1000  # images of up to 84 pixels that are drawn together
 GENERATOR_LR, LATENT_LR = 5e-3, 1e-2
+
+
+def at_once(size: int) -> int:
+    """How many images of a size are drawn together: what is drawn on the way is many times as large."""
+    return max(1, min(AT_ONCE, AT_ONCE * 84**2 // size**2))
 
 
 class Sources:
@@ -53,7 +58,7 @@ class Sources:
     def _fill(self, source: str, images: Tensor) -> None:
         if source in FREE:
             with seed.kept(self._seed(source)):
-                for part in images.split(AT_ONCE):
+                for part in images.split(at_once(self.spec.image_size)):
                     part.copy_(to_uint8(FREE[source](len(part), self.spec.image_size, self.teachers.device)))
         else:
             images.copy_(self._real(len(images)) if source == "real" else self._inverted(source, len(images)))
