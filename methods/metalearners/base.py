@@ -49,7 +49,11 @@ class Metalearner:
         self.at_once: int | None = None  # episodes that fit into memory together; unknown until some did not
         self.inductive = inductive
         self.readout = PLAIN
-        self._piece = Compiled(type(self)._mapped_gradient, compiler) if compiler else type(self)._mapped_gradient
+        self._piece = (
+            Compiled(type(self)._mapped_gradient, compiler, "the outer step (--compile off does without)")
+            if compiler
+            else type(self)._mapped_gradient
+        )
 
     @property
     def compiled(self) -> bool:
