@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from methods.teachers import task_groups
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.task_groups import GROUPINGS, dissimilarity, mean_between, show_groups
 
@@ -31,6 +32,14 @@ def test_layers_that_one_of_a_pair_lacks_are_left_out() -> None:
     assert torch.allclose(matrix[0], first[0], atol=1e-9)
     assert float((matrix[1, 2] - first[1, 2]).abs()) > 1e-4
     assert not matrix.isnan().any()
+
+
+def test_a_large_pool_is_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    places = [[torch.rand(4), torch.rand(6)] for _ in range(5)]
+    whole = dissimilarity(places)
+    monkeypatch.setattr(task_groups, "NUMBERS_AT_ONCE", 50)  # two rows at a time of one layer, one of the other
+    assert torch.allclose(dissimilarity(places), whole, rtol=1e-12)
 
 
 def two_kinds() -> torch.Tensor:
