@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -41,18 +42,16 @@ Flags = Callable[..., list[str]]
 # ---------------------------------------------------------------- every method, one after another
 
 
-@pytest.mark.parametrize(
-    ("scenario", "shot"),
-    [
-        (["--dataset", "cifar100"], "1"),
-        (["--dataset", "cifar100"], "5"),
-        (["--dataset", "mix"], "1"),
-        pytest.param(["--pre_backbone", "mix"], "1", marks=pytest.mark.slow),
-        pytest.param(["--dataset", "mix"], "5", marks=pytest.mark.slow),
-        pytest.param(["--pre_backbone", "mix"], "5", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize("method", methods_of("few_shot"))
+def scenarios() -> Iterator[Any]:
+    """Every few-shot method with one image set, with three, and with teachers of several architectures, 1 and 5 shots."""
+    for method, flag, shot in itertools.product(methods_of("few_shot"), ("--dataset", "--pre_backbone"), ("1", "5")):
+        mixed = [] if (method, flag, shot) == ("free", "--dataset", "1") else [pytest.mark.slow]
+        yield pytest.param(method, [flag, "mix"], shot, marks=mixed)
+        if flag == "--dataset":
+            yield pytest.param(method, [flag, "cifar100"], shot)
+
+
+@pytest.mark.parametrize(("method", "scenario", "shot"), scenarios())
 def test_every_method_in_every_scenario(method: str, scenario: list[str], shot: str, flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for(method), *scenario, "--num_sup_train", shot])
     run = only_run(tmp_path)
