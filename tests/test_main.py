@@ -295,7 +295,17 @@ def killed_when_saved(times: int) -> None:
     Training.save = save_and_die  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).STATE])
+KILLED_DAILY = ("free", "purer", "bidf_mkd", "chorus", "fast_meta")  # the others are slow rows
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in KILLED_DAILY else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+        if get_method(name).STATE
+    ],
+)
 def test_a_killed_run_goes_on_bit_for_bit(
     method: str, flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from examples import curves
 from utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_a_line_for_each_method_and_a_point_for_each_run(flags_for: Callable[..., list[str]], tmp_path: Path) -> None:
     for number in ("32", "48"):
         main.main([*flags_for("chorus"), "--black_box", "--num_images", number, "--run_name", f"chorus-{number}"])

@@ -23,6 +23,7 @@ def test_pairs_share_as_many_classes_as_asked() -> None:
         heterogeneity.pair_of_classes(split, 8, 1, repeat=0)
 
 
+@pytest.mark.slow
 def test_the_study_ends_with_a_table_and_a_picture(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = f"""
         --data_root {data_root} --image_size 16 --out {tmp_path} --way 3 --overlaps 0 3 --architectures conv4 resnet10
