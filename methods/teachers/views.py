@@ -102,7 +102,9 @@ def ask_everybody(pool: TeacherPool, view: str, images: Tensor, said: Tensor, ke
 
         for done, teacher_id in enumerate(mine, start=1):
             key: list[Any] = [digest, pool.fingerprint_of(teacher_id), view, vars(pool.api)]
-            views = told(kept(".asked", key, number, partial(ask, teacher_id)).to(pool.device), columns[teacher_id].shape[1])
+            views = in_directions(
+                kept(".asked", key, number, partial(ask, teacher_id)).to(pool.device), columns[teacher_id].shape[1]
+            )
             if distributed.size() > 1:
                 parts.append(views)  # for the others, too
             else:
@@ -118,7 +120,7 @@ def widths_of(pool: TeacherPool, view: str) -> list[int]:
     return [DIRECTIONS if view == "features" else min(len(row.class_ids), DIRECTIONS) for row in pool.rows]
 
 
-def told(views: Tensor, width: int) -> Tensor:
+def in_directions(views: Tensor, width: int) -> Tensor:
     """Views (M, D) as they are where D is `width`; wider ones along the `width` directions in which they differ most.
 
     Their mean is left out, the directions are half whitened, and each image's numbers have length 1 again: (M, width).

@@ -36,5 +36,6 @@ def test_calls_go_on_until_all_is_there(tmp_path: Path, capsys: pytest.CaptureFi
     kept = json.loads((tmp_path / "work" / "card.json").read_text())["measured"]
     assert "all is there" in shown
     assert all("seconds" in kept[job.name] for job in card.jobs(True)), kept
+    assert 0 <= kept["FREE"]["glyphs"] <= 1  # its number
     assert kept["PURER-Plus"]["whole"] > 0
     assert "reckoned from 10 of 20 iterations" in shown

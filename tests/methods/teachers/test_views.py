@@ -10,7 +10,7 @@ from methods.services.remote import RemoteModel
 from methods.services.servers import Asking
 from methods.teachers.manifest import TeacherRow
 from methods.teachers.pool import TeacherPool
-from methods.teachers.views import DIRECTIONS, SHOWN_AT_ONCE, calls_for, shown_at_once, told, widths_of
+from methods.teachers.views import DIRECTIONS, SHOWN_AT_ONCE, calls_for, in_directions, shown_at_once, widths_of
 
 
 def pool_of(size: int, listed: Listed | None = None) -> TeacherPool:
@@ -30,8 +30,8 @@ def test_a_teacher_of_few_classes_is_told_as_it_is() -> None:
     assert widths_of(pool_of(32), "answers") == [2]
     assert widths_of(pool_of(32), "features") == [DIRECTIONS]
     views = torch.rand(6, 2)
-    assert torch.equal(told(views, 2), views)
-    assert torch.equal(told(views, 4), torch.cat([views, torch.zeros(6, 2)], 1))
+    assert torch.equal(in_directions(views, 2), views)
+    assert torch.equal(in_directions(views, 4), torch.cat([views, torch.zeros(6, 2)], 1))
 
 
 def test_a_wide_one_is_told_along_the_directions_in_which_it_differs_most() -> None:
@@ -40,7 +40,7 @@ def test_a_wide_one_is_told_along_the_directions_in_which_it_differs_most() -> N
     common = torch.rand(1, 40)  # what all images have in common is left out
     views = 5 * common + torch.randn(30, 3) @ torch.diag(torch.tensor([8.0, 4.0, 2.0])) @ torch.randn(3, 40)
     views += 1e-3 * torch.randn(30, 40)
-    found = told(views, 3).float()
+    found = in_directions(views, 3).float()
     u, s, _ = torch.linalg.svd((views - views.mean(0)).double(), full_matrices=False)
     wanted = u[:, :3] * (s[:3] / (s[:3] + s[0] / 1000).sqrt())
     wanted = (wanted / wanted.norm(dim=1, keepdim=True)).float()
