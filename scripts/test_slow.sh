@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/test.sh -m slow "$@"
-ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default bash scripts/test.sh tests/methods tests/models tests/test_main.py \
-    -k "not commands and not serve and not services and not zoo" "$@"
+ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default bash scripts/test.sh tests/methods tests/models tests/reference \
+    tests/test_main.py::test_every_method_in_every_scenario tests/test_main.py::test_a_killed_run_goes_on_bit_for_bit \
+    --ignore tests/methods/runs -k "not services and not zoo" "$@"

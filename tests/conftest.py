@@ -29,6 +29,7 @@ import pretrain
 from datasets.registry import CIFAR, MIX, SPECS, DatasetSpec
 from datasets.split import load_split
 from methods import get_method, methods_of
+from methods.metalearners import readout
 from methods.runs.arguments import experiment_of
 from methods.teachers.manifest import TeacherRow, write_manifest
 from methods.teachers.teacher import ImageForm, Teacher
@@ -74,6 +75,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(int(THREADS))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_probes() -> None:
+    readout.PROBES = 300
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,6 +62,20 @@ def half_whitening(embeddings: Tensor) -> Tensor:
     return (vectors * (singular + FLOOR * singular[-1]).rsqrt()).to(embeddings.dtype)
 
 
+@lru_cache(maxsize=1)  # drawing them takes longer than looking at them
+@torch.no_grad()
+def probes(count: int, size: int, device: torch.device) -> Tensor:
+    """The uint8 images (count, 3, size, size) of nobody that every learner's read-out is fitted to."""
+    natural = count * 2 // 3
+    with seed.kept(0):
+        parts = [
+            to_uint8(make(len(some), size, device))
+            for make, share in ((natural_images, natural), (procedural_images, count - natural))
+            for some in torch.arange(share).split(AT_ONCE)
+        ]
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def fit_readout(words: Sequence[str], embed: Embedding, size: int, device: torch.device, flip: bool = True) -> Readout:
     """The read-out that `words` (of `READOUTS`) name, for an embedding of uint8 images (B, C, size, size).
@@ -70,10 +85,5 @@ def fit_readout(words: Sequence[str], embed: Embedding, size: int, device: torch
     readout = Readout(mirror=True) if "mirror" in words and flip else PLAIN
     if "whitened" not in words:
         return readout
-    with seed.kept(0):  # the same images for every learner
-        parts = [
-            to_uint8(make(len(some), size, device))
-            for make, count in ((natural_images, PROBES * 2 // 3), (procedural_images, PROBES - PROBES * 2 // 3))
-            for some in torch.arange(count).split(AT_ONCE)
-        ]
-    return Readout(readout.mirror, half_whitening(torch.cat([readout(embed, some) for some in parts])))
+    embeddings = [readout(embed, some) for some in probes(PROBES, size, device).split(AT_ONCE)]
+    return Readout(readout.mirror, half_whitening(torch.cat(embeddings)))

@@ -9,17 +9,11 @@ import torch.nn.functional as F
 
 import main
 from methods.chorus import Chorus
-from methods.metalearners import readout
 from utils import room
 from utils.errors import UserError
 from utils.images import to_float
 
 Flags = Callable[..., list[str]]
-
-
-@pytest.fixture(autouse=True)
-def _few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "PROBES", 300)
 
 
 Prepared = Callable[..., Chorus]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 import main
 from datasets.image_files import read_images
-from methods.metalearners import readout
 from methods.metalearners.readout import FLOOR, PLAIN, Readout, fit_readout, half_whitening
 from methods.runs.classifier import FewShotClassifier
 from methods.runs.predict import labelled_below
@@ -18,11 +17,6 @@ from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
 Flags = Callable[..., list[str]]
-
-
-@pytest.fixture(autouse=True)
-def _few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "PROBES", 300)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 6), (6, 40)])
