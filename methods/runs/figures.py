@@ -26,6 +26,7 @@ PLACES = {
     "--out",
     "--run_name",
     "--seed",
+    "--seeds",
     "--threads",
     "--device",
     "--data_root",
