@@ -183,7 +183,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("python -m benchmarks.card", description=__doc__)
     parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="where image lists and teachers are")
     parser.add_argument("--work", type=Path, default=Path("runs/card"), help="the folder of its runs and of card.json")
-    parser.add_argument("--minutes", type=cli.rate, default=9.0, help="how long this call may work")
+    parser.add_argument(
+        "--minutes", type=cli.rate, default=9.0, help="how long this call may work: borrowed cards are had for some"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny runs on letters, to see that everything works")
     cli.add_machine_flags(parser)
     args: argparse.Namespace = parser.parse_args(None if argv is None else cli.underscored(argv))

@@ -28,7 +28,6 @@ class DatasetSpec:
     pretrain_epochs: int = 60
     flip: bool = True  # whether a mirrored image is still an image of its class
     recolour: bool = False  # whether colours mean nothing
-    channels: int = 3
     task: str = "few_shot"
     root: Path | None = None  # of the images of a set of the user's own, which does not lie below the data root
 

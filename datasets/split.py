@@ -87,20 +87,20 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     paths = [path_below(root, name, source) for name in table.filename]
     class_names, labels = np.unique(table.label, return_inverse=True)
     fingerprint = _fingerprint(root, paths, source)
-    images = channels_last(_decode_cached(paths, fingerprint, size, spec.channels, csv_path(spec, split, data_root)))
+    images = channels_last(_decode_cached(paths, fingerprint, size, csv_path(spec, split, data_root)))
     return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
 
 
-def _decode_cached(paths: list[Path], fingerprint: str, size: int, channels: int, csv: Path) -> torch.Tensor:
+def _decode_cached(paths: list[Path], fingerprint: str, size: int, csv: Path) -> torch.Tensor:
     cache = csv.with_name(f".{csv.stem}.{size}px.pt")
     if cache.is_file():
         with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged cache is only a cache
             content = checkpoint.load(cache)
-            images, shape = content["images"], (len(paths), channels, size, size)
+            images, shape = content["images"], (len(paths), 3, size, size)
             if content["fingerprint"] == fingerprint and images.dtype == torch.uint8 and images.shape == shape:
                 return images
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda path: decode(path, size, channels), paths)
+        decoded = pool.map(lambda path: decode(path, size), paths)
         progress = Progress(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
         images = torch.from_numpy(np.stack(list(progress)))  # (N, C, S, S)
     with contextlib.suppress(OSError):  # a read-only data folder works, only slower

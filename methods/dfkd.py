@@ -8,8 +8,8 @@ Deviations
 ----------
 From the released code:
 - A generator is trained against the student. The code passes the teacher in its place, so that its adversarial term is 0.
-- Generator and student differ in the sign of one divergence, at one temperature, `--T`. The scripts of DAFL, ZSKT and DFQ type
-  `--T 20` and their code never reads it: the default here is the 1 that it computes with.
+- Generator and student differ in the sign of one divergence. Of DAFL, ZSKT and DFQ its temperature is 1, whatever `--T` says:
+  their scripts type `--T 20`, which their code never reads.
 - DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.terms.jensen_shannon`).
 - DeepInversion keeps the images of its best step; the code's are those after the last one. Its divergence is clamped to .01
   to .99 there.
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.distillation.divergences import kl_divergence
 from methods.experiments.data_free import SHORT, DataFreeDistillation, PooledDistillation
 from methods.experiments.settings import Setting
 from methods.experiments.whole_class import StudentSpec
@@ -71,13 +72,16 @@ class Generative(DataFreeDistillation):
     def generator_loss(self, images: Tensor) -> Tensor:
         return inversion_loss(self.weights, self.teacher, images, None, self.student.logits, self.contest)
 
+    def difference(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return kl_divergence(teacher_logits, student_logits)
+
     def contest(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """-D(s, t): the generator works against the student."""
         return -self.difference(student_logits, teacher_logits)
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
         super().__init__(args, teachers, spec)
-        self.generator = Generator(spec.image_size, spec.dataset.channels, self.LATENT).to(self.device)
+        self.generator = Generator(spec.image_size, latent_dim=self.LATENT).to(self.device)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), args.lr_g, betas=BETAS)
 
 
@@ -119,7 +123,7 @@ class DeepInversion(PooledDistillation):
     }
     SETTINGS = (Setting({"g_steps": 10}, {"lr_g": 1.0, "kd_steps": 200, "ep_steps": 200}),)
     QUICK: ClassVar[dict[str, Any]] = SHORT | {"kd_steps": 40, "g_steps": 100}
-    READS: ClassVar[tuple[str, ...]] = ("cmi_init",)
+    READS: ClassVar[tuple[str, ...]] = ("T", "cmi_init")
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         labels = self.draw_labels().to(self.device)
@@ -149,7 +153,7 @@ class CMI(PooledDistillation):
     SETTINGS = (Setting({"g_steps": 5}, {"cr": 0.0}),)
     QUICK: ClassVar[dict[str, Any]] = SHORT | {"kd_steps": 40, "g_steps": 50}
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "contrast")
-    READS: ClassVar[tuple[str, ...]] = ("cr", "cr_T", "cmi_init")
+    READS: ClassVar[tuple[str, ...]] = ("T", "cr", "cr_T", "cmi_init")
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         labels, beside = self.draw_labels(), list(self.contrast.head.parameters())

@@ -64,7 +64,7 @@ class Fast(PooledDistillation):
         "epochs": 24, "warmup": 4, "kd_steps": 40, "synthesis_batch_size": 256, "lr": 0.1,
     }  # fmt: skip
     STATE: ClassVar[tuple[str, ...]] = (*PooledDistillation.STATE, "generator", "statistics")
-    READS: ClassVar[tuple[str, ...]] = ("lr_z", "bn_mmt", "cmi_init")
+    READS: ClassVar[tuple[str, ...]] = ("T", "lr_z", "bn_mmt", "cmi_init")
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         found = self.invert(self.draw_labels(), self.loss_at(iteration))
@@ -90,7 +90,7 @@ class Fast(PooledDistillation):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
         super().__init__(args, teachers, spec)
         self.statistics = MomentumStatistics(args.bn_mmt, self.device)
-        self.generator = Generator(spec.image_size, spec.dataset.channels).to(self.device)
+        self.generator = Generator(spec.image_size).to(self.device)
         self.descent = Descent(args.g_steps, args.lr_g, args.lr_z, precision=args.precision)
 
     @staticmethod

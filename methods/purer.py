@@ -82,7 +82,7 @@ class PURER(FewShotMethod):
         with self.clock("generation"):
             sampled = self.teachers.sample(args.candidate_size or len(self.teachers))
             teachers = [teacher.unmasked for teacher in sampled]  # a spare output counts in the cross entropy, too
-            gradient, inversion_loss = pixels.gradient(teachers, self.loss, self.together)
+            gradient, inverted = pixels.gradient(teachers, self.loss, self.together)
             harder = self.switch.on  # for the learner
             if harder:
                 gradient -= args.adv_scale * torch.autograd.grad(self.outer.loss(self.draw(1)), pixels.values)[0]
@@ -92,7 +92,7 @@ class PURER(FewShotMethod):
                 episodes = self.draw(args.episode_batch)
             loss, accuracy = self.outer.step(episodes)
         self.switch.note(iteration + 1, accuracy)
-        return {"inversion_loss": inversion_loss, "loss": loss, "accuracy": accuracy, "harder": float(harder)}
+        return {"inversion_loss": inverted, "loss": loss, "accuracy": accuracy, "harder": float(harder)}
 
     def loss(self, teacher: Teacher, pixels: Tensor, labels: Tensor) -> Tensor:
         """CE(t(x), y) + tv * TV(x) + l2 * ||x|| + bn * BN of the jittered pixels x of one teacher's classes."""

@@ -196,7 +196,11 @@ class TEAPOT(FewShotMethod):
         group.add_argument(
             "--scheduleWeight", "--schedule_weight", dest="schedule_weight", action="store_true", help="learn whom to ask"
         )
-        group.add_argument("--candidate_size", type=cli.count, help="teachers of whom a round's are drawn (default: all)")
+        group.add_argument(
+            "--candidate_size",
+            type=cli.count,
+            help="of --scheduleWeight: teachers to choose from (default: all)",
+        )
         group.add_argument(
             "--Slr", "--policy_lr", dest="policy_lr", type=cli.rate, default=0.1, help="rate of the policy (Adam)"
         )

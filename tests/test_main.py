@@ -25,7 +25,7 @@ from methods.runs.training import Training
 from utils import checkpoint, cli
 from utils.errors import UserError
 from utils.images import shown_in_rows
-from utils.run_log import read_metrics
+from utils.run_log import RunLog, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = pd.read_csv(ROOT / "tests" / "commands.tsv", sep="\t").command.tolist()
@@ -138,8 +138,27 @@ def test_seeds_go_on_where_they_were(flags_for: Flags, tmp_path: Path, capsys: p
     assert before == {path: path.read_bytes() for path in before}
     assert (runs[1] / "result.json").is_file()
     assert [line["iteration"] for line in read_metrics(runs[1] / "metrics.jsonl")] == [1, 2]
+    main.main([*flags, "--seeds", "3", "5", "7", "--dry_run"])
+    assert capsys.readouterr().out.count("is finished") == 3
     with pytest.raises(UserError, match=r"mine-seed3 is a run with another --inner_lr: choose another --run_name"):
         main.main([*flags, "--seeds", "3", "--inner_lr", "0.5"])
+
+
+def test_a_run_that_somebody_works_in_is_not_replaced(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("real"), "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    with RunLog(run).alone(), pytest.raises(UserError, match="another process works in"):
+        main.main([*flags_for("real"), "--run_name", "mine", "--overwrite"])
+    assert (run / "best.pt").is_file()
+
+
+def test_a_damaged_line_of_metrics_stops_no_evaluation(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("real"), "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "lo')
+    main.main(["--evaluate", str(run), "--num_sup_test", "2"])
+    assert (run / "evaluate-3w2s.json").is_file()
 
 
 def test_an_attempt_that_fails_leaves_no_folder(flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +249,18 @@ def test_the_judge_draws_its_picture(flags_for: Flags, tmp_path: Path) -> None:
     assert list((run / "images").glob("recovered_*.png"))
 
 
+def test_what_cannot_be_judged_is_refused_before_the_training(flags_for: Flags, data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="chorus recovers no images"):
+        main.main([*flags_for("chorus"), "--judge"])
+    pool = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px"
+    listed = pd.read_csv(pool / "teachers.csv").drop(columns="dataset")
+    listed["path"] = [str(pool / path) for path in listed.path]
+    listed.to_csv(tmp_path / "zoo.csv", index=False)
+    with pytest.raises(UserError, match="name the set in the list's column dataset"):
+        main.main([*flags_for("free"), "--teachers", str(tmp_path / "zoo.csv"), "--judge"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_judge_sees_the_same_images_again(flags_for: Flags, tmp_path: Path) -> None:
     """--evaluate must judge what the run recovers, not what an untrained generator makes."""
     main.main([*flags_for("free"), "--judge"])
@@ -255,6 +286,8 @@ def test_the_ceiling_appears_once_it_was_measured(flags_for: Flags, tmp_path: Pa
     assert "one classifier of all real classes (ceiling)" in told
     main.main([*flags_for("random"), "--episode_test", "7"])  # another exam
     assert "(ceiling)" not in capsys.readouterr().out
+    main.main([*flags_for("random"), "--inductive"])  # another way of being examined
+    assert "real data (ceiling)" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- stopping, resuming, evaluating
@@ -344,9 +377,15 @@ def test_a_polite_stop_leaves_a_checkpoint(flags_for: Flags, tmp_path: Path, wai
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["utils.cli.prepare_machine", "methods.chorus.Chorus.prepare"])
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ("utils.cli.prepare_machine", "stopped"),
+        ("methods.chorus.Chorus.prepare", "stopped before the first iteration; nothing is left of this run"),
+    ],
+)
 def test_a_stop_before_the_first_iteration_leaves_nothing(
-    moment: str, number: int, flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path
+    moment: str, told: str, number: int, flags_for: Flags, in_a_child: Callable[..., int], tmp_path: Path
 ) -> None:
     """While teachers are read, or images made: one sentence, and no folder that blocks the name."""
 
@@ -354,7 +393,7 @@ def test_a_stop_before_the_first_iteration_leaves_nothing(
         pytest.MonkeyPatch().setattr(moment, lambda *_: os.kill(os.getpid(), number))
 
     assert in_a_child([*flags_for("chorus"), "--run_name", "mine"], signalled_there) == 130
-    assert (tmp_path / "said").read_text() == "stopped before the first iteration; nothing is left of this run\n"
+    assert (tmp_path / "said").read_text() == f"{told}\n"
     assert not (tmp_path / "runs" / "mine").exists()
 
 
@@ -438,7 +477,7 @@ def test_evaluate_again_at_another_way_and_shot(flags_for: Flags, tmp_path: Path
     main.main(["--evaluate", str(run), "--way_test", "5", "--num_sup_test", "2", "--episode_test", "3"])
     main.main(["--evaluate", str(run), "--episode_test", "2"])
     assert len(json.loads((run / "evaluate-3w1s.json").read_text())["episodes"]["cifar100"]) == 2
-    assert json.loads((run / "evaluate-3w1s-1.json").read_text()) == again  # nothing is overwritten
+    assert json.loads((run / "earlier-evaluate-3w1s-1.json").read_text()) == again  # nothing is overwritten
     other = json.loads((run / "evaluate-5w2s.json").read_text())
     assert "class means" in other["head"]
     assert len(other["episodes"]["cifar100"]) == 3

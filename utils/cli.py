@@ -142,7 +142,6 @@ def exit_with_message(work: Callable[[], None]) -> None:
     """Run `work`; turn a `UserError` into one line on stderr and exit status 2, being stopped into status 130.
 
     So is what the operating system refuses (a full disk, a file without permission); what was whole before is whole still.
-    A stop that `work` does not answer itself came before there was anything to go on with.
     """
     interruptible()
     try:
@@ -154,7 +153,7 @@ def exit_with_message(work: Callable[[], None]) -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped before the first iteration; nothing is left of this run", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -166,7 +165,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<card>"),
         group.add_argument("--gpu", type=whole(0), help="use the k-th card of --multigpu (without it: card k)"),
         group.add_argument("--multigpu", help="comma-separated cards that may be used, as the papers' scripts type it"),
-        group.add_argument("--threads", type=whole(0, MOST_THREADS), default=0, help="CPU threads; 0 leaves it to PyTorch"),
+        group.add_argument("--threads", type=whole(0, MOST_THREADS), default=0, help="CPU threads; 0: OMP_NUM_THREADS, or all"),
         group.add_argument("--tf32", action="store_true", help="let a card round what it multiplies to 10 bits, and be faster"),
         group.add_argument("--deterministic", action="store_true", help="let a card compute alike each time, and be slower"),
     )
@@ -235,7 +234,7 @@ def prepare_machine(args: argparse.Namespace) -> torch.device:
     if args.threads:
         torch.set_num_threads(args.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     device = select_device(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)

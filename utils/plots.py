@@ -1,6 +1,5 @@
 """Plots of a run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -73,16 +72,18 @@ def draw_validations(
         axes.fill_between(places, below, above, alpha=0.2)
 
 
-def draw_curve(metrics: Path, target: Path) -> None:
-    """Draw the validation accuracy over the minutes of a run, with its 95 % band; nothing where there was none."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+def draw_curve(lines: Sequence[Mapping[str, float]], title: str, target: Path) -> None:
+    """Draw the validation accuracy over the minutes of a run, with its 95 % band; nothing where there was none.
+
+    lines: those of its metrics.jsonl.
+    """
     validations = [line for line in lines if "val" in line]
     if not validations:
         return
     figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
     draw_validations(axes, validations, "seconds", "")
-    axes.set(xlabel="minutes", ylabel="accuracy in %", title=metrics.parent.name)
+    axes.set(xlabel="minutes", ylabel="accuracy in %", title=title)
     axes.grid(alpha=0.3)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -55,7 +55,8 @@ class RunLog:
         if overwrite and folder.exists():
             if not (folder / "args.json").is_file():
                 raise UserError(f"--overwrite: {folder} is no run directory, and was left as it is")
-            shutil.rmtree(folder)
+            with locked(folder):
+                shutil.rmtree(folder)
         while True:
             try:
                 folder.mkdir(parents=True)
@@ -122,10 +123,10 @@ class RunLog:
         checkpoint.save(content, self.folder / name)
 
     def result(self, content: Mapping[str, Any], name: str) -> None:
-        """Write <name>.json; one that is there already is kept as <name>-1.json, or the next free number."""
+        """Write <name>.json; one that is there already is kept as earlier-<name>-1.json, or the next free number."""
         path, number = self.folder / f"{name}.json", 1
         if path.exists():
-            while (kept := self.folder / f"{name}-{number}.json").exists():
+            while (kept := self.folder / f"earlier-{name}-{number}.json").exists():
                 number += 1
             path.rename(kept)
         write_text(path, json.dumps(content, indent=2) + "\n")
@@ -163,6 +164,8 @@ class RunLog:
             if new and not worth:
                 self.close()
                 shutil.rmtree(self.folder, ignore_errors=True)
+                if isinstance(reason, KeyboardInterrupt):
+                    raise Stopped("stopped before the first iteration; nothing is left of this run") from None
             raise
 
 

@@ -1,1 +1,1 @@
-"""How good a learner is: few-shot accuracy, the floors below it, a judge of pseudo-images; and ICFIL, learning while tested."""
+"""How good a learner is: few-shot accuracy, the floors below it, a judge of pseudo-images."""

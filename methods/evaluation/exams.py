@@ -1,5 +1,6 @@
 """Few-shot accuracy of a learner on fixed episodes of real images."""
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +34,14 @@ class Exam:
     @cached_property
     def indices(self) -> Indices:
         return fixed_episodes(self.split, self.shape, self.count, f"{self.spec.name} {self.split_name}")
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the exam: its images and its episodes."""
+        digest = hashlib.sha256(repr(self.shape).encode())
+        for part in (self.split.images, *self.indices):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
 
 
 @torch.no_grad()

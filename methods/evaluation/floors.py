@@ -1,6 +1,5 @@
 """The floors that every result stands on: chance, raw pixels, frozen teachers, a learner that was never trained."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -91,22 +90,6 @@ def read_out_score(pool: TeacherPool, exam: Exam, view: str, words: Sequence[str
     return Score(torch.stack(scores).mean(0).tolist())
 
 
-def exam_key(exam: Exam) -> list[object]:
-    """What identifies an exam: its images and its episodes."""
-    shape = exam.shape
-    listed = hashlib.sha256(exam.split.images.numpy().tobytes()).hexdigest()
-    return [
-        exam.spec.name,
-        exam.split_name,
-        listed,
-        exam.image_size,
-        shape.way,
-        shape.shot,
-        shape.query,
-        exam.count,
-    ]
-
-
 def floors(
     exams: Sequence[Exam],
     learner: Learner,
@@ -137,7 +120,7 @@ def floors(
                 scores[RANDOM_READ] = examine(untrained, metalearner, exam, steps)
             return {label: list(score.values) for label, score in (scores | _frozen(exam, pool, inside)).items()}
 
-        key = [exam_key(exam), asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api)]
+        key = [exam.digest, asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api)]
         for label, values in kept(".floors", key, seed_value, compute).items():
             lines.setdefault(label, {})[exam.spec.name] = Score(values)
     return lines

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.registry import DatasetSpec, get_spec
-from datasets.split import ImageSplit, load_split
+from datasets.registry import SPECS, DatasetSpec, get_spec
+from datasets.split import ImageSplit, csv_path, load_split
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.teachers.pool import TeacherPool
 from methods.teachers.pretraining import Recipe, train_teacher
@@ -86,8 +86,15 @@ def judge(
     return torch.cat(hits), Grid(torch.cat(tiles), 12, shows)
 
 
-def check_named(pool: TeacherPool, teacher_ids: Sequence[int]) -> None:
-    """Raise `UserError` where a teacher's classes have no names by which real images could be found."""
-    nameless = next((row for row in (pool.rows[i] for i in teacher_ids) if not row.class_names), None)
-    if nameless is not None:
-        raise UserError(f"--judge needs the names of the teachers' classes; {nameless.path} has only numbers (--class_order)")
+def check_judged(pool: TeacherPool, data_root: Path) -> None:
+    """Raise `UserError` where no real images can tell what a teacher's recovered images should show."""
+    if not len(pool):
+        raise UserError("--judge looks at images recovered from teachers, and this method has none")
+    for row in pool.rows:
+        if row.dataset not in SPECS or not csv_path(SPECS[row.dataset], "meta_train", data_root).is_file():
+            raise UserError(
+                f"--judge needs the real images that a teacher was trained on: those of {row.path} ({row.dataset}) are no "
+                f"image set below {data_root}; leave it out, or name the set in the list's column dataset ({', '.join(SPECS)})"
+            )
+        if not row.class_names:
+            raise UserError(f"--judge needs the names of the teachers' classes; {row.path} has only numbers (--class_order)")

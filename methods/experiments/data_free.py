@@ -118,7 +118,7 @@ class PooledDistillation(DataFreeDistillation):
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
         super().__init__(args, teachers, spec)
         size = spec.image_size
-        self.images = ImagePool(size, self.device, args.pool_on_device, spec.dataset.channels)
+        self.images = ImagePool(size, self.device, args.pool_on_device)
         if args.cmi_init:
             self.images.add(to_float(read_images(images_of(args.cmi_init), size).to(self.device)))
 
@@ -135,13 +135,13 @@ class PooledDistillation(DataFreeDistillation):
 
 # Flags of generation that not every method has -> what they are where they are not typed
 OPTIONAL: dict[str, Any] = {
-    "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3, "bn_mmt": 0.0, "reset_l0": 0, "reset_bn": 0, "is_maml": 1,
+    "T": 1.0, "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3, "bn_mmt": 0.0, "reset_l0": 0, "reset_bn": 0, "is_maml": 1,
 }  # fmt: skip
 
 
 def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     """What the papers' scripts type for every method alike."""
-    group.add_argument("--T", type=cli.rate, default=1.0, help="temperature of the divergence from the teacher")
+    group.add_argument("--T", type=cli.rate, default=OPTIONAL["T"], help="temperature of the divergence from the teacher")
     group.add_argument(
         "--warmup", type=cli.whole(0), default=0, help="first epochs, in which images are made and no student learns"
     )

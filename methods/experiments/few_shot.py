@@ -15,6 +15,7 @@ from datasets.split import csv_path
 from methods import short_name
 from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
 from methods.evaluation.exams import Exam, examine
+from methods.evaluation.judge import check_judged
 from methods.experiments.few_shot_flags import add_few_shot_flags
 from methods.experiments.method import Method
 from methods.inversion.pseudo_batch import PseudoBatch
@@ -77,7 +78,7 @@ class FewShotMethod(Method):
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Fresh pseudo-images of some teachers, leaving the run as it is."""
-        raise UserError(f"--judge: {self.args.method} recovers no images")
+        raise NotImplementedError
 
 
 class FewShotExperiment:
@@ -99,6 +100,10 @@ class FewShotExperiment:
         self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
+        if args.judge:
+            if method_class.recover is FewShotMethod.recover:
+                raise UserError(f"--judge: {args.method} recovers no images")
+            check_judged(self.teachers, args.data_root)
         self.method = method_class(args, self.teachers, self.spec)
         if not method_class.TRAINS:
             self._read_out()
@@ -224,12 +229,12 @@ class FewShotExperiment:
     def _pseudo_score(self) -> Score:
         """The learner's score on episodes of memory: what can be known where there are no real images."""
         method, args = self.method, self.args
-        params = method.learner.frozen
+        params, reader = method.learner.frozen, method.metalearner.reading(method.outcome.readout)
         accuracies: list[torch.Tensor] = []
         with method.clock("evaluation"), torch.no_grad(), seed.kept(args.seed):
             while len(accuracies) < args.episode_val:
                 episode = method.memory.sample_episodes(1, method.shape, method.learner)
-                accuracies.append(method.metalearner.outer_loss(params, episode, args.test_inner_steps, create_graph=False)[1])
+                accuracies.append(reader.outer_loss(params, episode, args.test_inner_steps, create_graph=False)[1])
         return Score(torch.cat(accuracies).tolist())
 
     def as_used(self) -> Metalearner:

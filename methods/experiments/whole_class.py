@@ -95,6 +95,8 @@ class WholeClassExperiment:
             path = args.teacher_ckpt or (None if args.pretrained else default_path(args.dataset, args.teacher))
             teacher = load_classifier(args.teacher, path, dataset, names, size, device)
             self.teachers = TeacherPool.of([teacher], dataset.name)
+        if args.embed_plot and (self.test is None or not method_class.NEEDS_TEACHER):
+            raise UserError("--embed_plot needs a teacher and test images to set beside the synthetic ones")
         self.method = method_class(args, self.teachers, self.spec)
 
     EARLIER: ClassVar[dict[str, Any]] = {}  # what runs did before there was a flag
@@ -156,15 +158,15 @@ class WholeClassExperiment:
         """The scores whose mean selects what is kept, by what they are; none: the last epoch is kept."""
         select_on, method = self.args.select_on, self.method
         if select_on == "test":
-            return {f"test/{name}": score for name, score in self.evaluate("test").items()}
+            return {f"test/{name}": score for name, score in self.evaluate().items()}
         if select_on == "agreement":
             with method.clock("evaluation"):
                 images = method.images_to_compare(IMAGES_COMPARED)
                 return {"agreement": agreement(method.student.logits, method.teacher, images, self.device)}
         return {}
 
-    def evaluate(self, split: str) -> dict[str, Score]:
-        """Top-1 accuracy of the student; nothing where there are no test images."""
+    def evaluate(self) -> dict[str, Score]:
+        """Top-1 accuracy of the student on the test split; nothing where there are no test images."""
         with self.method.clock("evaluation"):
             return {self.spec.dataset.name: self.score(self.method.student.logits)} if self.test else {}
 

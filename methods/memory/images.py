@@ -12,16 +12,16 @@ BLOCK_BYTES = 64 << 20  # of images that the host makes room for at once
 
 
 class ImagePool:
-    """Pseudo-images without classes, uint8 (C, S, S): it grows with every batch, and all of it is drawn from alike.
+    """Pseudo-images without classes, uint8 (3, S, S): it grows with every batch, and all of it is drawn from alike.
 
     The first `near` images, as far as `NEAR_BYTES` suffice, lie on the device, those after them in the host's memory, in
     blocks, so that growing copies nothing.
     """
 
-    def __init__(self, image_size: int, device: torch.device, near: int, channels: int = 3) -> None:
-        each = channels * image_size**2
+    def __init__(self, image_size: int, device: torch.device, near: int) -> None:
+        each = 3 * image_size**2
         self.most_near, self.block = max(1, min(near, NEAR_BYTES // each)), max(1, BLOCK_BYTES // each)
-        self.near = torch.zeros(0, channels, image_size, image_size, dtype=torch.uint8, device=device)
+        self.near = torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8, device=device)
         self.far: list[Tensor] = []
         self.count_near, self.count_far = 0, 0  # images there are; the room for them runs ahead
 

@@ -104,9 +104,9 @@ class ICFIL(Metalearner):
         x = channels_last(noise.to(support.device)).requires_grad_()
         optimizer = torch.optim.Adam([x], lr=settings.rate)
         for _ in range(settings.inversion_steps):
-            with record_statistics(self.network, BatchStatsNorm2d) as statistics:
-                logits = self.inner.classify(fast, support, labels, x, way)
-            own = statistics[-len(targets) :]  # a metalearner that classifies by class means looks at the support first
+            logits = self.inner.classify(fast, support, labels, x, way)
+            with record_statistics(self.network, BatchStatsNorm2d) as own:  # of these images alone
+                self.features(fast, x)
             bn = torch.stack([distance(one, other) for one, other in zip(own, targets, strict=True)]).sum()
             loss = F.cross_entropy(logits, wanted) + settings.bn * bn + settings.tv * total_variation(x)
             (x.grad,) = torch.autograd.grad(loss, x)

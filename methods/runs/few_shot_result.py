@@ -4,23 +4,24 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from methods.evaluation.floors import floors
-from methods.evaluation.judge import check_named, judge
+from methods.evaluation.judge import judge
 from methods.experiments.few_shot import FewShotExperiment
 from methods.runs.scores import WORTH, below
 from utils import checkpoint, seed, tables
 from utils.metrics import Score
 from utils.plots import draw_curve
-from utils.run_log import RunLog
+from utils.run_log import RunLog, read_metrics
 
 TEACHERS_JUDGED = 3
 CEILINGS = {  # methods that see real images: what they are called beside others, and what the other must share
-    "real": ("real data (ceiling)", ("backbone", "metalearner")),
+    "real": ("real data (ceiling)", ("backbone", "metalearner", "batch_statistics", "readout", "test_inner_steps")),
     "real_classifier": ("one classifier of all real classes (ceiling)", ("backbone",)),
 }
 
@@ -39,7 +40,8 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     begin = time.perf_counter()
     scores = experiment.evaluate("meta_test") if experiment.exam_domains else {}
     each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
-    yardsticks = _yardsticks(experiment)
+    about = _about(experiment)
+    yardsticks = _yardsticks(experiment, about)
     temperature = kept.get("temperature")
     if method.TRAINS and name == "result" and "temperature" not in kept:
         temperature = experiment.one_shot_temperature()
@@ -49,18 +51,14 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         "method": args.method,
         "task": method.TASK,
         "paper": method.PAPER,
-        **_sets(args),
+        **about,
         "evaluated": bool(scores),
         "way": args.way_test,
         "shot": args.shot_test,
         "query": args.query_test,
-        "backbone": args.backbone,
-        "metalearner": args.metalearner,
         "teachers": len(pool),
         "teacher_accuracies": [row.accuracy if math.isfinite(row.accuracy) else None for row in pool.rows],
         "head": _head_note(experiment),
-        "batch_statistics": _statistics_note(experiment),
-        "readout": args.readout,
         "seconds_of_an_episode": each,
         "test_classes_known_to_teachers": experiment.known,
         "selected_on": args.select_on,
@@ -77,7 +75,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         },
         "episodes": {name: list(score.values) for name, score in scores.items()},
     }
-    draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
+    draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
     if args.judge:
         content["recognised"] = _judge(experiment, log)
     where = f"-{content['testdataset']}" if content["testdataset"] else ""
@@ -86,9 +84,19 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     return {label: score.mean for label, score in scores.items()}
 
 
-def _sets(args: argparse.Namespace) -> dict[str, str | None]:
-    """The image sets of a run by name; a folder of the user's by its own."""
-    return {name: Path(place).name if (place := getattr(args, name)) else None for name in ("dataset", "testdataset")}
+def _about(experiment: FewShotExperiment) -> dict[str, Any]:
+    """What was examined, by which exams (a digest of each), and how: what two scores share that may stand side by side."""
+    args = experiment.args
+    return {
+        # a folder of the user's by its name
+        **{name: Path(place).name if (place := getattr(args, name)) else None for name in ("dataset", "testdataset")},
+        "exams": {exam.spec.name: exam.digest for exam in experiment.exams["meta_test"]},
+        "backbone": args.backbone,
+        "metalearner": args.metalearner,
+        "batch_statistics": _statistics_note(experiment),
+        "readout": args.readout,
+        "test_inner_steps": args.test_inner_steps,
+    }
 
 
 def _judge(experiment: FewShotExperiment, log: RunLog) -> float:
@@ -99,7 +107,6 @@ def _judge(experiment: FewShotExperiment, log: RunLog) -> float:
     args, pool = experiment.args, experiment.teachers
     draws = seed.generator(args.seed, "judge", "teachers")
     teacher_ids = torch.randperm(len(pool), generator=draws)[:TEACHERS_JUDGED].tolist()
-    check_named(pool, teacher_ids)
     batches = experiment.method.recover(teacher_ids)
     hits, picture = judge(pool, teacher_ids, batches, args.data_root, experiment.spec.image_size, draws)
     share = float(hits.double().mean())
@@ -131,20 +138,19 @@ def _head_note(experiment: FewShotExperiment) -> str:
     return "rebuilt from the support's class means" if rebuilt else "as trained"
 
 
-def _yardsticks(experiment: FewShotExperiment) -> dict[str, dict[str, Score]]:
-    """Floors and ceiling, by what they are and by image set."""
+def _yardsticks(experiment: FewShotExperiment, about: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    """Floors and ceiling, by what they are and by image set; `about` is what `_about` says of the run."""
     args, method = experiment.args, experiment.method
     if args.no_floors or not experiment.exam_domains:
         return {}
     exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
     steps, pool = args.test_inner_steps, experiment.teachers
     below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, args.readout)
-    return below | ceilings(args, experiment.spec.image_size)
+    return below | ceilings(args, about)
 
 
-def ceilings(args: argparse.Namespace, image_size: int) -> dict[str, dict[str, Score]]:
-    """For each ceiling the newest finished run of it in the output folder, with this learner and the very same exam."""
-    exam = {"way": args.way_test, "shot": args.shot_test, "query": args.query_test, "image_size": image_size}
+def ceilings(args: argparse.Namespace, about: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    """For each ceiling the newest finished run of it in the output folder, with this learner and the very same exams."""
     found: dict[str, dict[str, Score]] = {}
     paths = [] if args.method in CEILINGS else [*args.out.glob("*/result.json"), *args.out.glob("*/evaluate-*.json")]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -153,11 +159,8 @@ def ceilings(args: argparse.Namespace, image_size: int) -> dict[str, dict[str, S
         except (OSError, ValueError):
             continue  # another run's file, and none of this one's business
         label, learner = CEILINGS.get(content.get("method"), ("", ()))
-        wanted = _sets(args) | exam | {name: getattr(args, name) for name in learner}
-        episodes = content.get("episodes", {})
-        alike = all(content.get(name) == value for name, value in wanted.items())
-        if label and alike and episodes and all(len(values) == args.episode_test for values in episodes.values()):
-            found.setdefault(label, {name: Score(values) for name, values in episodes.items()})
+        if label and all(content.get(name) == about[name] for name in ("exams", *learner)):
+            found.setdefault(label, {name: Score(values) for name, values in content["episodes"].items()})
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 
 from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of, parse_typed
-from methods.runs.config import NAME, changed, config_of, note_changes
+from methods.runs.config import NAME, OF_ONE_RUN, changed, config_of, note_changes
 from methods.runs.few_shot_result import report_learner
 from methods.runs.plan import dry_run, opening
 from methods.runs.training import Training
@@ -48,7 +48,7 @@ def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
     one = argparse.Namespace(**vars(args) | change)
     folder = one.out / one.run_name
     if folder.is_dir() and not args.overwrite:
-        may_differ = cli.changeable(build_parser(args.method), evaluating=False) | {"config"}
+        may_differ = cli.changeable(build_parser(args.method), evaluating=False) | OF_ONE_RUN
         differ = changed(RunLog.read_flags(folder), one, vars(one).keys() - may_differ)
         if differ:
             others = ", ".join(f"--{name}" for name in differ)

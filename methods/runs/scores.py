@@ -52,7 +52,7 @@ class Run:
     @property
     def again(self) -> list["Run"]:
         """The same run with each of the results that --evaluate made of it."""
-        paths = sorted(self.folder.glob("evaluate-*.json"))
+        paths = sorted(self.folder.glob("evaluate*.json"))
         return [replace(self, result=_read_result(path), note=", scored again") for path in paths]
 
     @property

@@ -72,14 +72,17 @@ class Training:
     def _validate(self) -> dict[str, float]:
         """Score what was learnt on what selects, and keep it if it is the best so far."""
         experiment, args = self.experiment, self.experiment.args
-        scores = experiment.validate()
+        with seed.kept(args.seed):  # looking at a learner leaves its training as it is
+            scores = experiment.validate()
         numbers = {name: score.mean for name, score in scores.items()}
         value = sum(numbers.values()) / len(numbers) if numbers else None
         if value is None or self.best is None or value > self.best:
             self.best, self.best_iteration = value, self.iteration
             self._keep(value)
         if args.save_images or self.iteration == experiment.num_iterations:
-            for name, grid in experiment.method.pictures().items():
+            with seed.kept(args.seed):
+                pictures = experiment.method.pictures()
+            for name, grid in pictures.items():
                 self.log.picture(name, grid, self.iteration)
         if value is None:
             return {}

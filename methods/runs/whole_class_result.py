@@ -8,11 +8,10 @@ import torch
 
 from methods.experiments.whole_class import WholeClassExperiment
 from utils import checkpoint, tables
-from utils.errors import UserError
 from utils.images import to_float
 from utils.metrics import Score
 from utils.plots import draw_curve, draw_embedding
-from utils.run_log import RunLog
+from utils.run_log import RunLog, read_metrics
 
 POINTS = 400  # of each kind in the picture of features
 
@@ -27,7 +26,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
     if kept:
         experiment.load_best(kept)
-    scores = experiment.evaluate("test")
+    scores = experiment.evaluate()
     yardsticks: dict[str, dict[str, Score]] = {}
     if scores and method.NEEDS_TEACHER and not args.no_floors:
         yardsticks["its teacher (ceiling)"] = {experiment.spec.dataset.name: experiment.score(method.teacher)}
@@ -50,7 +49,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
         "accuracy": {label: score.numbers() for label, score in scores.items()},
         "yardsticks": {label: {key: score.numbers() for key, score in line.items()} for label, line in yardsticks.items()},
     }
-    draw_curve(log.folder / "metrics.jsonl", log.folder / "images" / "curve.png")
+    draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
     if args.embed_plot:
         draw_features(experiment, log, args.embed_plot)
     log.result(content, name)
@@ -84,8 +83,7 @@ def draw_features(experiment: WholeClassExperiment, log: RunLog, way: str) -> No
     from sklearn.manifold import TSNE
 
     method, test = experiment.method, experiment.test
-    if test is None or not method.NEEDS_TEACHER:
-        raise UserError("--embed_plot needs a teacher and test images to set beside the synthetic ones")
+    assert test is not None  # the experiment has seen to it
     chosen = torch.randperm(len(test.images))[:POINTS]
     kinds = {"synthetic": method.images_to_compare(POINTS), "real": test.images[chosen]}
     found = [method.teacher.features_and_logits(to_float(images.to(method.device))) for images in kinds.values()]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from datasets.own import get_domains
-from datasets.registry import IMAGENET, SPECS, DatasetSpec, get_spec
+from datasets.registry import IMAGENET, SPECS, DatasetSpec, is_mix
 from methods.services.answer_store import AnswerStore
 from methods.services.black_box import Listed, services_of
 from methods.services.client import TOKEN, Client, Credential
@@ -108,21 +108,21 @@ def teacher_size(args: Namespace, spec: DatasetSpec) -> int:
 def pool_folder(args: Namespace, spec: DatasetSpec, arch: str) -> Path:
     """Where pretrain.py puts a pool and where it is looked for."""
     way = f"{args.num_class_per_task}way-disjoint" if args.num_class_per_task else f"{args.way_pretrain}way"
-    size = teacher_size(args, spec)
-    return args.data_root / "teachers" / spec.name / arch / (way if size == spec.image_size else f"{way}-{size}px")
+    size, home = teacher_size(args, spec), spec.folder if spec.root else spec.name  # two folders may have one name
+    return args.data_root / "teachers" / home / arch / (way if size == spec.image_size else f"{way}-{size}px")
 
 
 def find_rows(args: Namespace) -> list[TeacherRow]:
     """The teachers that a command line asks for: --teachers, else the papers' tree, else where pretrain.py puts them.
 
-    Raises `UserError` with the command that trains a missing pool.
+    Raises `UserError` with the command that trains a missing pool, and where there are fewer than --pre_model_num.
     """
     if args.teachers:
         found = [row for place in args.teachers for row in read_place(place, args)]
         for row in found:
             if row.code and row.code not in (args.allow_code or []):
                 raise UserError(f"{row.path} asks to run code, {row.code}; if it is yours, add --allow_code {row.code}")
-        return found
+        return _as_many(found, args.pre_model_num, "list more in --teachers")
     rows = []
     for spec, arch in pool_specs(args):
         if args.pretrained_path_prefix:
@@ -132,8 +132,17 @@ def find_rows(args: Namespace) -> list[TeacherRow]:
             if not manifest.is_file():
                 raise UserError(f"no teachers in {manifest.parent}: train them with\n  {pretrain_command(args, spec, arch)}")
             found = read_manifest(manifest)
-        rows += found[: args.pre_model_num]
+        disjoint = args.num_class_per_task is not None  # then the classes decide how many there are
+        command = pretrain_command(args, spec, arch)
+        rows += found[: args.pre_model_num] if disjoint else _as_many(found, args.pre_model_num, f"train the others: {command}")
     return rows
+
+
+def _as_many(rows: list[TeacherRow], count: int | None, remedy: str) -> list[TeacherRow]:
+    """The first `count` teachers, or all of them."""
+    if count is not None and len(rows) < count:
+        raise UserError(f"--pre_model_num {count}: teachers found: {len(rows)}; {remedy}, or type --pre_model_num {len(rows)}")
+    return rows[:count]
 
 
 def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
@@ -171,11 +180,15 @@ def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
         return read_manifest(place, asking_of(args))
     if (place / "teachers.csv").is_file():
         return read_manifest(place / "teachers.csv", asking_of(args))
-    if place.is_dir():
+    if _numbered_files(place):
         known = re.split(r"[/_]", place.as_posix())
         arch = next((part for part in known if part in model_names()), args.pre_backbone)
         name = next((part for part in known if part in SPECS), args.dataset)
-        return _rows_of_papers(place, args, get_spec(name), arch)
+        if name is None or is_mix(name):
+            raise UserError(f"--teachers {place}: of which image set? Its path names none of {', '.join(SPECS)}; add --dataset")
+        return _rows_of_papers(place, args, get_domains(name, args.data_root)[0], arch)
+    if place.is_dir():
+        raise UserError(f"no teachers.csv and no model_<i>.pth in {place}: name your list itself, --teachers {place}/LIST.csv")
     raise UserError(f"--teachers {place} does not exist: give a teachers.csv or a folder of teachers")
 
 

@@ -22,7 +22,7 @@ from methods.teachers.manifest import TeacherRow, pool_folder, pool_specs, read_
 from models import BACKBONES, FOREIGN, create_model, model_names
 from models.backbone import Backbone
 from utils import checkpoint, cli, distributed, seed
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.files import locked
 from utils.images import channels_last, normalise, take, to_float
 from utils.names import shown
@@ -204,7 +204,10 @@ def _pretrain_pool(
     folder = pool_folder(args, spec, arch)
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if distributed.rank() else locked(folder):
-        rows = train_pool(folder, spec, arch, split, _class_groups(args, split, spec), recipe, args.seed, overwrite)
+        try:
+            rows = train_pool(folder, spec, arch, split, _class_groups(args, split, spec), recipe, args.seed, overwrite)
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped; the teachers that are finished lie in {folder}, and the same command goes on") from None
     accuracies = [row.accuracy for row in rows]
     mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
     print(

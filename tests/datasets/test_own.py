@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_teachers_a_learner_and_its_score_from_a_folder(birds: Path, flags_for: 
     result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     assert (result["dataset"], list(result["accuracy"])) == ("birds", ["birds"])
     assert result["test_classes_known_to_teachers"] == []
+
+
+def test_two_folders_of_one_name_have_pools_of_their_own(birds: Path, flags_for: Flags, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / birds.name
+    shutil.copytree(birds, other)
+    flags = ["--data_root", str(tmp_path / "root"), "--image_size", "16", "--way_pretrain", "3"]
+    pretrain.main(["--dataset", str(birds), *flags, "--pre_model_num", "1", "--pretrain_epochs", "1"])
+    with pytest.raises(UserError, match="first train the teachers"):
+        main.main([*flags_for("free", 1), "--dataset", str(other), *flags])
+    with pytest.raises(UserError, match=r"--pre_model_num 2: teachers found: 1; train the others: python pretrain\.py"):
+        main.main([*flags_for("free", 1), "--dataset", str(birds), *flags, "--way_test", "2", "--pre_model_num", "2"])
 
 
 def test_labelled_images_that_come_later_score_a_run_without_any(

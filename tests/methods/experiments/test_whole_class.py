@@ -196,11 +196,20 @@ def test_the_picture_of_features(way: str, flags_for: Flags, tmp_path: Path) -> 
     assert (tmp_path / "runs" / "mine" / "images" / "embedding.png").stat().st_size > 5000
 
 
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_training(flags_for: Flags, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--embed_plot needs a teacher and test images"):
+        main.main([*flags_for("scratch", 1), "--embed_plot"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_selection(flags_for: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main.main([*flags_for("fast_meta", 3), "--select_on", "agreement", "--run_name", "agreeing"])
     looks = [json.loads(line) for line in (tmp_path / "runs" / "agreeing" / "metrics.jsonl").read_text().splitlines()]
     best = max(looks, key=lambda line: line["val"])
     assert checkpoint.load(tmp_path / "runs" / "agreeing" / "best.pt")["iteration"] == best["iteration"]
+    main.main([*flags_for("fast_meta", 3), "--run_name", "blind"])
+    last, blind = (checkpoint.load(tmp_path / "runs" / name / "last.pt")["method"]["student"] for name in ("agreeing", "blind"))
+    assert all(torch.equal(value, blind["network"][name]) for name, value in last["network"].items())  # looking changes nothing
     main.main([*flags_for("fast_meta", 1), "--select_on", "test", "--run_name", "cheating"])
     assert "selected on test" in capsys.readouterr().out
 
