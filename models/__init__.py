@@ -9,7 +9,7 @@ from torch import nn
 
 from models.backbone import Backbone
 from models.conv4 import Conv4
-from models.foreign import create_foreign, is_foreign
+from models.foreign import create_foreign, is_code, is_foreign
 from models.norm import BatchStatsNorm2d, FixedNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.vgg import VGG
@@ -151,6 +151,8 @@ def create_classifier(name: str, num_classes: int, image_size: int, weights: str
     `weights` names a set of weights that torchvision has for it. Raises `UserError` for an unknown name.
     """
     spec = BACKBONES.get(name, FOREIGN)
+    if is_code(name):
+        raise UserError(f"{name!r} is somebody's code, which runs only as an arch in a list of --teachers, with --allow_code")
     if spec.torchvision or is_foreign(name):
         foreign = f"torchvision/{spec.torchvision}" if spec.torchvision else name
         return create_foreign(foreign, num_classes, image_size, weights)

@@ -34,6 +34,7 @@ class Foreign(Backbone):
         self.has_head, self.takes_grey, self.settled = bool(linear), False, False
         self.answers_logits = False  # whether its answer is bit for bit what its head gives: then no hook is needed
         self.squash = ""  # what makes the answer of the logits, by name
+        self.takes_one = True  # whether a batch may be one image
 
     @property
     def loadable(self) -> nn.Module:
@@ -45,6 +46,9 @@ class Foreign(Backbone):
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.settled:
             self.settle(x.detach())
+        if len(x) == 1 and not self.takes_one:
+            features, logits = self.features_and_logits(torch.cat([x, x]))
+            return features[:1], logits[:1]
         if not self.has_head:
             logits = self._answer(x)
             if self.squash == "softmax":
@@ -101,7 +105,28 @@ class Foreign(Backbone):
             notes.append(f"answers probabilities: {taken}")
         if not fed:
             notes.append("no linear layer gives its answer: logits serve as features")
+        return notes + self._settle_batches(x, answer)
+
+    def _settle_batches(self, x: Tensor, answer: Tensor) -> list[str]:
+        """Whether other batches, one image and some, are answered as these images (B, 3, S, S) were."""
+        notes, some = [], min(3, len(x))
+        found = self._tried(x[:some])
+        if found is None:
+            raise UserError(f"takes batches of {len(x)} images, and not of {some}: let it take any number")
+        if not torch.allclose(found, answer[:some], rtol=0.01, atol=0.01 * float(answer.abs().max())):
+            notes.append("what it answers to an image hangs on the others of its batch")
+        if self._tried(x[:1]) is None:
+            self.takes_one = False
+            notes.append("cannot take one image alone: it is shown twice")
         return notes
+
+    def _tried(self, x: Tensor) -> Tensor | None:
+        """The answer to images (B, 3, S, S), if there is one."""
+        try:
+            answer = self._answer(x)
+        except Exception:  # somebody's network may raise anything
+            return None
+        return answer if tuple(answer.shape) == (len(x), self.num_classes) else None
 
     def _settle_channels(self, x: Tensor) -> list[str]:
         wanted = [layer.in_channels for layer in self.network.modules() if isinstance(layer, nn.Conv2d)][:1]
@@ -130,7 +155,9 @@ class Foreign(Backbone):
         return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._answer(x) if self.answers_logits else self.features_and_logits(x)[1]
+        if self.answers_logits and (len(x) > 1 or self.takes_one):
+            return self._answer(x)
+        return self.features_and_logits(x)[1]
 
 
 SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,6 +1,7 @@
 """Other people's checkpoint files: what they hold, what they say of themselves, and their names for our tensors."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,22 +16,34 @@ from utils.names import shown
 
 State = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch normalisation, which files from before PyTorch 0.4.1 lack and nothing here reads
-CLASS_LISTS = ("class_names", "class_to_idx", "classes", "CLASSES", "idx_to_class", "id2label", "labels", "vocab")
-ABOUT = ("hyper_parameters", "meta", "config", "args")  # dicts in which files say such things
-DEPTH = 3  # of dicts in which weights are looked for
+# Where files name their classes; what stands first in a dict of names and numbers, where the key says it
+NUMBER_FIRST = ("idx_to_class", "index_to_class", "id2label")
+NAME_FIRST = ("class_to_idx", "class_to_index", "label2id")
+CLASS_LISTS = (
+    "class_names", "classes", "CLASSES", "names", "label_names", "target_names", "categories", "labels", "vocab",
+    *NUMBER_FIRST, *NAME_FIRST,
+)  # fmt: skip
+SAID = ("mean", "std", "image_size", "arch")
+ABOUT = (  # dicts in which files say such things
+    "hyper_parameters", "datamodule_hyper_parameters", "hparams", "meta", "dataset_meta", "config", "args", "model_args",
+)  # fmt: skip
+AVERAGE = re.compile(r"ema|shadow|swa|averag", re.IGNORECASE)  # how keys of running averages are called
+DEPTH = 3  # of dicts in which weights and words are looked for
 
 
 @dataclass(frozen=True)
 class Content:
     """What a checkpoint file holds: weights, in its own names, and what it says.
 
-    class_ids and accuracy (0..1): of the papers' teachers; class_names: first output first; mean, std, image_size, arch.
+    class_ids and accuracy (0..1): of the papers' teachers; class_names: first output first; class_numbers: the same, where a
+    file has whole numbers in their place, which may be names or not; about: mean, std, image_size, arch.
     """
 
     state: State
     class_ids: list[int] | None = None
     accuracy: float | None = None
     class_names: list[str] | None = None
+    class_numbers: list[str] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,18 +64,27 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
             places = shown(place or "the file itself" for place, _ in _states(content))
             raise UserError(f"{source} has no weights under {which!r} alone; they are under {places}")
     if len(found) > 1:
-        raise UserError(f"{source} has weights under {shown(found)}: say which are meant in a column `weights` of the list")
+        raise UserError(
+            f"{source} has weights under {shown(found)}: say which are meant, in the list's column `weights`, or save one alone"
+        )
     if not found:
         raise UserError(f"{source} is no checkpoint this program knows: no state_dict in its keys {shown(map(str, content))}")
-    (state,) = found.values()
-    about = {key: value for key, value in content.items() if key in ("mean", "std", "image_size", "arch")}
+    ((place, state),) = found.items()
+    if not which and (average := next(_nameless_averages(content), None)):
+        raise UserError(
+            f"{source} has weights, and a running average of them without names under {average}: say that the former are meant "
+            f"in a column `weights` of the list ({place or 'save them alone'}), or save the average as a state_dict"
+        )
+    said = list(_said(content))
+    about = {key: value for one in reversed(said) for key, value in one.items() if key in SAID}
     ids, accuracy = content.get("specific"), content.get("acc")
     try:
         return Content(
             state,
             None if ids is None else [int(label) for label in ids],
             None if ids is None or accuracy is None else float(accuracy) / 100,
-            _class_names(content),
+            next(_class_names(said), None),
+            next(_class_numbers(said), None),
             about,
         )
     except (TypeError, ValueError) as error:
@@ -75,32 +97,69 @@ def _states(content: Mapping, place: str = "") -> Iterator[tuple[str, State]]:
     if len(state) > 1:
         yield place, state
     for key, value in content.items():
-        if isinstance(value, Mapping) and place.count(".") < DEPTH:
+        if isinstance(value, Mapping) and place.count(".") < DEPTH and not str(key).startswith("optim"):
             yield from _states(value, f"{place}.{key}".lstrip("."))
 
 
-def _class_names(content: Mapping[str, Any]) -> list[str] | None:
+def _nameless_averages(content: Mapping, place: str = "", averages: bool = False) -> Iterator[str]:
+    """Where a list of tensors lies under the name of an average."""
+    for key, value in content.items():
+        below, named = f"{place}.{key}".lstrip("."), averages or bool(AVERAGE.search(str(key)))
+        if isinstance(value, Mapping) and place.count(".") < DEPTH:
+            yield from _nameless_averages(value, below, named)
+        if named and isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(v, torch.Tensor) for v in value):
+            yield below
+
+
+def _said(content: Mapping, depth: int = DEPTH) -> Iterator[Mapping[str, Any]]:
+    """The dicts in which a file may say something of itself: those called so, and those around weights."""
+    yield content
+    for key, value in content.items():
+        if depth and isinstance(value, Mapping) and (key in ABOUT or any(place for place, _ in _states(value))):
+            yield from _said(value, depth - 1)
+
+
+def _class_names(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """The classes that a file names, first output first. Raises `ValueError` where their numbers are not 0 to n - 1."""
-    for place in (content, *(content[key] for key in ABOUT if isinstance(content.get(key), Mapping))):
+    for place in said:
         for key in CLASS_LISTS:
             names = place.get(key)
-            if isinstance(names, Mapping) and names:
-                return _in_order(names)
+            if isinstance(names, Mapping) and names and not all(isinstance(name, torch.Tensor) for name in names.values()):
+                yield _in_order(names, key)
             if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
-                return list(names)
-    return None
+                yield list(names)
 
 
-def _in_order(numbered: Mapping[Any, Any]) -> list[str]:
-    """The names of {name: number} or {number: name}."""
-    by_name = all(isinstance(key, str) and not key.isdigit() for key in numbered) or not all(
-        isinstance(value, str) and not value.isdigit() for value in numbered.values()
-    )
-    items = numbered.items() if by_name else [(name, number) for number, name in numbered.items()]
+def _class_numbers(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The same, of whole numbers."""
+    for place in said:
+        for key in CLASS_LISTS:
+            names = place.get(key)
+            names = names.tolist() if isinstance(names, torch.Tensor) and names.ndim == 1 else names
+            if isinstance(names, (list, tuple)) and names and all(type(name) is int for name in names):
+                yield [str(name) for name in names]
+
+
+def _in_order(numbered: Mapping[Any, Any], key: str) -> list[str]:
+    """The names of {name: number} or {number: name}; where both could be either, `key` says what stands first."""
+    firsts, seconds = (any(_is_word(one) for one in some) for some in (numbered, numbered.values()))
+    by_name = firsts or (not seconds and key not in NUMBER_FIRST and not all(isinstance(one, int) for one in numbered))
+    items = numbered.items() if by_name else [(_last(name), number) for number, name in numbered.items()]
     pairs = sorted((int(number), str(name)) for name, number in items)
     if [number for number, _ in pairs] != list(range(len(pairs))):
         raise ValueError(f"classes are numbered {shown(str(number) for number, _ in pairs)}; expected 0 to {len(pairs) - 1}")
     return [name for _, name in pairs]
+
+
+def _is_word(one: Any) -> bool:
+    """Whether something can only be a name."""
+    one = _last(one)
+    return isinstance(one, str) and not one.isdigit()
+
+
+def _last(name: Any) -> Any:
+    """Of a number's several words (a WordNet id and a name) the last."""
+    return name[-1] if isinstance(name, (list, tuple)) and name else name
 
 
 def load_into(network: Backbone, state: State, source: str) -> list[str]:

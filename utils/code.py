@@ -22,6 +22,12 @@ def beside(place: str, folder: Path) -> str:
     return f"{file}:{function_name}" if file.is_file() else place
 
 
+def file_of(place: str) -> Path | None:
+    """The file that a `file.py:function` names; None for a module, which may lie anywhere."""
+    file = Path(place.rpartition(":")[0])
+    return file if file.suffix == ".py" and file.is_file() else None
+
+
 def _from_file(file: Path) -> ModuleType:
     """The module of a file, under its own name where no other module has it."""
     known = sys.modules.get(file.stem)

@@ -102,12 +102,10 @@ def read_csv(path: Path) -> pd.DataFrame:
     Lines without a word are skipped, empty cells beyond the header are no cells. Raises `UserError` naming file and line.
     """
     try:
-        text = _text_of(path)
-        if "\0" in text:
-            raise UserError(f"{path} is no text in UTF-8: save it so")
+        text = text_of(path)
         lines = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
         read = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
     rows = {line: _without_empty_end(row) for line, row in read if any(row) and row != ["sep=", ""]}  # which Excel writes first
     if not rows:
@@ -128,14 +126,20 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(filled, columns=header, index=list(rows), dtype=str)
 
 
-def _text_of(path: Path) -> str:
-    """A text file's content: UTF-8, or what its first bytes (the byte order mark) say. Raises `UserError`."""
+def text_of(path: Path) -> str:
+    """A text file's content: UTF-8, or what its first bytes (the byte order mark) say. Raises `UserError` for another."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    return content.decode(encoding)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error}): save it so") from error
+    if "\0" in text:
+        raise UserError(f"{path} is no text in UTF-8: save it so")
+    return text
 
 
 def _without_empty_end(row: list[str]) -> list[str]:

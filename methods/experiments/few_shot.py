@@ -175,6 +175,11 @@ class FewShotExperiment:
         return f"{short_name(args.method)}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
 
     @property
+    def stands_on(self) -> list[str]:
+        """What must be as it was when a run goes on: the teachers, in their order, and their classes."""
+        return [f"the teacher {row.path.name} of {', '.join(row.class_keys)}" for row in self.teachers.rows]
+
+    @property
     def num_iterations(self) -> int:
         """Outer updates or the paper's epochs; 0 for a method that trains nothing."""
         if not self.method.TRAINS:

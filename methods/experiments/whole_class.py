@@ -38,6 +38,7 @@ class StudentSpec:
     class_names: Sequence[str]
     image_size: int
     dataset: DatasetSpec
+    named: bool = True  # whether the classes have names, and not only numbers
 
     @property
     def form(self) -> ImageForm:
@@ -57,7 +58,8 @@ class WholeClassMethod(Method):
         super().__init__(args, teachers, spec)
         self.network = create_classifier(spec.arch, len(spec.class_names), spec.image_size)
         if args.student_ckpt:
-            read_weights(self.network, args.student_ckpt)
+            names = spec.class_names if spec.named else ()
+            read_weights(self.network, args.student_ckpt, names, spec.form, spec.arch)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameters = self.network.parameters()
         optimizer = torch.optim.SGD(parameters, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
@@ -89,11 +91,11 @@ class WholeClassExperiment:
         size = args.image_size or dataset.image_size
         self.test = self._test_split(dataset, size)
         names = self.test.class_names if self.test else [f"#{number:03d}" for number in range(args.num_classes)]
-        self.spec = StudentSpec(args.student, names, size, dataset)
+        self.spec = StudentSpec(args.student, names, size, dataset, named=self.test is not None)
         self.teachers = TeacherPool([], device)
         if method_class.NEEDS_TEACHER:
             path = args.teacher_ckpt or (None if args.pretrained else default_path(args.dataset, args.teacher))
-            teacher = load_classifier(args.teacher, path, dataset, names, size, device)
+            teacher = load_classifier(args.teacher, path, dataset, names, size, device, self.spec.named)
             self.teachers = TeacherPool.of([teacher], dataset.name)
         if args.embed_plot and (self.test is None or not method_class.NEEDS_TEACHER):
             raise UserError("--embed_plot needs a teacher and test images to set beside the synthetic ones")
@@ -125,6 +127,11 @@ class WholeClassExperiment:
         networks = f"{args.teacher}-{args.student}" if method_class.NEEDS_TEACHER else args.student
         name = "-".join(part for part in (short_name(args.method), args.dataset, networks, args.log_tag) if part)
         return name.replace("/", "_")
+
+    @property
+    def stands_on(self) -> list[str]:
+        """What must be as it was when a run goes on: the classes, in their order."""
+        return [f"the class {name}" for name in self.spec.class_names]
 
     @property
     def num_iterations(self) -> int:

@@ -1,9 +1,10 @@
 """The outer loop, once for all methods: train, validate, log, keep the best, go on after a kill."""
 
+import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -120,6 +121,7 @@ class Training:
                 "best": self.best,
                 "best_iteration": self.best_iteration,
                 "seconds": self.elapsed,
+                "stands_on": self.experiment.stands_on,
             },
         )
 
@@ -129,11 +131,21 @@ class Training:
         if not path.is_file():
             return
         state = checkpoint.load(path, "cpu")
+        self._check_ground(state.get("stands_on", self.experiment.stands_on))  # earlier versions kept none
         self.experiment.method.load_state_dict(state["method"])
         self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
         self.seconds = state["seconds"]
         streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # earlier versions kept the first's
         seed.set_rng_state(streams[min(distributed.rank(), len(streams) - 1)])
+
+    def _check_ground(self, before: Sequence[str]) -> None:
+        """Raise `UserError` where the run began with other teachers, or with other classes."""
+        for was, now in itertools.zip_longest(before, self.experiment.stands_on, fillvalue="nothing"):
+            if was != now:
+                raise UserError(
+                    f"{self.log.folder} began with {was}, where there is {now} now: bring back what it began with, or start a "
+                    "new run"
+                )
 
 
 @contextmanager

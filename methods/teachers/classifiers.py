@@ -12,11 +12,10 @@ from methods.teachers.teacher import ImageForm, Teacher
 from models import create_classifier
 from models.backbone import Backbone
 from models.foreign import Foreign
-from models.state_dicts import Content, load_into, read_content
+from models.state_dicts import load_into, read_content
 from utils import checkpoint, seed
 from utils.errors import UserError
 
-NAMELESS = "#"  # what the names of classes begin with that are only numbers
 PRETRAINED = "IMAGENET1K_V1"  # torchvision's name for the weights that the papers' ImageNet recipe starts from
 
 
@@ -25,15 +24,15 @@ def default_path(dataset: str, arch: str) -> Path:
     return Path("checkpoints") / "pretrained" / f"{dataset}_{arch.replace('/', '_')}.pth"
 
 
-def read_weights(network: Backbone, path: Path) -> Content:
-    """Load a checkpoint, ours or of Fast-Datafree's code, into `network`; returns what else it says.
+def read_weights(network: Backbone, path: Path, class_names: Sequence[str], form: ImageForm, arch: str) -> None:
+    """Load a checkpoint, ours or of Fast-Datafree's code, into `network`.
 
-    Raises `UserError` where it does not fit.
+    Raises `UserError` where it does not fit, or says of itself that it is something else; no `class_names`: nobody knows them.
     """
     content = read_content(checkpoint.load(path), str(path))
     for note in load_into(network, content.state, str(path)):
         print(f"note: {path}: {note}", file=sys.stderr)
-    return content
+    check_said(content, class_names, form, arch, str(path))
 
 
 def load_classifier(
@@ -43,9 +42,11 @@ def load_classifier(
     class_names: Sequence[str],
     image_size: int,
     device: torch.device,
+    named: bool = True,
 ) -> Teacher:
     """The frozen classifier of a checkpoint, ours or of Fast-Datafree's code; without `path`, torchvision's weights.
 
+    named: whether `class_names` are names, which a file may contradict, and not only numbers.
     Raises `UserError` for a missing file, with the command that makes it, and for one that does not fit.
     """
     if path is not None and not path.is_file():
@@ -57,8 +58,7 @@ def load_classifier(
         network = create_classifier(arch, len(class_names), image_size, None if path else PRETRAINED)
     form = ImageForm(image_size, spec.mean, spec.std)
     if path is not None:
-        named = () if class_names[0].startswith(NAMELESS) else class_names
-        check_said(read_weights(network, path), named, form, arch, str(path))
+        read_weights(network, path, class_names if named else (), form, arch)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher = Teacher(network, class_names, form, arch=arch)
     if isinstance(network, Foreign):

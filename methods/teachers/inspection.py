@@ -13,7 +13,7 @@ from models.foreign import Foreign
 from models.state_dicts import Content
 from utils import seed
 from utils.errors import UserError
-from utils.names import check_same_order
+from utils.names import check_same_order, tidy
 
 SHOWN = 4  # images of noise, and as many of soft blots
 ALIKE = 1e-6  # answers that differ by less, beside their size, are the same
@@ -35,13 +35,13 @@ def inspect(teacher: Teacher, source: str) -> Finding:
     not finite, or answers every image alike.
     """
     device = next(teacher.network.parameters(), torch.empty(0)).device
-    images = _images(teacher.image_size).to(device).requires_grad_()
+    images = _images(teacher.image_size).to(device)
     notes: list[str] = []
     try:
         if isinstance(teacher.network, Foreign):
-            notes += teacher.network.settle(teacher.form.prepare(images.detach()))
-        answers = teacher(images)
-        gradient = torch.autograd.grad(answers.square().sum(), images)[0] if answers.requires_grad else None
+            notes += teacher.network.settle(teacher.form.prepare(images))
+        with torch.no_grad():
+            answers = teacher(images)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except Exception as error:  # somebody's network may raise anything
@@ -51,7 +51,16 @@ def inspect(teacher: Teacher, source: str) -> Finding:
         raise UserError(f"{source}: its answers are not finite")
     if isinstance(teacher.network, Foreign) and bool((answers.std(0) <= ALIKE * answers.abs().amax(0)).all()):
         raise UserError(f"{source} answers every image alike: are its weights, mean and std the right ones?")
-    return Finding(tuple(notes), gradient is not None and bool(gradient.any()))
+    return Finding(tuple(notes), _passes_gradients(teacher, images))
+
+
+def _passes_gradients(teacher: Teacher, images: Tensor) -> bool:
+    """Whether a gradient reaches the pixels of images (B, C, S, S)."""
+    try:
+        answers = teacher(images.requires_grad_())
+        return bool(torch.autograd.grad(answers.square().sum(), images)[0].any())
+    except Exception:  # somebody's network may leave PyTorch on the way, or have no derivative
+        return False
 
 
 def _images(size: int) -> Tensor:
@@ -65,8 +74,11 @@ def _images(size: int) -> Tensor:
 def check_said(content: Content, class_names: Sequence[str], form: ImageForm, arch: str, source: str) -> None:
     """Raise `UserError` where what a file says of itself contradicts what it is listed as."""
     said = content.about
-    if content.class_names and class_names:
-        check_same_order(content.class_names, class_names, source, "what it is listed with")
+    names = content.class_names
+    if names is None and content.class_numbers and set(content.class_numbers) == {tidy(name) for name in class_names}:
+        names = content.class_numbers
+    if names and class_names:
+        check_same_order(names, class_names, source, "what it is listed with")
     sizes = _numbers(said.get("image_size"))
     if sizes and set(sizes) != {float(form.size)}:
         raise UserError(f"{source} says that its images have {sizes[0]:g} pixels; it is listed with {form.size}")
@@ -75,6 +87,7 @@ def check_said(content: Content, class_names: Sequence[str], form: ImageForm, ar
         if len(numbers) not in (1, len(listed)):
             continue
         numbers = numbers if len(numbers) > 1 else numbers * len(listed)
+        numbers = [number / 255 for number in numbers] if max(numbers) > 1 else numbers  # of bytes
         if any(abs(own - other) > SCALE for own, other in zip(numbers, listed, strict=True)):
             shown = tuple(round(number, 4) for number in numbers)
             raise UserError(f"{source} says that its {name} is {shown}; it is listed with {listed}")

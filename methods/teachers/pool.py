@@ -21,13 +21,14 @@ from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.backbone import Backbone
-from models.foreign import TORCHSCRIPT, Foreign, is_torchscript, load_torchscript
+from models.foreign import TORCHSCRIPT, Foreign, is_code, is_torchscript, load_torchscript
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
+from utils.code import file_of
 from utils.errors import UserError
-from utils.files import digest
+from utils.files import digest, text_of
 from utils.images import Augmentation
-from utils.names import look_alike_notes, shown
+from utils.names import look_alike_notes, shown, tidy_class
 
 NEVER_TRAINED = "its running means are all 0: it was never trained"
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
@@ -188,7 +189,9 @@ class TeacherPool:
             content = (row.listed.fingerprint if row.listed else "") or uuid4().hex
         else:
             content = digest(row.path)
-        return row.path.name, content, row.arch, row.class_keys, row.image_size, row.mean, row.std
+        network = file_of(row.network) if is_code(row.network) else None
+        arch = row.arch if network is None else f"{row.arch} {digest(network)}"
+        return row.path.name, content, row.weights, arch, row.class_keys, row.image_size, row.mean, row.std
 
     def _load(self, teacher_id: int) -> Teacher:
         row = self.rows[teacher_id]
@@ -220,13 +223,16 @@ class TeacherPool:
             raise UserError(f"{row.path} is no {row.arch} of the papers' code: it has no linear head")
         self._published[row.path] = published
         class_ids = published.class_ids
+        way = len(published.state["head.bias"])
         if class_ids is None:
-            way = len(published.state["head.bias"])
             start = way * int(NUMBER.search(row.path.stem).group(1))  # type: ignore[union-attr]
             class_ids = list(range(start, min(start + way, SPECS[row.dataset].classes[0])))
+        if not class_ids or len(class_ids) > way or len(set(class_ids)) < len(class_ids):
+            of = f"classes {shown(map(str, class_ids))}" if class_ids else f"no class of the {SPECS[row.dataset].classes[0]}"
+            raise UserError(f"{row.path} is said to know {of}, and answers for {way}: is it the file of another pool?")
         names: tuple[str, ...] = ()
         if class_order is not None:
-            order = class_order.read_text(encoding="utf-8").split()
+            order = _order_of(class_order)
             if max(class_ids) >= len(order):
                 raise UserError(
                     f"--class_order {class_order} names {len(order)} classes; {row.path} has class {max(class_ids)}"
@@ -234,6 +240,20 @@ class TeacherPool:
             names = tuple(order[class_id] for class_id in class_ids)
         accuracy = row.accuracy if published.accuracy is None else published.accuracy
         return replace(row, class_ids=tuple(class_ids), class_names=names, accuracy=accuracy)
+
+
+def _order_of(path: Path) -> list[str]:
+    """The class names in a file: one a line, which may begin with its number, or all in one line with blanks between.
+
+    Raises `UserError` for one that stands there twice.
+    """
+    lines = [line.strip() for line in text_of(path).splitlines() if line.strip()]
+    if all(line.startswith(f"{number} ") for number, line in enumerate(lines)):
+        lines = [line.partition(" ")[2] for line in lines]
+    names = [tidy_class(name, str(path)) for name in (lines if len(lines) > 1 else " ".join(lines).split())]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise UserError(f"--class_order {path} names {shown(twice)} twice")
+    return names
 
 
 def _read(row: TeacherRow) -> Content:

@@ -162,7 +162,10 @@ def test_what_a_file_says_of_its_classes() -> None:
         {"idx_to_class": {0: "b", 1: "a", 2: "c"}}, {"classes": {0: "b", 2: "c", 1: "a"}},
         {"class_to_idx": {0: "b", 1: "a", 2: "c"}},
         {"hyper_parameters": {"class_to_idx": {"a": 1, "b": 0, "c": 2}}}, {"meta": {"CLASSES": tuple(wanted)}},
-        {"config": {"id2label": {"0": "b", "1": "a", "2": "c"}}}, {"class_to_idx": {"a": torch.tensor(1), "b": 0, "c": 2}},
+        {"config": {"id2label": {"0": "b", "1": "a", "2": "c"}}}, {"meta": {"dataset_meta": {"classes": wanted}}},
+        {"names": {0: "b", 1: "a", 2: "c"}}, {"hparams": {"label2id": {"a": 1, "b": 0, "c": 2}}},
+        {"classes": {"0": ["n1", "b"], "1": ["n2", "a"], "2": ["n3", "c"]}},
+        {"class_to_idx": {"a": torch.tensor(1), "b": 0, "c": 2}},
     ]  # fmt: skip
     for names in forms:
         assert read_content({"state_dict": state, **names}, "file").class_names == wanted
@@ -175,3 +178,26 @@ def test_what_a_file_says_of_its_classes() -> None:
         "2",
     ]
     assert read_content({"state_dict": state, "classes": 3}, "file").class_names is None
+    assert read_content({"checkpoint": {"state_dict": state, "classes": wanted}}, "file").class_names == wanted
+    digits = {0: "2", 1: "0", 2: "1"}
+    for names in ({"idx_to_class": digits}, {"id2label": {str(number): name for number, name in digits.items()}}):
+        assert read_content({"state_dict": state, **names}, "file").class_names == ["2", "0", "1"]
+    numbers = read_content({"state_dict": state, "classes": torch.tensor([1, 10, 2])}, "file")
+    assert (numbers.class_names, numbers.class_numbers) == (None, ["1", "10", "2"])
+
+
+def test_an_average_without_names_is_not_passed_over() -> None:
+    state = Own().state_dict()
+    for average in (
+        {"ema": {"decay": 0.9, "shadow_params": list(state.values())}},
+        {"callbacks": {"EMA": {"w": [*state.values()]}}},
+    ):
+        with pytest.raises(UserError, match="a running average of them without names under"):
+            read_content({"model": state} | average, "file")
+        assert read_content({"model": state} | average, "file", "model").state.keys() == state.keys()
+
+
+def test_the_numbers_of_an_optimizer_are_no_weights() -> None:
+    state = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    moments = {number: {"step": torch.ones(()), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)} for number in range(2)}
+    assert read_content({"state_dict": state, "optimizer": {"state": moments}}, "file").state.keys() == state.keys()

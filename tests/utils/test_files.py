@@ -74,7 +74,7 @@ def test_lists_as_other_programs_save_them(tmp_path: Path) -> None:
         (b"a|b\n1|2\n", "not separated by commas"),
         ("a,b\n1,2\n".encode("utf-16-le"), "no text in UTF-8"),
         (b"a,a\n1,2\n", "a different name for each"),
-        (b"a,b\n\xff\xff,2\n", "is no CSV file"),
+        (b"a,b\n\xff\xff,2\n", "is no text in UTF-8"),
         (b'a,b\n"1,2\n', "is no CSV file"),
     ],
 )

@@ -18,6 +18,7 @@ from methods.dfkd import CMI, DFAD, Generative
 from methods.experiments.whole_class import WholeClassMethod
 from methods.fast import RESET_CALL, FastMeta
 from methods.teachers.classifiers import load_classifier
+from models import create_classifier
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -219,6 +220,31 @@ def test_a_student_scored_as_it_is(flags_for: Flags, data_root: Path, tmp_path: 
     main.main([*flags_for("fast"), "--evaluate_only", "--student_ckpt", str(weights), "--run_name", "mine"])
     result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     assert result["accuracy"]["cifar10"]["mean"] == result["yardsticks"]["its teacher (ceiling)"]["cifar10"]["mean"]
+
+
+def test_what_a_students_file_says_is_held_against_the_set(flags_for: Flags, tmp_path: Path) -> None:
+    network = create_classifier("wrn16_1", 3, 16)
+    checkpoint.save({"state_dict": network.state_dict(), "class_names": ["class_1", "class_0", "class_2"]}, tmp_path / "s.pth")
+    with pytest.raises(UserError, match="has the classes in the order class_1, class_0, class_2"):
+        main.main([*flags_for("fast"), "--evaluate_only", "--student_ckpt", str(tmp_path / "s.pth")])
+
+
+def test_a_run_does_not_go_on_with_other_classes(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("fast_meta", 1), "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    last = checkpoint.load(run / "last.pt")
+    assert last["stands_on"] == ["the class class_0", "the class class_1", "the class class_2"]
+    checkpoint.save(last | {"stands_on": ["the class owl", *last["stands_on"][1:]]}, run / "last.pt")
+    for again in (["--resume", str(run), "--epochs", "2"], ["--evaluate", str(run)]):
+        with pytest.raises(UserError, match=r"began with the class owl, where there is the class class_0 now"):
+            main.main(again)
+
+
+def test_code_of_somebodys_is_no_teacher_of_a_whole_set(flags_for: Flags, tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text("raise SystemExit('it ran')\n")
+    for flag in ("--teacher", "--student"):
+        with pytest.raises(UserError, match="is somebody's code, which runs only as an arch in a list"):
+            main.main([*flags_for("fast_meta", 1), flag, f"{tmp_path}/theirs.py:make"])
 
 
 def test_flags_that_a_method_does_not_read_are_said(build: Build, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,9 @@ def test_an_honest_teacher_is_trusted_and_nothing_is_drawn() -> None:
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("change", [lambda x: x.detach(), lambda x: (255 * x).round() / 255])
+@pytest.mark.parametrize(
+    "change", [lambda x: x.detach(), lambda x: (255 * x).round() / 255, lambda x: torch.from_numpy(x.numpy().copy())]
+)
 def test_a_gradient_must_reach_the_pixels(change: Callable[[Tensor], Tensor]) -> None:
     assert not inspect(teacher_of(change), "file").invertible
 
@@ -73,6 +75,7 @@ def test_what_cannot_be_used_is_named(change: dict[str, Callable[[Tensor], Tenso
         ({"mean": torch.full((1, 3, 1, 1), 0.4)}, None, "its mean is"),
         ({"arch": "resnet18"}, None, "says that it is a resnet18"),
         ({"image_size": 12, "mean": [0.5] * 3, "std": (0.25,) * 3, "arch": "torchvision/conv-4"}, ["a ", "b", "c"], None),
+        ({"mean": [127.5] * 3, "std": 63.75}, None, None),
         ({"image_size": "big", "mean": ["a"], "std": []}, None, None),
     ],
 )
@@ -83,6 +86,41 @@ def test_what_a_file_says_is_held_against_its_list(said: dict, names: Sequence[s
         return
     with pytest.raises(UserError, match=words):
         check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
+
+
+def test_classes_that_a_file_numbers_are_names_only_where_the_list_has_the_same() -> None:
+    content = Content({}, class_numbers=["1", "10", "2"])
+    check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
+    check_said(content, ("1", "10", "2"), FORM, "conv4", "file")
+    with pytest.raises(UserError, match="in the order 1, 10, 2"):
+        check_said(content, ("1", "2", "10"), FORM, "conv4", "file")
+
+
+def test_a_network_that_takes_no_single_image_is_shown_it_twice() -> None:
+    """What `squeeze()` before the head does to a batch of one."""
+
+    def made(change: Callable[[Tensor], Tensor]) -> Teacher:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net, self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), nn.Linear(4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(change(self.net(x)))
+
+        torch.manual_seed(0)
+        return Teacher(Foreign(Net(), 3), ("a", "b", "c"), FORM)
+
+    teacher = made(lambda x: x.squeeze())
+    assert inspect(teacher, "file").notes == ("cannot take one image alone: it is shown twice",)
+    images = torch.rand(3, 3, 12, 12)
+    features, logits = teacher.features_and_logits(images)
+    assert torch.allclose(teacher.features_and_logits(images[:1])[0], features[:1])
+    assert torch.allclose(teacher(images[:1]), logits[:1])
+    with pytest.raises(UserError, match="takes batches of 8 images, and not of 3"):
+        inspect(made(lambda x: x.view(8, 4)), "file")
+    mixing = made(lambda x: x.flatten(1) - x.flatten(1).mean(0))
+    assert "what it answers to an image hangs on the others of its batch" in inspect(mixing, "file").notes
 
 
 def test_torchscript_runs_only_where_it_is_allowed(tmp_path: Path) -> None:

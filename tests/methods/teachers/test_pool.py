@@ -153,7 +153,36 @@ def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFi
     args = pool_args(tmp_path, teachers=[folders["free"]], image_size=None)
     named = TeacherPool(find_rows(args), DEVICE, class_order=order)
     assert named.rows[0].class_names == ("name40", "name2", "name11")
+    order.write_text("\ufeff" + "\n".join(f"{i} polar bear {i}" for i in range(64)))
+    assert TeacherPool(find_rows(args), DEVICE, class_order=order).rows[0].class_names[1] == "polar bear 2"
+    for content, words in (("a\n" * 64, "a, a, a, a, a and 58 more twice"), (b"\xff\xe9\n", "is no text in UTF-8")):
+        order.write_bytes(content.encode() if isinstance(content, str) else content)
+        with pytest.raises(UserError, match=words):
+            TeacherPool(find_rows(args), DEVICE, class_order=order)
+    for specific in ([40, 2, 11, 3], [40, 2, 2], []):
+        checkpoint.save({"teacher": state, "specific": specific}, folders["free"] / "model_specific_0.pth")
+        with pytest.raises(UserError, match=r"is said to know .* and answers for 3"):
+            TeacherPool(find_rows(args), DEVICE)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no teachers\.csv and no model_<i>\.pth in .*: name your list itself"):
+        find_rows(pool_args(tmp_path, teachers=[tmp_path / "empty"], image_size=None))
     assert COLUMNS[0] == "path"
+
+
+def test_what_is_kept_of_a_teacher_is_that_of_its_weights_and_its_code(tmp_path: Path) -> None:
+    """Another column `weights`, or another program in the file that builds it, and it is another teacher."""
+    state = {"0.weight": torch.randn(3, 3, 1, 1), "3.weight": torch.randn(3, 3), "3.bias": torch.zeros(3)}
+    checkpoint.save({"raw": state, "ema": {name: 2 * value for name, value in state.items()}}, tmp_path / "a.pth")
+    program = "from torch import nn\ndef make(n):\n    return nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.{}(), "
+    (tmp_path / "mine.py").write_text(program.format("ReLU") + "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, n))\n")
+    found = []
+    for weights, activation in (("raw", "ReLU"), ("ema", "ReLU"), ("raw", "Tanh")):
+        source = program.format(activation) + "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, n))\n"
+        (tmp_path / "mine.py").write_text(source)
+        header = "path,arch,class_names,image_size,mean,std,weights"
+        (tmp_path / "zoo.csv").write_text(f"{header}\na.pth,mine:make,a;b;c,16,0.5;0.5;0.5,0.2;0.2;0.2,{weights}\n")
+        found.append(TeacherPool(read_manifest(tmp_path / "zoo.csv"), DEVICE).fingerprint_of(0))
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize(("place", "doubtful"), [("resnet10/3way", True), ("conv4/3way-16px", False)])

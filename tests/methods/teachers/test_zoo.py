@@ -174,7 +174,7 @@ def test_which_weights_are_meant_stands_in_the_list(zoo: Path) -> None:
     torch.save({"state_dict": state, "state_dict_ema": average}, zoo.parent / "a.pth")
     row = "a.pth,conv4,ant;bee;cat,16,.5;.5;.5,.2;.2;.2"
     zoo.write_text(f"path,arch,class_names,image_size,mean,std\n{row}\n")
-    with pytest.raises(UserError, match="say which are meant in a column `weights`"):
+    with pytest.raises(UserError, match="say which are meant, in the list's column `weights`"):
         pool_of(zoo).check()
     zoo.write_text(f"path,arch,class_names,image_size,mean,std,weights\n{row},state_dict_ema\n")
     assert torch.equal(pool_of(zoo)[0].network.head.bias, average["head.bias"])
