@@ -5,6 +5,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from utils.errors import UserError
 from utils.names import tidy_class
 
 RULE = 2  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
-PHOTOS = (".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .jp2 .ppm .pgm .pbm .pnm .tga").split()
+PHOTOS = (
+    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .heic .heif .jp2 .ppm .pgm .pbm .pnm .tga"
+).split()
 IMAGE_SUFFIXES = {suffix for suffix in PHOTOS if Image.registered_extensions().get(suffix) in Image.OPEN}  # by this Pillow
 LEFT_BEHIND = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # by systems
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -34,6 +37,8 @@ def visible_files(folder: Path) -> list[Path]:
 
     Raises `UserError` for a name that is not UTF-8, and for a folder that is not there.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; expected a folder with images in it")
     if not folder.is_dir():
         raise UserError(f"folder {folder} is missing")
     return sorted(_walk(folder, set()))
@@ -106,7 +111,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
         classes[name] = images_of(entry, f"class {name!r} of {folder}")
     if not classes:
         raise UserError(f"folder {folder} has no class folders: expected {folder}/<class>/<image>")
-    astray = [entry for entry in entries if not entry.is_dir() and entry.suffix.lower() in IMAGE_SUFFIXES]
+    astray = [entry for entry in entries if not entry.is_dir() and entry.suffix.lower() in PHOTOS]
     if astray:
         print(f"note: {folder}: {kinds(astray)} beside the class folders left out", file=sys.stderr)
     return dict(sorted(classes.items()))
@@ -118,6 +123,13 @@ def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
     Turned as its EXIF data say; what is transparent on white; 16 bits scaled to 8; of an animation the first picture.
     Raises `UserError` naming a file that cannot be read, or whose numbers have no known white.
     """
+    with opened(path) as picture:
+        return shrink(picture, size, f"image {path}", channels)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file as Pillow opens it. Raises `UserError` naming a file that cannot be read, in the block too."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"image {path} is no file: replace or remove it")
@@ -127,7 +139,7 @@ def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
                 file.verify()
                 content.seek(0)
                 file = Image.open(content)
-            return shrink(file, size, f"image {path}", channels)
+            yield file
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -149,11 +161,19 @@ def shrink(picture: Image.Image, size: int, source: str, channels: int = 3) -> n
     if picture.mode == "L" and tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
         raise UserError(f"{source} has signed numbers, whose white nobody knows: save it with 8 bits")
     white = 2 ** tags.get(BITS, (16,))[0] - 1
+    _scale_transparency(picture)
     opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
     image = opaque.convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _scale_transparency(picture: Image.Image) -> None:
+    """Bring the grey that is transparent in a PNG of 2 or 4 bits to the 8 bits of the pixels, which Pillow forgets."""
+    clear, raw = picture.info.get("transparency"), [args for *_, args in getattr(picture, "tile", [])]
+    if picture.format == "PNG" and isinstance(clear, int) and raw in (["L;2"], ["L;4"]):
+        picture.info["transparency"] = clear * 255 // (2 ** int(raw[0][-1]) - 1)
 
 
 def _as_bytes(image: Image.Image, kind: str | None, white: int, inverted: bool, source: str) -> Image.Image:

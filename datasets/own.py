@@ -8,15 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from datasets.image_files import class_folders, read_images
+from datasets.image_files import RULE, class_folders, is_hidden, opened, read_images
 from datasets.registry import SPECS, SPLITS, DatasetSpec, get_spec, is_mix, mixture
 from datasets.split import list_of
 from utils import seed
 from utils.errors import UserError
 from utils.files import write_text
-from utils.names import check_different_classes
+from utils.names import check_different_classes, shown
 
 GIVEN = {  # what people call the parts of a set that is split already
     "meta_train": ("meta_train", "mete_train", "train"),
@@ -59,7 +58,8 @@ def own_set(folder: Path, data_root: Path) -> DatasetSpec:
     name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     kept = data_root / "own" / name
     lists = {part: list_of(classes, folder) for part, classes in parts.items()}
-    digest = hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
+    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for part in parts.values() for file in _files(part))]
+    digest = hashlib.sha256(json.dumps([lists, stamps, RULE], sort_keys=True).encode()).hexdigest()
     about = _read(kept / "set.json")
     if about.get("digest") != digest:
         for part in SPLITS:
@@ -76,10 +76,12 @@ def own_set(folder: Path, data_root: Path) -> DatasetSpec:
 
 def _given(folder: Path) -> dict[str, Classes]:
     """The parts of a set that is split already; {} for one that is not."""
-    names = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    found = {part: [name for name in spellings if name in names] for part, spellings in GIVEN.items()}
-    if not found["meta_test"] or not names <= {name for spellings in GIVEN.values() for name in spellings}:
+    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
+    found = {part: sorted(name for name in names if name.lower() in spellings) for part, spellings in GIVEN.items()}
+    if not found["meta_test"] or names != {name for some in found.values() for name in some}:
         return {}
+    if several := next((some for some in found.values() if len(some) > 1), None):
+        raise UserError(f"{folder} has {shown(several)}, which are one part of a set: put their classes into one folder")
     parts = {part: class_folders(folder / spellings[0]) for part, spellings in found.items() if spellings}
     check_different_classes(parts, str(folder))
     return parts
@@ -111,11 +113,8 @@ def _measured(files: Sequence[Path]) -> dict[str, object]:
     chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(MEASURED, len(files))).astype(int)]
     sides = []
     for file in chosen:
-        try:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
-        except OSError as error:
-            raise UserError(f"image {file} cannot be read ({error}): replace or remove it") from error
+        with opened(file) as picture:
+            sides.append(min(picture.size))
     size = max([size for size in SIZES if size <= float(np.median(sides))], default=SIZES[0])
     pixels = read_images(chosen, size).double() / 255  # (M, 3, size, size)
     mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=0.01)

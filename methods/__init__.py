@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from utils.code import import_function
-from utils.errors import UserError
+from utils.errors import UserError, in_words
 from utils.names import meant
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _own_method(place: str) -> "type[Method]":
 
     try:
         found = import_function(place)
-    except (ImportError, AttributeError, OSError) as error:
-        raise UserError(f"--method {place}: {error}; expected FILE.py:CLASS or MODULE:CLASS") from error
+    except Exception as error:  # somebody's code may raise anything
+        raise UserError(f"--method {place}: {in_words(error)}; expected FILE.py:CLASS or MODULE:CLASS") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"--method {place} is no method: expected a class that inherits FewShotMethod (docs/extending.md)")
     return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.answers import refuse_sigmoid, squash_of
 from models.backbone import Backbone
 from utils.code import import_function
-from utils.errors import UserError
+from utils.errors import UserError, in_words
 from utils.vision import import_torchvision
 
 TORCHSCRIPT = "torchscript"  # the arch of a file that is program and weights in one
@@ -222,9 +222,9 @@ def create_foreign(name: str, num_classes: int, image_size: int, weights: str | 
     Raises `UserError` for a name that nobody knows, for a function that gives no network, and where weights cannot be had.
     """
     family, _, rest = name.partition("/")
+    if is_code(name):
+        return Foreign(_from_function(name, num_classes), num_classes)
     try:
-        if is_code(name):
-            return Foreign(_from_function(name, num_classes), num_classes)
         if family == "torchvision":
             import_torchvision()
             from torchvision.models import get_model
@@ -247,9 +247,12 @@ def create_foreign(name: str, num_classes: int, image_size: int, weights: str | 
 
 
 def _from_function(place: str, num_classes: int) -> nn.Module:
-    network: Any = import_function(place)(num_classes)
+    try:
+        network: Any = import_function(place)(num_classes)
+    except Exception as error:  # somebody's code may raise anything
+        raise UserError(f"arch {place!r} cannot be built: {in_words(error)}") from error
     if not isinstance(network, nn.Module):
-        raise TypeError(f"it returned {type(network).__name__}; expected a torch.nn.Module")
+        raise UserError(f"arch {place!r} returned {type(network).__name__}; expected a torch.nn.Module")
     return network
 
 

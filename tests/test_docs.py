@@ -60,7 +60,12 @@ def test_a_method_from_outside_the_tree(
         main.main(["--evaluate", str(run)])
     main.main(["--evaluate", str(run), *allowed])
     main.main(["--resume", str(run), "--epochs", "3", *allowed])
-    for wrong, words in ((f"{tmp_path}/none.py:Mine", "expected FILE.py:CLASS"), ("json:JSONDecoder", "is no method")):
+    (tmp_path / "faulty.py").write_text("raise ValueError('not today')\n")
+    for wrong, words in (
+        (f"{tmp_path}/none.py:Mine", "expected FILE.py:CLASS"),
+        (f"{tmp_path}/faulty.py:Mine", "ValueError: not today; expected FILE.py:CLASS"),
+        ("json:JSONDecoder", "is no method"),
+    ):
         with pytest.raises(UserError, match=words):
             main.main(["--method", wrong, "--allow_code", wrong])
 

@@ -44,6 +44,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
+    if other := _what_else(path):
+        raise UserError(f"checkpoint {path} is {other}")
     if path.suffix.lower() == ".safetensors":
         return _load_safetensors(path, device)
     _check_sums(path)
@@ -56,6 +58,32 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         ) from error
     except Exception as error:  # a damaged file makes torch's reader raise whatever comes
         raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
+
+
+def _what_else(path: Path) -> str:
+    """What a file is by its first bytes that is no checkpoint of the kind it is called, and what to do; else nothing."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    safe = path.suffix.lower() == ".safetensors"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size and not safe:
+        return "in the format of safetensors: call it .safetensors"
+    if head.startswith(b"PK"):
+        with suppress(Exception), zipfile.ZipFile(path) as archive:  # of a damaged one, elsewhere
+            names = archive.namelist()
+            if any("/code/" in name for name in names):
+                return "a program of TorchScript: save its state_dict instead (torch.save(network.state_dict(), ...))"
+            if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+                return "a program of torch.export: save the network's state_dict instead (torch.save)"
+            if safe and any(name.endswith("data.pkl") for name in names):
+                return "in PyTorch's format: call it .pth"
+    return "" if safe else next((what for start, what in SIGNS.items() if head.startswith(start)), "")
+
+
+SIGNS = {  # of files that are taken for checkpoints
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"\x89HDF": "in the format HDF5 (Keras?): only networks of PyTorch and ONNX can be teachers",
+    b"\x08": "not PyTorch's, but looks like ONNX: list it with the arch onnx",
+}
 
 
 def _check_sums(path: Path) -> None:

@@ -145,6 +145,8 @@ def exit_with_message(work: Callable[[], None]) -> None:
     """
     interruptible()
     try:
+        for word in sys.argv:
+            _check_word(word)
         work()
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -155,6 +157,14 @@ def exit_with_message(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_word(word: str) -> None:
+    """Raise `UserError` for what was typed and cannot be written into any file."""
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{os.fsencode(word)!r} is not UTF-8: rename it, or type another name") from error
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:

@@ -12,5 +12,11 @@ class Stopped(Exception):
     """The user stopped the work and it stopped in good order; the message says how to go on. Exit status 130."""
 
 
+def in_words(error: BaseException) -> str:
+    """What somebody else's code raised, on one line: its kind and what it says."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 class BudgetSpent(Exception):
     """A limit that the user set is reached. The work goes on with what it has; this never reaches the command line."""

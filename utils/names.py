@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,12 +25,24 @@ def tidy_class(name: str, source: str) -> str:
     return plain
 
 
+def different_classes(names: Iterable[str], source: str) -> tuple[str, ...]:
+    """The same of all classes of one classifier. Raises `UserError` where one stands there twice."""
+    plain = tuple(tidy_class(name, source) for name in names)
+    if twice := [name for place, name in enumerate(plain) if name in plain[:place]]:
+        raise UserError(f"{source}: {shown(dict.fromkeys(twice))} stands there twice")
+    return plain
+
+
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names that a reader would take for one: capitals, blanks, hyphens and underscores apart."""
+    """Pairs of different names that a reader would take for one.
+
+    Capitals, blanks, hyphens and underscores apart, and what is written wider, or not seen at all.
+    """
     seen: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        first = seen.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), name)
+        plain = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+        first = seen.setdefault(re.sub(r"[\s_-]+", "", plain.casefold()), name)
         if first != name:
             pairs.append((first, name))
     return pairs
@@ -68,13 +81,15 @@ def check_same_order(first: Sequence[str], second: Sequence[str], first_is: str,
 
 
 def check_different_classes(splits: Mapping[str, Iterable[str]], source: str) -> None:
-    """Raise `UserError` where two splits of a few-shot set share a class."""
+    """Raise `UserError` where two splits of a few-shot set share a class; a note on stderr where two look alike."""
     for first, second in itertools.combinations(splits, 2):
         if both := sorted(set(splits[first]) & set(splits[second])):
             raise UserError(
                 f"{source}: {first} and {second} both have {shown(both)}: new classes must be new, so that a learner is "
                 "never scored on what it was trained on"
             )
+    for note in look_alike_notes(name for names in splits.values() for name in names):
+        print(note, file=sys.stderr)
 
 
 def meant(word: str, known: Iterable[str]) -> str:

@@ -108,6 +108,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def add_class(self, name: Any, images: Any) -> "FewShotClassifier":
         """One class more, beside those of `fit`, from its images. Raises `UserError` for a name that is taken."""
         self._check_fitted()
+        (name,) = as_labels([name])
         if name in self.classes or isinstance(name, str) != isinstance(self.classes[0], str):
             raise UserError(f"the class {name!r} cannot be added to {self.classes}: expected another of the same kind")
         new = self.learner.prepare(as_images(images, self.learner.spec.image_size).to(self.learner.device))

@@ -28,14 +28,24 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("embedding.onnx")
 known = json.load(open("classes.json", encoding="utf-8"))
 
 
+def read(path):  # as the learner saw images: turned as their EXIF data say, on white where they are transparent
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":
+        raise ValueError(f"{{path}} has more than 8 bits a channel: save it with 8")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB").resize(({size}, {size}), Image.BILINEAR))
+
+
 def embed(paths):
-    images = [np.asarray(Image.open(path).convert("RGB").resize(({size}, {size}), Image.BILINEAR)) for path in paths]
+    images = [read(path) for path in paths]
     return session.run(None, {{"images": np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255}})[0]
 
 

@@ -1,6 +1,7 @@
 """A learner as a folder that can be handed on: config.json, model.safetensors, and a card, README.md. No pickle."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,13 @@ def read_folder(folder: Path, device: str | torch.device = "cpu") -> dict[str, A
 def about_run(folder: Path) -> dict[str, Any]:
     """What a card says of the run that made a learner: method, data, scores and floors; {} where there is no result."""
     path = folder / "result.json"
-    if not path.is_file():
+    try:
+        result = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError, RecursionError):
+        print(f"note: {path} is damaged: what the run's scores were is not known", file=sys.stderr)
         return {}
-    result = json.loads(path.read_text(encoding="utf-8"))
+    if not result:
+        return {}
     names = ("method", "paper", "dataset", "testdataset", "teachers", "selected_on", "way", "shot", "accuracy", "examined")
     about = {name: result[name] for name in names if result.get(name)}
     return about | {

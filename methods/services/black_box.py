@@ -5,7 +5,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from methods.services.api import NO_LIMITS, Api
 from methods.services.meter import Meter
 from utils import cli
 from utils.code import import_function
-from utils.errors import UserError
+from utils.errors import BudgetSpent, UserError, in_words
 from utils.images import resize
+from utils.names import different_classes
 from utils.precision import full_precision
 
 LEAST_PROBABILITY = 1e-6  # what a service calls impossible counts as this much
@@ -136,7 +137,7 @@ class BlackBox:
                 answer = service.ask(shown, self.meter)
         else:
             with self.meter.charge(len(images), waits=not isinstance(service, LocalService)):
-                answer = service.query(shown)
+                answer = self._asked(service, shown)
         expected = (len(images), self.answers)
         if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
@@ -151,6 +152,14 @@ class BlackBox:
             return heard
         heard = heard[:, self.outputs]
         return heard / heard.sum(1, keepdim=True).clamp(min=1e-12)
+
+    def _asked(self, service: Service, shown: Tensor) -> Any:
+        try:
+            return service.query(shown)
+        except (UserError, BudgetSpent, OSError):
+            raise
+        except Exception as error:  # somebody's code may raise anything
+            raise UserError(f"{self.name} fails: {in_words(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -177,20 +186,19 @@ def services_of(place: str) -> list[Listed]:
     they like `name` and `dataset`. Raises `UserError` where that is not so.
     """
     try:
-        made = import_function(place)()
         return [
             Listed(
                 service,
                 getattr(service, "name", f"{place}[{number}]"),
-                tuple(map(str, service.class_names)),
-                int(service.image_size),
+                different_classes(map(str, service.class_names), place),
+                cli.pixels(str(service.image_size)),
                 getattr(service, "dataset", "service"),
             )
-            for number, service in enumerate(made)
+            for number, service in enumerate(import_function(place)())
         ]
-    except (ImportError, AttributeError, TypeError) as error:
+    except Exception as error:  # somebody's code may raise anything
         raise UserError(
-            f"--teachers {place}: {error}; expected a function that returns a list of objects with query(images), "
+            f"--teachers {place}: {in_words(error)}; expected a function that returns a list of objects with query(images), "
             "class_names and image_size"
         ) from error
 

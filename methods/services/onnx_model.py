@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,6 +68,9 @@ class OnnxModel:
                 found = self._session.run(None, {wanted.name: filled.contiguous().numpy()})[0]
             except Exception as error:
                 raise UserError(f"{self.path} fails on images {tuple(part.shape)}: {' '.join(str(error).split())}") from error
+            if not (isinstance(found, np.ndarray) and found.dtype.kind == "f"):
+                named = ", ".join(f"{output.name} ({output.type})" for output in self._session.get_outputs())
+                raise UserError(f"{self.path} answers no floats first; its outputs: {named}: let the first be logits")
             answer = torch.as_tensor(found)
             if tuple(answer.shape) != (at_once, self.num_classes):
                 raise UserError(

@@ -26,6 +26,7 @@ from methods.services.protocol import TEXT, Named, decode, encode
 from utils.errors import UserError
 from utils.images import normalise, to_uint8
 
+SUM = 1e-3  # by which the sum of probabilities may differ from 1
 SAME = 1e-3  # by which two answers of one model to one question may differ
 
 
@@ -173,6 +174,10 @@ class RemoteModel(Metered):
             raise UserError(
                 f"{self.name} at {self.client.url} answered {tuple(answer.shape)} to {count} images; expected "
                 f"{(count, self.num_classes)}"
+            )
+        if self.form.answers == "logits" and bool(((answer >= 0).all(1) & ((answer.sum(1) - 1).abs() < SUM)).all()):
+            raise UserError(
+                f"{self.name} at {self.client.url} answers probabilities: write so in the column answers of its list"
             )
         found = F.softmax(answer, 1) if self.form.answers == "logits" else answer
         try:

@@ -8,6 +8,7 @@ from methods.services.client import IN_FLIGHT, Client, Credential
 from methods.services.form import ModelForm, listed, parameters_of
 from methods.services.remote import RemoteModel
 from utils.errors import UserError
+from utils.names import different_classes
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ def models_of(url: str, asking: Asking) -> list[Listed]:
         model = RemoteModel(client, ModelForm(name), 0, 0, asking.store)
         said = parameters_of(model.metadata)
         try:
-            classes, size = tuple(map(str, listed(said["class_names"]))), int(said["image_size"])
-            if not classes or len(set(classes)) < len(classes) or size < 1:
-                raise ValueError("no classes, or one that stands twice, or no size")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            classes, size = different_classes(map(str, listed(said["class_names"])), url), int(said["image_size"])
+            if not classes or size < 1:
+                raise ValueError("no classes, or no size")
+        except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
             raise UserError(
                 f"{url} has {', '.join(names)}, and does not say what their classes are called: list them in a teachers.csv "
                 "(docs/services.md)"

@@ -12,7 +12,7 @@ from methods.teachers.teacher import ImageForm, Teacher
 from models.foreign import Foreign
 from models.state_dicts import Content
 from utils import seed
-from utils.errors import UserError
+from utils.errors import UserError, in_words
 from utils.names import check_same_order, tidy
 
 SHOWN = 4  # images of noise, and as many of soft blots
@@ -45,8 +45,8 @@ def inspect(teacher: Teacher, source: str) -> Finding:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except Exception as error:  # somebody's network may raise anything
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source} fails on images of {teacher.image_size} pixels, as the list has it: {what}") from error
+        what = f"{source} fails on images of {teacher.image_size} pixels, as the list has it"
+        raise UserError(f"{what}: {in_words(error)}") from error
     if not bool(torch.isfinite(answers).all()):
         raise UserError(f"{source}: its answers are not finite")
     if isinstance(teacher.network, Foreign) and bool((answers.std(0) <= ALIKE * answers.abs().amax(0)).all()):

@@ -25,7 +25,7 @@ from utils import cli
 from utils.code import beside
 from utils.errors import UserError
 from utils.files import digest, read_csv, write_text
-from utils.names import meant, tidy
+from utils.names import meant, tidy, tidy_class
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
 NEEDED_OF_SERVICES = ["path", "arch", "image_size"]
@@ -247,11 +247,11 @@ def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> Te
         path=folder / record["path"],
         arch=record["arch"],
         class_ids=parts("class_ids", int),
-        class_names=tuple(tidy(name) for name in parts("class_names", str)),
+        class_names=tuple(tidy_class(name, "column class_names") for name in parts("class_names", str)),
         image_size=number("image_size", int, record["image_size"].removesuffix(".0")),
         mean=parts("mean", float) or (usual_mean if is_service else ()),
         std=parts("std", float) or (usual_std if is_service else ()),
-        dataset=record.get("dataset") or OWN,
+        dataset=tidy(record.get("dataset", "")) or OWN,
         accuracy=number("accuracy", float, record.get("accuracy") or "nan"),
         epochs=number("epochs", int, record.get("epochs") or "0"),
         seed=number("seed", int, record.get("seed") or "0"),
@@ -358,7 +358,7 @@ def _papers_folder(args: Namespace, spec: DatasetSpec, arch: str) -> Path:
 
 
 def _numbered_files(folder: Path) -> list[Path]:
-    files = [file for file in folder.glob("model_*.pth") if NUMBER.search(file.stem)]
+    files = [file for file in folder.glob("model_*") if file.suffix.lower() == ".pth" and NUMBER.search(file.stem)]
     return sorted(files, key=lambda file: int(NUMBER.search(file.stem).group(1)))  # type: ignore[union-attr]
 
 

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,23 @@ def test_what_is_transparent_is_white_whatever_its_bytes_are(kind: str, back: tu
     decoded = decode(tmp_path / "x.png", 8)
     assert decoded[:, 0, 0].tolist() == [255] * 3
     assert decoded[:, 4, 4].tolist() == [90] * 3
+
+
+@pytest.mark.parametrize(("bits", "clear"), [(1, 0), (2, 1), (4, 5)])
+def test_the_grey_that_is_transparent_in_a_small_png_is_white(bits: int, clear: int, tmp_path: Path) -> None:
+    """One pixel, which is transparent: written by hand, for Pillow writes no such file."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 1, 1, bits, 0, 0, 0, 0),
+        b"tRNS": struct.pack(">H", clear),
+        b"IDAT": zlib.compress(bytes([0, clear << (8 - bits)])),
+        b"IEND": b"",
+    }
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items()))
+    assert decode(tmp_path / "x.png", 1).tolist() == [[[255]]] * 3
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

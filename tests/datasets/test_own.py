@@ -54,6 +54,27 @@ def test_parts_that_are_given_are_taken(tmp_path: Path, write_images: Write) -> 
         own_set(tmp_path / "set", tmp_path)
 
 
+def test_parts_are_known_by_their_names_however_written(tmp_path: Path, write_images: Write) -> None:
+    """Beside what systems leave behind; two names for one part are one too many."""
+    for number, part in enumerate(("Train", "VAL", "test", "__MACOSX", ".cache")):
+        write_images(tmp_path / "set" / part / f"c{number}", 2, number)
+    assert own_set(tmp_path / "set", tmp_path).classes == (1, 1, 1)
+    write_images(tmp_path / "set" / "valid" / "c9", 2, 9)
+    own_set.cache_clear()
+    with pytest.raises(UserError, match="has VAL, valid, which are one part of a set"):
+        own_set(tmp_path / "set", tmp_path)
+
+
+def test_images_in_place_of_others_are_measured_anew(birds: Path, tmp_path: Path) -> None:
+    before = own_set(birds, tmp_path / "root")
+    for file in birds.rglob("*.png"):
+        Image.new("RGB", (100, 90), (255, 255, 255)).save(file)
+    own_set.cache_clear()
+    after = own_set(birds, tmp_path / "root")
+    assert (after.image_size, after.mean) == (84, (1.0, 1.0, 1.0))
+    assert before.image_size == 32
+
+
 def test_few_classes_are_meta_test_alone(tmp_path: Path, write_images: Write) -> None:
     for number in range(3):
         write_images(tmp_path / "few" / f"c{number}", 2, number)

@@ -49,6 +49,25 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         checkpoint.load(tmp_path / "missing.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.pth", b"\x1f\x8b\x08 zipped", "compressed by gzip"),
+        ("a.pth", b"\x10\0\0\0\0\0\0\0{" + b" " * 40, r"call it \.safetensors"),
+        ("a.pth", b"\x08\x07\x12\x07pytorch", "list it with the arch onnx"),
+        ("a.pth", b"\x89HDF\r\n", "HDF5"),
+        ("a.safetensors", None, r"call it \.pth"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    checkpoint.save({"a": torch.ones(2)}, path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        checkpoint.load(path)
+
+
 def test_weights_that_do_not_fit_say_where() -> None:
     layer, wide = nn.Linear(3, 2), nn.Linear(3, 4)
     with pytest.raises(UserError, match=r"'(weight|bias)' is \(4"):

@@ -24,3 +24,9 @@ def test_lists_that_differ_are_shown_both() -> None:
 
 def test_names_that_look_alike() -> None:
     assert names.look_alikes(["Sea_Lion", "sea lion", "owl", "seal"]) == [("Sea_Lion", "sea lion")]
+    assert names.look_alikes(["owl", "o\u00adwl", "\uff4f\uff57\uff4c"]) == [
+        ("owl", "o\u00adwl"),
+        ("owl", "\uff4f\uff57\uff4c"),
+    ]
+    with pytest.raises(UserError, match="a list: owl stands there twice"):
+        names.different_classes(["owl", "wren", "owl "], "a list")

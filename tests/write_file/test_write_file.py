@@ -143,7 +143,11 @@ def test_bad_folders_are_named(data_root: Path, tmp_path: Path, capsys: pytest.C
 
 def test_a_label_file_that_is_none(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(data_root / "flower", tmp_path / "flower")
-    scipy.io.savemat(tmp_path / "flower" / "imagelabels.mat", {"other": [1]})
+    labels = tmp_path / "flower" / "imagelabels.mat"
+    for wrong in ({"other": [1]}, {"labels": [1.5, 2.0]}, {"labels": [1, 103]}, {"labels": ["a", "b"]}, {"labels": [1, 2]}):
+        scipy.io.savemat(labels, wrong)  # the last ones are fewer than there are images
+        assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path, capsys)
+    labels.write_bytes(b"")
     assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path, capsys)
 
 

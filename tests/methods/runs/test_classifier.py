@@ -115,8 +115,11 @@ def test_an_export_serves_without_the_program(
     predict.main([*where, "--save", str(tmp_path / "kept"), "--export", str(tmp_path / "alone")])
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{number:03d}.png" for number in range(100)]
-    for path in paths:
-        Image.fromarray((rng.random((16, 16, 3)) * 255).astype(np.uint8)).save(path)
+    for number, path in enumerate(paths):
+        picture = Image.fromarray((rng.random((16, 16, 3 + number % 2)) * 255).astype(np.uint8))
+        exif = Image.Exif()
+        exif[274] = 1 + number % 8
+        picture.save(path, exif=exif)  # turned, and in part transparent
     code = (tmp_path / "alone" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     given = f"paths = {[str(path) for path in paths]}\n"
     last = "print(json.dumps([names, embed(paths).tolist()]))"

@@ -47,7 +47,7 @@ def test_a_call_that_failed_is_not_counted() -> None:
     meter, service = Meter(), box(HALVES)
     service.meter = meter
     service.service.query = lambda images: 1 / 0  # type: ignore[method-assign,assignment]
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UserError, match="fails: ZeroDivisionError: division by zero"):
         service.query(torch.rand(3, 3, 8, 8))
     assert meter.queries == 0
 
@@ -112,5 +112,11 @@ def test_a_users_own_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for bad in ("wrong", "missing"):
         with pytest.raises(UserError, match="expected a function that returns a list"):
             services_of(f"{tmp_path}/my_services.py:{bad}")
+    faults = ("raise KeyError('x')", "Mine.image_size = 'x'", "Mine.image_size = -3", "Mine.class_names = ['a', 'a ']")
+    for fault in faults:
+        (tmp_path / "faulty.py").write_text(f"{OWN}\ndef make():\n    {fault}\n    return [Mine()]\n")
+        sys.modules.pop("faulty", None)
+        with pytest.raises(UserError, match="expected a function that returns a list"):
+            services_of(f"{tmp_path}/faulty.py:make")
     with pytest.raises(UserError, match="no_such_module"):
         services_of("no_such_module:make")

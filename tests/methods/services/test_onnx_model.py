@@ -65,6 +65,14 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         OnnxModel(write(tmp_path / "m.onnx"), 3, HALF, QUARTER).query(images)
     with pytest.raises(UserError, match=r"m\.onnx fails on images"):
         OnnxModel(write(tmp_path / "m.onnx"), 4, HALF, QUARTER).query(torch.rand(6, 3, 7, 7))
+    names = onnx.helper.make_node("ArgMax", ["x"], ["answer"], axis=1)
+    shape = (onnx.TensorProto.FLOAT, ["B", 3, 6, 6]), (onnx.TensorProto.INT64, ["B", 1, 6, 6])
+    values = [onnx.helper.make_tensor_value_info(name, *one) for name, one in zip(("x", "answer"), shape, strict=True)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([names], "g", values[:1], values[1:]), ir_version=10)
+    model.opset_import[0].version = 18
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=r"answers no floats first; its outputs: answer \(tensor\(int64\)\)"):
+        OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER).query(images)
     (tmp_path / "m.onnx").write_text("nothing")
     with pytest.raises(UserError, match="cannot be read as ONNX"):
         OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER).query(images)

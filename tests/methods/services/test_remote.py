@@ -120,6 +120,11 @@ def test_pixels_are_normalised_where_the_list_says_how(served: Served, stub: Stu
     assert torch.allclose(sent, (IMAGES - mean) / std, atol=1e-6)
 
 
+def test_probabilities_are_not_taken_for_logits(served: Served, stub: Stub) -> None:
+    with pytest.raises(UserError, match="answers probabilities: write so in the column answers"):
+        model_of(served(stub.app()).url, answers="logits").ask(IMAGES, Meter())
+
+
 def test_logits_become_probabilities(served: Served, stub: Stub) -> None:
     stub.outputs = lambda answer: [Named("l", "FP32", np.log(answer) + 3)]
     assert torch.allclose(model_of(served(stub.app()).url, answers="logits").ask(IMAGES, Meter()), EXPECTED, atol=1e-6)
