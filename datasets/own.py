@@ -71,7 +71,8 @@ def own_set(folder: Path, data_root: Path) -> DatasetSpec:
     counts = tuple(len(parts.get(part, {})) for part in SPLITS)
     images = sum(len(_files(classes)) for classes in parts.values())
     mean, std = tuple(about["mean"]), tuple(about["std"])
-    return DatasetSpec(folder.name, f"own/{name}", about["size"], mean, std, counts, images, "", root=folder)
+    called = f"own-{folder.name}" if folder.name in SPECS else folder.name  # a set of the table is another one
+    return DatasetSpec(called, f"own/{name}", about["size"], mean, std, counts, images, "", root=folder)
 
 
 def _given(folder: Path) -> dict[str, Classes]:

@@ -172,6 +172,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self.answers(images, refused)[1]
 
     def _least_logit(self, refused: float) -> float:
+        refused = float(refused)
         if not 0 <= refused <= 1:
             raise UserError(f"refused is {refused}: expected a share from 0 to 1")
         self._check_fitted()
@@ -184,6 +185,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def score(self, images: Any, labels: Any) -> float:
         """The share of images whose class is named right."""
         named, wanted = self.predict(images), as_labels(labels)
+        if len(named) != len(wanted):
+            raise UserError(f"there are {len(named)} images and {len(wanted)} labels; expected as many of both")
         return sum(one == other for one, other in zip(named, wanted, strict=True)) / len(wanted)
 
     @torch.no_grad()

@@ -260,7 +260,7 @@ def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> Te
     )
     if not row.class_ids and row.class_names:
         row = replace(row, class_ids=tuple(range(len(row.class_names))))
-    _check_row(row)
+    check_row(row)
     if is_service:
         form = ModelForm(
             **{column: record.get(column, "") for column in OF_SERVICES},
@@ -299,7 +299,7 @@ def _onnx(row: TeacherRow) -> Listed:
     return Listed(service, str(row.path), row.class_names, row.image_size, row.dataset, digest(row.path))
 
 
-def _check_row(row: TeacherRow) -> None:
+def check_row(row: TeacherRow) -> None:
     """Raise `ValueError` for numbers that cannot be meant."""
     if not row.class_ids or (row.class_names and len(row.class_names) != len(row.class_ids)):
         raise ValueError(f"{len(row.class_ids)} class_ids and {len(row.class_names)} class_names; expected as many of both")

@@ -17,7 +17,7 @@ from methods.services.api import NO_LIMITS, Api, add_api_flags
 from methods.services.black_box import BlackBox, LocalService, Metered
 from methods.services.meter import Meter
 from methods.teachers.inspection import Finding, check_said, inspect
-from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place
+from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place, check_row
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.backbone import Backbone
@@ -28,7 +28,7 @@ from utils.code import file_of
 from utils.errors import UserError
 from utils.files import digest, text_of
 from utils.images import Augmentation
-from utils.names import look_alike_notes, shown, tidy_class
+from utils.names import different_classes, look_alike_notes, shown, tidy_class
 
 NEVER_TRAINED = "its running means are all 0: it was never trained"
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
@@ -66,14 +66,23 @@ class TeacherPool:
 
     @classmethod
     def of(cls, teachers: Sequence[Teacher], dataset: str = OWN) -> "TeacherPool":
-        """A pool of teachers that are in memory already, all on one device; a class of one name is one class."""
+        """A pool of teachers that are in memory already, all on one device; a class of one name is one class.
+
+        Raises `UserError` for a class that stands twice, and for a mean or std of another scale than that of [0, 1].
+        """
         rows = [
             TeacherRow(
-                Path(f"teacher_{number:03d}"), teacher.arch, tuple(range(teacher.way)), teacher.class_names,
+                Path(f"teacher_{number:03d}"), teacher.arch, tuple(range(teacher.way)),
+                different_classes(teacher.class_names, f"teacher {number}"),
                 teacher.form.size, teacher.form.mean, teacher.form.std, dataset,
             )
             for number, teacher in enumerate(teachers)
         ]  # fmt: skip
+        for row in rows:
+            try:
+                check_row(row)
+            except ValueError as error:
+                raise UserError(f"{row.path}: {error}") from error
         pool = cls(rows, next(teachers[0].parameters()).device)
         for number, (row, teacher) in enumerate(zip(rows, teachers, strict=True)):
             given = Teacher(

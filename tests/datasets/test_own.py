@@ -123,6 +123,11 @@ def test_two_folders_of_one_name_have_pools_of_their_own(birds: Path, flags_for:
         main.main([*flags_for("free", 1), "--dataset", str(birds), *flags, "--way_test", "2", "--pre_model_num", "2"])
 
 
+def test_a_folder_that_is_called_as_a_set_is_another_one(tmp_path: Path, write_images: Write) -> None:
+    write_images(tmp_path / "cub" / "owl", 2, 0)
+    assert own_set(tmp_path / "cub", tmp_path / "root").name == "own-cub"
+
+
 def test_labelled_images_that_come_later_score_a_run_without_any(
     flags_for: Flags, data_root: Path, tmp_path: Path, write_images: Write
 ) -> None:

@@ -10,6 +10,7 @@ import pretrain
 from methods.teachers import __main__ as command
 from methods.teachers.manifest import COLUMNS, find_rows, read_manifest, write_manifest
 from methods.teachers.pool import NEVER_TRAINED, TeacherPool
+from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from utils import checkpoint
 from utils.errors import UserError
@@ -167,6 +168,18 @@ def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFi
     with pytest.raises(UserError, match=r"no teachers\.csv and no model_<i>\.pth in .*: name your list itself"):
         find_rows(pool_args(tmp_path, teachers=[tmp_path / "empty"], image_size=None))
     assert COLUMNS[0] == "path"
+
+
+def test_a_pool_of_teachers_in_memory_is_held_to_what_a_list_is() -> None:
+    network, form = create_model("conv4", 3, 16), ImageForm(16, (0.5,) * 3, (0.25,) * 3)
+    pool = TeacherPool.of([Teacher(network, names, form) for names in (("a", "b ", "c"), ("b", "d", "a"))])
+    assert pool.class_names == ["own/a", "own/b", "own/c", "own/d"]
+    for names, mean, words in (
+        (("a", "b", "a "), 0.5, "teacher 0: a stands there twice"),
+        (("a", "b", "c"), 127.5, "scale of bytes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            TeacherPool.of([Teacher(network, names, ImageForm(16, (mean,) * 3, (0.25,) * 3))])
 
 
 def test_what_is_kept_of_a_teacher_is_that_of_its_weights_and_its_code(tmp_path: Path) -> None:
