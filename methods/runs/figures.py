@@ -15,23 +15,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from methods.runs.few_shot_result import CEILINGS
-from methods.runs.scores import Run, read_run
+from methods.runs.scores import NO_RESULTS, Run, read_run
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
 from utils.run_log import RunLog
 from utils.tables import duration
 
-PLACES = {
-    "--out",
-    "--run_name",
-    "--seed",
-    "--seeds",
-    "--threads",
-    "--device",
-    "--data_root",
-    "--no_floors",
-}  # of a command, what is not its result's
+PLACES = {f"--{name}" for name in NO_RESULTS - {"config"}}  # of a command, what is not its result's
 RUNS_OF_THEIR_OWN = {name for name, _ in CEILINGS.values()}  # of yardsticks, what has a row by its own right
 SEVERAL = {"--allow_code", "--teachers"}  # may be typed several times
 ABOUT = """Made from finished runs by `python -m methods.runs.figures`; the figures are in [figures.json](figures.json).

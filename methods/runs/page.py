@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from methods.runs.arguments import build_parser
-from methods.runs.scores import PLACES, Run, Scores, as_numbers, as_table, read_run, side_by_side
+from methods.runs.scores import NO_RESULTS, Run, Scores, as_numbers, as_table, read_run, side_by_side
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
@@ -74,7 +74,7 @@ def chart(lines: Sequence[Scores], name: str, way: int) -> dict[str, Any]:
 
 def differing_flags(runs: Sequence[Run]) -> pd.DataFrame:
     """The flags in which the runs differ, what they mean, and a column a run."""
-    names = sorted({name for run in runs for name in run.flags} - PLACES | {"seed"})
+    names = sorted({name for run in runs for name in run.flags} - NO_RESULTS | {"seed"})
     meanings: dict[str, str] = {}
     for method in {run.flags.get("method") for run in runs}:
         with contextlib.suppress(UserError):  # code of somebody's, which is not run for a page

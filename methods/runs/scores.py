@@ -15,7 +15,8 @@ from utils.errors import UserError
 from utils.run_log import RunLog, read_metrics
 from utils.tables import table
 
-PLACES = OF_ONE_RUN | cli.MACHINE | {"seed"}  # flags on which no result depends
+SHOWN = {"data_root", "embed_plot", "judge", "no_floors", "save_images"}  # where data lie, and what is shown beside a score
+NO_RESULTS = OF_ONE_RUN | cli.MACHINE | SHOWN | {"seed"}  # flags on which no score depends, but for the seed
 PICTURES_SHOWN = 4  # of a kind and run, over its course
 WORTH = {  # floors that need no training, by how their labels begin, and what a score below one means
     "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
@@ -163,7 +164,7 @@ def _over_seeds(members: Sequence[Run]) -> Scores:
 
 
 def _without_seed(run: Run) -> str:
-    return json.dumps({name: value for name, value in run.flags.items() if name not in PLACES}, sort_keys=True) + run.note
+    return json.dumps({name: value for name, value in run.flags.items() if name not in NO_RESULTS}, sort_keys=True) + run.note
 
 
 def as_table(lines: Sequence[Scores]) -> pd.DataFrame:
