@@ -38,11 +38,13 @@ HEADERS = {
     "few_shot": ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"],
     "classification": ["", "accuracy", "seeds", "settings", "images x steps", "generation", "time", "commit"],
 }
-NAMED = ("--answers", "--digits", "--api_dtype", "--probe", "--g_steps")  # flags that a row names beside the method
+# flags that a row names beside the method
+NAMED = ("--answers", "--digits", "--api_dtype", "--probe", "--g_steps", "--num_images", "--query_budget")
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
 FRONT_SETTING = "cifar100, 5-way {shot}-shot, 600 episodes of meta_test, accuracy in %"
 FRONT = (  # the lines of results.md that README shows
-    "*raw pixels, nearest class mean*", "*one frozen teacher (mean)*", "*all 20 frozen teachers*",
+    "*raw pixels, nearest class mean*", "*random learner, read the same way (ncm)*",
+    "*one frozen teacher (mean)*", "*all 20 frozen teachers*",
     "**bidf_mkd, maml, black boxes**", "**teapot, protonet**", "**purer_plus, protonet**", "**free, protonet**",
     "**tgr, protonet**", "**chorus, ncm, black boxes, read whitened mirror**", "**teacher_ncm, ncm, read whitened mirror**",
     "**real, protonet**", "**real, maml**", "**real_classifier, ncm**",
