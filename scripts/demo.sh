@@ -11,8 +11,8 @@ python write_file/write_glyphs_filelist.py
 echo "2/5  teachers: 8 classifiers of 5 letters each; from here on nobody sees their images"
 python pretrain.py --dataset glyphs --pre_model_num 8 --pretrain_epochs 15
 echo "3/5  FREE: invert the teachers, and meta-train a learner on what comes back (few iterations; the paper takes 1000)"
-once demo-free --method free $common --metalearner protonet --epochs 6 --warmup 0 --inversion_steps 20 --Glr 5e-3 --zlr 1e-2 \
-    --bn 0.03 --adv 0 --meta_grad sum --num_qur_kd 10 --patience 20 --augment --val_interval 3 "$@"
+once demo-free --method free $common --metalearner protonet --epochs 4 --warmup 0 --inversion_steps 20 --Glr 5e-3 --zlr 1e-2 \
+    --bn 0.03 --adv 0 --meta_grad sum --num_qur_kd 10 --patience 20 --augment --val_interval 2 "$@"
 echo "4/5  chorus: ask all teachers about images that nobody took, and teach one learner their answers"
 once demo-chorus --method chorus $common --num_images 6000 --epochs 8 --val_interval 8 "$@"
 echo "5/5  side by side, and five letters of a script that nobody has seen, from five examples each"
