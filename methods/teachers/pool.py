@@ -28,7 +28,7 @@ from utils.code import file_of
 from utils.errors import UserError
 from utils.files import digest, text_of
 from utils.images import Augmentation
-from utils.names import different_classes, look_alike_notes, shown, tidy_class
+from utils.names import different_classes, look_alike_notes, shown
 
 NEVER_TRAINED = "its running means are all 0: it was never trained"
 CACHE_BYTES = 8 << 30  # teachers beyond this much memory are read again when their turn comes
@@ -251,7 +251,7 @@ class TeacherPool:
         return replace(row, class_ids=tuple(class_ids), class_names=names, accuracy=accuracy)
 
 
-def _order_of(path: Path) -> list[str]:
+def _order_of(path: Path) -> tuple[str, ...]:
     """The class names in a file: one a line, which may begin with its number, or all in one line with blanks between.
 
     Raises `UserError` for one that stands there twice.
@@ -259,10 +259,7 @@ def _order_of(path: Path) -> list[str]:
     lines = [line.strip() for line in text_of(path).splitlines() if line.strip()]
     if all(line.startswith(f"{number} ") for number, line in enumerate(lines)):
         lines = [line.partition(" ")[2] for line in lines]
-    names = [tidy_class(name, str(path)) for name in (lines if len(lines) > 1 else " ".join(lines).split())]
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
-        raise UserError(f"--class_order {path} names {shown(twice)} twice")
-    return names
+    return different_classes(lines if len(lines) > 1 else " ".join(lines).split(), f"--class_order {path}")
 
 
 def _read(row: TeacherRow) -> Content:
