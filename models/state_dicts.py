@@ -83,7 +83,7 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
             state,
             None if ids is None else [int(label) for label in ids],
             None if ids is None or accuracy is None else float(accuracy) / 100,
-            next(_class_names(said), None),
+            next(class_names_in(said), None),
             next(_class_numbers(said), None),
             about,
         )
@@ -119,7 +119,7 @@ def _said(content: Mapping, depth: int = DEPTH) -> Iterator[Mapping[str, Any]]:
             yield from _said(value, depth - 1)
 
 
-def _class_names(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def class_names_in(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """The classes that a file names, first output first. Raises `ValueError` where their numbers are not 0 to n - 1."""
     for place in said:
         for key in CLASS_LISTS:

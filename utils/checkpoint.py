@@ -1,17 +1,18 @@
 """Checkpoints: tensors and plain Python values only, written atomically, never unpickled into code."""
 
+import ast
 import hashlib
 import json
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError
@@ -100,9 +101,21 @@ def _check_sums(path: Path) -> None:
         raise UserError(f"checkpoint {path} is damaged: {bad} in it is not what was written; copy it again")
 
 
-def _load_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+def plain_values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What texts say that are lists, dicts, numbers or strings as Python writes them; others are left out."""
+    found = {}
+    for name, text in texts.items():
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found[name] = ast.literal_eval(text)
+    return found
+
+
+def _load_safetensors(path: Path, device: str | torch.device) -> dict[str, Any]:
+    """The tensors, and beside them what the file's metadata say."""
     try:
-        return load_file(path, str(device))
+        with safe_open(path, "pt") as file:
+            said = plain_values(file.metadata() or {})
+        return said | load_file(path, str(device))
     except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
 

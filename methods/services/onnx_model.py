@@ -1,6 +1,6 @@
 """Classifiers in ONNX files as services: they answer, and nothing of them can be looked into."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.answers import refuse_sigmoid, squash_of
+from models.state_dicts import class_names_in
+from utils.checkpoint import plain_values
 from utils.errors import UserError
 from utils.images import normalise
+from utils.names import check_same_order
 
 ONNX = "onnx"  # the arch of such a file in a list of teachers
 
@@ -23,8 +26,10 @@ class OnnxModel:
     Whether it answers logits or probabilities is found out when it is first asked. It needs the package onnxruntime.
     """
 
-    def __init__(self, path: Path, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.path, self.num_classes, self.mean, self.std = path, num_classes, mean, std
+    def __init__(
+        self, path: Path, num_classes: int, mean: Sequence[float], std: Sequence[float], class_names: Sequence[str] = ()
+    ) -> None:
+        self.path, self.num_classes, self.mean, self.std, self.class_names = path, num_classes, mean, std, class_names
         self._squash: str | None = None  # what makes its answer of the logits, once it is known
 
     def query(self, images: Tensor) -> Tensor:
@@ -50,9 +55,20 @@ class OnnxModel:
         except ModuleNotFoundError as error:
             raise UserError(f"{self.path} needs the package onnxruntime: pip install onnxruntime") from error
         try:
-            return onnxruntime.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no type
             raise UserError(f"{self.path} cannot be read as ONNX: {' '.join(str(error).split())}") from error
+        self._check_names(session.get_modelmeta().custom_metadata_map)
+        return session
+
+    def _check_names(self, metadata: Mapping[str, str]) -> None:
+        """Raise `UserError` where the file says of its classes what its list does not."""
+        try:
+            said = next(class_names_in([plain_values(metadata)]), None)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.path} says something of its classes that cannot be read: {error}") from error
+        if said and self.class_names:
+            check_same_order(said, self.class_names, str(self.path), "what it is listed with")
 
     def _answer(self, prepared: Tensor) -> Tensor:
         wanted = self._session.get_inputs()[0]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from utils import checkpoint
@@ -66,6 +67,14 @@ def test_what_a_file_is_instead_is_said(name: str, content: bytes | None, words:
         path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         checkpoint.load(path)
+
+
+def test_what_a_safetensors_file_says_comes_with_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata={"format": "pt", "classes": "['b', 'a']"})
+    found = checkpoint.load(path)
+    assert found["classes"] == ["b", "a"]
+    assert found.keys() == {"weight", "classes"}
 
 
 def test_weights_that_do_not_fit_say_where() -> None:

@@ -78,6 +78,16 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER).query(images)
 
 
+def test_what_a_file_says_of_its_classes_is_held_against_its_list(tmp_path: Path) -> None:
+    model = onnx.load(write(tmp_path / "m.onnx"))
+    onnx.helper.set_model_props(model, {"names": "{0: 'b', 1: 'a', 2: 'c', 3: 'd'}", "task": "classify"})
+    onnx.save(model, tmp_path / "m.onnx")
+    images = torch.rand(2, 3, 6, 6)
+    OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER, ("b", "a", "c", "d")).query(images)
+    with pytest.raises(UserError, match="in the order b, a, c, d"):
+        OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER, ("a", "b", "c", "d")).query(images)
+
+
 def test_it_stands_in_a_list_as_a_black_box(tmp_path: Path) -> None:
     write(tmp_path / "m.onnx")
     path = tmp_path / "zoo.csv"
