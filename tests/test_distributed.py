@@ -16,17 +16,22 @@ import main
 import pretrain
 from methods import METHODS, get_method, methods_of
 from methods.inversion.pseudo_batch import PseudoBatch
+from methods.metalearners import readout
 from utils import checkpoint, distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 Flags = Callable[..., list[str]]
 
 
-IN_FLOAT64 = f"""
+def in_float64() -> str:
+    """A program that does what this process does."""
+    return f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 torch.set_default_dtype(torch.float64)
+from methods.metalearners import readout
+readout.PROBES = {readout.PROBES}  # as in this process
 import main
 main.main(sys.argv[1:])
 """
@@ -56,7 +61,7 @@ def test_the_same_numbers_as_one_process(method: str, flags_for: Flags, tmp_path
     if "--ZO" in flags:
         flags.remove("--ZO")  # black boxes are asked by one process
     main.main([*flags, "--run_name", "one"])
-    (tmp_path / "program.py").write_text(IN_FLOAT64)
+    (tmp_path / "program.py").write_text(in_float64())
     job = torchrun([str(tmp_path / "program.py"), *flags, "--out", str(tmp_path / "shared"), "--run_name", "two"])
     printed, _ = job.communicate(timeout=600)
     assert job.returncode == 0, printed

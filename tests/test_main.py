@@ -624,7 +624,8 @@ def test_the_papers_commands_start(command: str, data_root: Path, flags_for: Fla
         assert list((tmp_path / "teachers").rglob("teacher_*.pth"))
         return
     method = argv[argv.index("--method") + 1]
-    own = ["--pre_model_num", "2"] if method in methods_of("few_shot") else ["--save_dir", str(tmp_path / "runs" / "mine")]
+    few = ["--pre_model_num", "1" if MIXED.search(command) else "2"]  # of each pool
+    own = few if method in methods_of("few_shot") else ["--save_dir", str(tmp_path / "runs" / "mine")]
     main.main([*argv, *flags_for(method), *own, "--no_floors"])
     if "--pretrain" not in argv:
         assert (only_run(tmp_path) / "result.json").is_file()

@@ -64,8 +64,11 @@ def half_whitening(embeddings: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)  # drawing them takes longer than looking at them
 @torch.no_grad()
-def probes(count: int, size: int, device: torch.device) -> Tensor:
-    """The uint8 images (count, 3, size, size) of nobody that every learner's read-out is fitted to."""
+def probes(count: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The uint8 images (count, 3, size, size) of nobody that every learner's read-out is fitted to.
+
+    dtype: PyTorch's default one, in which random numbers are drawn.
+    """
     natural = count * 2 // 3
     with seed.kept(0):
         parts = [
@@ -85,5 +88,5 @@ def fit_readout(words: Sequence[str], embed: Embedding, size: int, device: torch
     readout = Readout(mirror=True) if "mirror" in words and flip else PLAIN
     if "whitened" not in words:
         return readout
-    embeddings = [readout(embed, some) for some in probes(PROBES, size, device).split(AT_ONCE)]
+    embeddings = [readout(embed, some) for some in probes(PROBES, size, device, torch.get_default_dtype()).split(AT_ONCE)]
     return Readout(readout.mirror, half_whitening(torch.cat(embeddings)))
