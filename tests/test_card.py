@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_distributed import IN_FLOAT64, tensors_of
+from test_distributed import in_float64, tensors_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_bit_for_bit(method: str, flags_for: Flags, tmp_pat
 @pytest.mark.parametrize("method", ["free", "real", "chorus"])
 def test_two_processes_on_one_card(method: str, flags_for: Flags, tmp_path: Path) -> None:
     flags = [*flags_for(method, 2), "--no_floors", "--deterministic", "--device", ON]
-    (tmp_path / "program.py").write_text(IN_FLOAT64)
+    (tmp_path / "program.py").write_text(in_float64())
     program = str(tmp_path / "program.py")
     run(program, *flags, "--run_name", "one")
     run(program, *flags, "--out", str(tmp_path / "shared"), "--run_name", "two", processes=2)
