@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from utils.errors import UserError
 from utils.names import tidy_class
 
-RULE = 2  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
+RULE = 3  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
 PHOTOS = (
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .heic .heif .jp2 .ppm .pgm .pbm .pnm .tga"
 ).split()
