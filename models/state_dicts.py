@@ -16,12 +16,10 @@ from utils.names import shown
 
 State = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch normalisation, which files from before PyTorch 0.4.1 lack and nothing here reads
-# Where files name their classes; what stands first in a dict of names and numbers, where the key says it
-NUMBER_FIRST = ("idx_to_class", "index_to_class", "id2label")
-NAME_FIRST = ("class_to_idx", "class_to_index", "label2id")
-CLASS_LISTS = (
+NUMBER_FIRST = ("idx_to_class", "index_to_class", "id2label")  # dicts of {number: name}, as their name says
+CLASS_LISTS = (  # where files name their classes
     "class_names", "classes", "CLASSES", "names", "label_names", "target_names", "categories", "labels", "vocab",
-    *NUMBER_FIRST, *NAME_FIRST,
+    "class_to_idx", "class_to_index", "label2id", *NUMBER_FIRST,
 )  # fmt: skip
 SAID = ("mean", "std", "image_size", "arch")
 ABOUT = (  # dicts in which files say such things
@@ -124,7 +122,9 @@ def class_names_in(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     for place in said:
         for key in CLASS_LISTS:
             names = place.get(key)
-            if isinstance(names, Mapping) and names and not all(isinstance(name, torch.Tensor) for name in names.values()):
+            if (
+                isinstance(names, Mapping) and names and not any(map(_is_weight, names.values()))
+            ):  # weights may be called so, too
                 yield _in_order(names, key)
             if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
                 yield list(names)
@@ -149,6 +149,11 @@ def _in_order(numbered: Mapping[Any, Any], key: str) -> list[str]:
     if [number for number, _ in pairs] != list(range(len(pairs))):
         raise ValueError(f"classes are numbered {shown(str(number) for number, _ in pairs)}; expected 0 to {len(pairs) - 1}")
     return [name for _, name in pairs]
+
+
+def _is_weight(one: Any) -> bool:
+    """Whether something is more than a number."""
+    return isinstance(one, torch.Tensor) and one.numel() > 1
 
 
 def _is_word(one: Any) -> bool:

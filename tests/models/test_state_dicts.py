@@ -179,6 +179,8 @@ def test_what_a_file_says_of_its_classes() -> None:
     ]
     assert read_content({"state_dict": state, "classes": 3}, "file").class_names is None
     assert read_content({"checkpoint": {"state_dict": state, "classes": wanted}}, "file").class_names == wanted
+    numbered = {"a": torch.tensor(1), "b": torch.tensor(0), "c": torch.tensor(2)}
+    assert read_content({"state_dict": state, "class_to_idx": numbered}, "file").class_names == wanted
     digits = {0: "2", 1: "0", 2: "1"}
     for names in ({"idx_to_class": digits}, {"id2label": {str(number): name for number, name in digits.items()}}):
         assert read_content({"state_dict": state, **names}, "file").class_names == ["2", "0", "1"]
