@@ -103,7 +103,7 @@ def small_work(device: torch.device, quick: bool) -> dict[str, dict[str, Any]]:
             maml.in_chunks(test, lambda chunk: maml.outer_loss(learner.frozen, chunk, 10, create_graph=False)[1].tolist())
 
     work: dict[str, Callable[[], object]] = {step: lambda: outer.step(batch), f"{exam} test episodes": examine}
-    if device.type != "cpu":  # where nobody compiles it
+    if device.type != "cpu":  # nobody compiles for that
         work[f"{step}, compiled"] = lambda: compiled.step(batch)
     measured = {}
     for name, once in work.items():
@@ -183,9 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("python -m benchmarks.card", description=__doc__)
     parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="where image lists and teachers are")
     parser.add_argument("--work", type=Path, default=Path("runs/card"), help="the folder of its runs and of card.json")
-    parser.add_argument(
-        "--minutes", type=cli.rate, default=9.0, help="how long this call may work: borrowed cards are had for some"
-    )
+    parser.add_argument("--minutes", type=cli.rate, default=9.0, help="how long this call may work")
     parser.add_argument("--quick", action="store_true", help="tiny runs on letters, to see that everything works")
     cli.add_machine_flags(parser)
     args: argparse.Namespace = parser.parse_args(None if argv is None else cli.underscored(argv))

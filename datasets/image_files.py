@@ -117,14 +117,14 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return dict(sorted(classes.items()))
 
 
-def decode(path: Path, size: int, channels: int = 3) -> np.ndarray:
-    """Read an image file of any size as uint8 (channels, size, size), the way a viewer shows it.
+def decode(path: Path, size: int) -> np.ndarray:
+    """Read an image file of any size as uint8 (3, size, size), the way a viewer shows it.
 
     Turned as its EXIF data say; what is transparent on white; 16 bits scaled to 8; of an animation the first picture.
     Raises `UserError` naming a file that cannot be read, or whose numbers have no known white.
     """
     with opened(path) as picture:
-        return shrink(picture, size, f"image {path}", channels)
+        return shrink(picture, size, f"image {path}")
 
 
 @contextmanager
@@ -155,18 +155,18 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"image {path} cannot be read ({error}): replace or remove it") from error
 
 
-def shrink(picture: Image.Image, size: int, source: str, channels: int = 3) -> np.ndarray:
-    """An opened picture as `decode` gives it, uint8 (channels, size, size). Raises `UserError` naming `source`."""
+def shrink(picture: Image.Image, size: int, source: str) -> np.ndarray:
+    """An opened picture as `decode` gives it, uint8 (3, size, size). Raises `UserError` naming `source`."""
     tags = getattr(picture, "tag_v2", {})  # of a TIFF
     if picture.mode == "L" and tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
         raise UserError(f"{source} has signed numbers, whose white nobody knows: save it with 8 bits")
     white = 2 ** tags.get(BITS, (16,))[0] - 1
     _scale_transparency(picture)
     opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
-    image = opaque.convert("RGB" if channels == 3 else "L")
+    image = opaque.convert("RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _scale_transparency(picture: Image.Image) -> None:

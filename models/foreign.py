@@ -1,6 +1,5 @@
 """Networks that are not ours: torchvision's, timm's, and whatever a function of the user's builds."""
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -254,15 +253,6 @@ def _from_function(place: str, num_classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UserError(f"arch {place!r} returned {type(network).__name__}; expected a torch.nn.Module")
     return network
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a program of TorchScript and no checkpoint."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except Exception:  # whatever a damaged archive provokes: then it is none
-        return False
 
 
 def load_torchscript(path: Path, num_classes: int) -> Foreign:

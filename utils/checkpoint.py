@@ -61,6 +61,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         raise UserError(f"checkpoint {path} cannot be read: it is damaged or not a PyTorch file") from error
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a program of TorchScript and no checkpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except Exception:  # whatever a damaged archive provokes: then it is none
+        return False
+
+
 def _what_else(path: Path) -> str:
     """What a file is by its first bytes that is no checkpoint of the kind it is called, and what to do; else nothing."""
     with path.open("rb") as file:
@@ -71,7 +80,7 @@ def _what_else(path: Path) -> str:
     if head.startswith(b"PK"):
         with suppress(Exception), zipfile.ZipFile(path) as archive:  # of a damaged one, elsewhere
             names = archive.namelist()
-            if any("/code/" in name for name in names):
+            if is_torchscript(path):
                 return "a program of TorchScript: save its state_dict instead (torch.save(network.state_dict(), ...))"
             if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
                 return "a program of torch.export: save the network's state_dict instead (torch.save)"

@@ -236,7 +236,7 @@ class FewShotExperiment:
         method, args = self.method, self.args
         params, reader = method.learner.frozen, method.metalearner.reading(method.outcome.readout)
         accuracies: list[torch.Tensor] = []
-        with method.clock("evaluation"), torch.no_grad(), seed.kept(args.seed):
+        with method.clock("evaluation"), torch.no_grad():
             while len(accuracies) < args.episode_val:
                 episode = method.memory.sample_episodes(1, method.shape, method.learner)
                 accuracies.append(reader.outer_loss(params, episode, args.test_inner_steps, create_graph=False)[1])

@@ -21,7 +21,7 @@ from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place, check_r
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.backbone import Backbone
-from models.foreign import TORCHSCRIPT, Foreign, is_code, is_torchscript, load_torchscript
+from models.foreign import TORCHSCRIPT, Foreign, is_code, load_torchscript
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
 from utils.code import file_of
@@ -263,7 +263,7 @@ def _order_of(path: Path) -> tuple[str, ...]:
 
 
 def _read(row: TeacherRow) -> Content:
-    if is_torchscript(row.path):
+    if checkpoint.is_torchscript(row.path):
         raise UserError(
             f"{row.path} is a program of TorchScript: save its state_dict instead (torch.save(network.state_dict(), ...)), or "
             f"list it with the arch {TORCHSCRIPT} and add --allow_code {row.path}"
