@@ -7,7 +7,8 @@ meta-learned from their pseudo-images. What they know together is distilled into
    and, of white boxes, inverted pixel by pixel (`--sources`).
 2. Ask every teacher once about every image and its mirror image. The target of an image is what all say, side by side:
    each teacher's centred log-probabilities, scaled to length 1 (`--targets answers`; probabilities suffice, a black box
-   will do). Of a teacher of many classes, the directions in which its answers differ most.
+   will do). Of a teacher of many classes, the directions in which its answers differ most. An image and its mirror image
+   are told the mean of both, for that is what is read.
 3. Regress the targets: one output for each class of each teacher, 64 of one at most, `--epochs` passes.
 4. Read the outputs half whitened, over an image and its mirror image (`--readout whitened mirror`), and tell new classes
    apart by the nearest class mean (`--metalearner ncm`).
@@ -17,11 +18,13 @@ No labels, no episodes and no adversary are used. `--black_box` uses nothing of 
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent, Loss
@@ -58,9 +61,8 @@ class Chorus(FewShotMethod):
             size = self.learner.spec.image_size
             self.images = room_for((self.views * self.count, 3, size, size), torch.uint8, self.device, args.out)
             self.sources.draw(self.images[: self.count])
-            if self.views == 2:
-                for some, mirrored in zip(*(half.split(at_once(size)) for half in self.images.split(self.count)), strict=True):
-                    mirrored.copy_(some.flip(-1))
+            for some, mirrored in self._pairs(self.images, at_once(size)):
+                mirrored.copy_(some.flip(-1))
         with self.clock("asking"):
             meter = self.meter.keep(folder)
             try:
@@ -71,6 +73,9 @@ class Chorus(FewShotMethod):
                     f"{spent}, many of them repeats: start anew with --num_images {self.count} and a higher --query_budget; "
                     "what was answered is kept"
                 ) from spent
+            for some, mirrored in self._pairs(self.targets, 10_000):
+                some.copy_((some + mirrored) / 2)
+                mirrored.copy_(some)
             self.scale.fit(self.targets)
         if self.kept.seconds and not resumed:
             self.clock.seconds["made by an earlier run"] = self.kept.seconds
@@ -106,6 +111,11 @@ class Chorus(FewShotMethod):
         self.images = torch.zeros(0, 3, spec.image_size, spec.image_size, dtype=torch.uint8)  # until `prepare` draws them
         self.targets = torch.zeros(0, outputs, dtype=torch.float16)
 
+    def _pairs(self, values: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What belongs to images, and to their mirror images, `count` at a time; nothing where these are not asked about."""
+        if self.views == 2:
+            yield from zip(*(half.split(count) for half in values.split(self.count)), strict=True)
+
     @classmethod
     def looks_inside(cls, args: argparse.Namespace) -> bool:
         return not args.black_box
@@ -116,7 +126,7 @@ class Chorus(FewShotMethod):
         group.add_argument("--no_mirror", dest="mirror", action="store_false", help="do not ask about mirror images too")
         group.add_argument("--targets", choices=TARGETS, default="answers", help="what the learner regresses")
         group.add_argument("--loss", choices=tuple(LOSSES), default="regression", help="how")
-        group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Adam)")
+        group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Muon)")
         group.add_argument("--batch_size", type=cli.count, default=128, help="images of an update")
         group.add_argument("--black_box", action="store_true", help="use nothing of the teachers but their probabilities")
         add_black_box_flags(group)

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from methods.distillation.muon import Muon
 from methods.metalearners.learner import Learner
 from models import create_model
 from models.norm import folded, shared_norms
@@ -57,10 +58,12 @@ class Student:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` where the rate was to fall over another number of steps."""
+        """Raises `UserError` where the rate was to fall over another number of steps, or another optimizer took them."""
         for span in ("T_max", "total_steps"):
             if span in state["schedule"] and state["schedule"][span] != getattr(self.schedule, span):
                 raise UserError("--epochs cannot change: the rate rises or falls over all of them; start a new run")
+        if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
+            raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -69,7 +72,7 @@ class Student:
 class TargetScale:
     """Mean (D,) and spread of targets: the unit in which a student regresses them.
 
-    So it begins at the mean answer, and how far a step of Adam goes does not depend on how many outputs share a length.
+    So it begins at the mean answer, and how far a step goes does not depend on how many outputs share a length.
     """
 
     def __init__(self, outputs: int, device: torch.device) -> None:
@@ -101,7 +104,7 @@ class TargetScale:
 class LearnersStudent(Student):
     """The twin of a learner whose normalisation is fixed; `teach` hands what it has learnt to the learner.
 
-    It regresses targets in the unit of `scale`. Adam with a one-cycle rate (Smith and Topin, 2019) over `updates` updates,
+    It regresses targets in the unit of `scale`. Muon with a one-cycle rate (Smith and Topin, 2019) over `updates` updates,
     the peak `lr` at a tenth of them.
     """
 
@@ -110,8 +113,8 @@ class LearnersStudent(Student):
         self.learner, self.scale = learner, TargetScale(spec.way, device)
         twin = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
         network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(2, updates), pct_start=0.1)
+        optimizer = Muon(network.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(2, updates), pct_start=0.1, cycle_momentum=False)
         super().__init__(network, learner.prepare, optimizer, schedule)
 
     def epoch(self, images: Tensor, targets: Tensor, loss_of: Loss, batch_size: int) -> float:

@@ -29,16 +29,22 @@ def prepared(build: Callable[..., Any], tmp_path: Path) -> Callable[..., Chorus]
     return made
 
 
-def test_the_targets_are_what_every_teacher_says_in_order(prepared: Prepared) -> None:
-    method = prepared()
-    assert method.images.shape == (128, 3, 16, 16)
-    assert torch.equal(method.images[64:], method.images[:64].flip(-1))  # each and its mirror image
+@pytest.mark.parametrize("mirror", [True, False])
+def test_the_targets_are_what_every_teacher_says_in_order(prepared: Prepared, mirror: bool) -> None:
+    """An image and its mirror image are told the mean of what is said of both."""
+    method = prepared(*[] if mirror else ["--no_mirror"])
+    assert method.images.shape == (128 if mirror else 64, 3, 16, 16)
+    if mirror:
+        assert torch.equal(method.images[64:], method.images[:64].flip(-1))
     x, start = to_float(method.images), 0
     for teacher_id in range(len(method.teachers)):
         teacher = method.teachers[teacher_id]
         logits = teacher(x)
+        said = F.normalize(logits - logits.mean(1, keepdim=True))
+        if mirror:
+            said = ((said[:64] + said[64:]) / 2).repeat(2, 1)
         part = method.targets[:, start : start + teacher.way].float()
-        assert torch.allclose(part, F.normalize(logits - logits.mean(1, keepdim=True)), atol=2e-3)
+        assert torch.allclose(part, said, atol=2e-3)
         start += teacher.way
     assert start == method.targets.shape[1] == method.learner.spec.way
 

@@ -6,6 +6,7 @@ from datasets.registry import CIFAR
 from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent, TargetScale
 from methods.metalearners.learner import Learner, LearnerSpec
+from utils.errors import UserError
 from utils.images import to_uint8
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -61,6 +62,14 @@ def test_going_on_is_as_if_never_stopped() -> None:
         student.teach()
         ends.append(student.learner.params)
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_run_that_another_optimizer_began_does_not_go_on() -> None:
+    student = LearnersStudent(learner(), 0.01, 8)
+    state = student.state_dict()
+    state["optimizer"] = torch.optim.Adam(student.network.parameters()).state_dict()
+    with pytest.raises(UserError, match="start a new one"):
+        student.load_state_dict(state)
 
 
 def test_regression_is_one_for_knowing_the_mean_alone() -> None:
