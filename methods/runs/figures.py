@@ -38,8 +38,8 @@ HEADERS = {
     "few_shot": ["", "accuracy", "seeds", "settings", "statistics", "time", "images asked", "commit"],
     "classification": ["", "accuracy", "seeds", "settings", "images x steps", "generation", "time", "commit"],
 }
-# flags that a row names beside the method
-NAMED = ("--answers", "--digits", "--api_dtype", "--probe", "--g_steps", "--num_images", "--query_budget")
+SAID = ("--answers", "--digits", "--api_dtype")  # flags of what an API says
+NAMED = (*SAID, "--probe", "--g_steps", "--num_images", "--query_budget")  # that a row names beside the method
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
 FRONT_SETTING = "cifar100, 5-way {shot}-shot, 600 episodes of meta_test, accuracy in %"
 FRONT = (  # the lines of results.md that README shows
@@ -180,8 +180,8 @@ def _lines(figures: Sequence[Figure]) -> list[tuple[float, list[str]]]:
     floors: dict[str, Figure] = {}
     for figure in figures:
         for label, scores in figure["yardsticks"].items():
-            own = f" ({figure['metalearner']})" if label.startswith("random learner") else ""
-            own += "".join(f", {word}" for word in _named(figure)) if label.endswith("answers alone") else ""
+            own = f" ({', '.join([figure['metalearner'], *_network(figure)])})" if label.startswith("random learner") else ""
+            own += "".join(f", {word}" for word in _named(figure, SAID)) if label.endswith("answers alone") else ""
             own += f": {figure['networks'][0]}" if label.startswith("its teacher") else ""
             floors.setdefault(label + own, scores)
     for label, scores in floors.items():
@@ -220,17 +220,22 @@ def _label(figure: Figure) -> str:
     plus = "_plus" if "--candidate_size" in words else ""
     black = ", black boxes" if {"--ZO", "--black_box"} & set(words) else ""
     read = " ".join(figure.get("readout", ["plain"]))
-    more = [figure.get("backbone", "conv4").replace("conv4_", "conv4, width "), "" if read == "plain" else f"read {read}"]
-    more += _named(figure)
-    others = "".join(f", {word}" for word in more if word not in ("", "conv4"))
+    more = [*_network(figure), *([] if read == "plain" else [f"read {read}"]), *_named(figure)]
+    others = "".join(f", {word}" for word in more)
     looked = f", {words[words.index('--ncm_on') + 1]}" if "--ncm_on" in words else ""
     return f"{words[words.index('--method') + 1]}{plus}, {figure['metalearner']}{black}{looked}{others}"
 
 
-def _named(figure: Figure) -> list[str]:
-    """The flags of a command that a row of the table names, with their values."""
+def _network(figure: Figure) -> list[str]:
+    """The learner's network, where it is not the papers' conv4."""
+    backbone = figure.get("backbone", "conv4")
+    return [] if backbone == "conv4" else [backbone.replace("conv4_", "conv4, width ")]
+
+
+def _named(figure: Figure, flags: Sequence[str] = NAMED) -> list[str]:
+    """Those of a command's flags that a line of the table names, with their values."""
     words = figure["command"].split(";")[0].split()
-    return [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in NAMED if flag in words]
+    return [f"{flag[2:]} {words[words.index(flag) + 1]}" for flag in flags if flag in words]
 
 
 def _mean(scores: Mapping[str, Mapping[str, float]]) -> float:

@@ -69,3 +69,33 @@ def test_students_have_a_table_of_their_own(flags_for: Flags, tmp_path: Path) ->
     assert f"*its teacher (ceiling): {kept['networks'][0]}*" in page
     header, line, *rows = [row for row in page.splitlines() if row.startswith("|")]
     assert {row.count("|") for row in (line, *rows)} == {header.count("|")}
+
+
+def test_floors_of_another_network_or_another_api_are_lines_of_their_own() -> None:
+    """And those of another number of images are not."""
+
+    def figure(backbone: str, flags: str, floor: float) -> dict[str, object]:
+        score = {"cifar100": {"mean": floor, "half_width": 0.01}}
+        return {
+            **{"task": "few_shot", "setting": "s", "command": f"python main.py --method chorus {flags}", "seed": 0},
+            **{"settings": "paper", "statistics": "fixed", "metalearner": "ncm", "backbone": backbone, "queries": 0},
+            **{"seconds": 1.0, "commit": "0", "machine": "m", "accuracy": score},
+            "yardsticks": {"random learner, adapted": score, "all 2 frozen teachers, answers alone": score},
+        }
+
+    page = figures.page_of(
+        [
+            figure("conv4", "--num_images 10", 0.2),
+            figure("conv4", "--num_images 20", 0.2),
+            figure("conv4_64", "", 0.3),
+            figure("conv4", "--answers label", 0.4),
+        ]
+    )
+    labels = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| *")]
+    floors = [label for label in labels if not label.startswith("**")]
+    assert sorted(floors) == [
+        "*all 2 frozen teachers, answers alone*",
+        "*all 2 frozen teachers, answers alone, answers label*",
+        "*random learner, adapted (ncm)*",
+        "*random learner, adapted (ncm, conv4, width 64)*",
+    ]
