@@ -58,12 +58,10 @@ class Student:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` where the rate was to fall over another number of steps, or another optimizer took them."""
+        """Raises `UserError` where the rate was to fall over another number of steps."""
         for span in ("T_max", "total_steps"):
             if span in state["schedule"] and state["schedule"][span] != getattr(self.schedule, span):
                 raise UserError("--epochs cannot change: the rate rises or falls over all of them; start a new run")
-        if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
-            raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -135,5 +133,8 @@ class LearnersStudent(Student):
             self.learner.params[name].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises `UserError` for a run that Adam began, too."""
+        if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
+            raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
         super().load_state_dict(state)
         self.teach()
