@@ -13,7 +13,9 @@ It speaks the Open Inference Protocol (KServe v2), whose words stand in `methods
 
 import argparse
 import asyncio
+import hashlib
 import hmac
+import json
 import math
 import os
 import socket
@@ -39,7 +41,6 @@ from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
-from utils.files import digest
 from utils.images import to_float
 
 DATATYPES = ("FP32", "UINT8")
@@ -63,6 +64,11 @@ class ModelServer:
         given = request.headers.get("authorization", "")
         if self.token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
             raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+
+    def _fingerprint(self, teacher_id: int) -> str:
+        """A word that is another one when answers are: the teacher, what its list says of it, and what is let through."""
+        about = json.dumps([self.pool.fingerprint_of(teacher_id), vars(self.pool.api)])
+        return hashlib.sha256(about.encode()).hexdigest()
 
     def teacher_id(self, request: Request) -> int:
         name = request.path_params["name"]
@@ -89,7 +95,7 @@ class ModelServer:
             "class_names": [key.split("/", 1)[1] for key in row.class_keys],
             "image_size": row.image_size,
             "dataset": row.dataset,
-            "fingerprint": digest(row.path),
+            "fingerprint": self._fingerprint(teacher_id),
             "max_batch": self.max_batch,
         }
         images = [-1, *self._image_shape(teacher_id)]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tritonclient.http.aio
 import urllib3
 
 from methods.runs.serve import create_app
+from methods.services.api import Api
 from methods.services.black_box import LocalService
 from methods.services.client import TOKEN
 from methods.services.meter import Meter
@@ -45,6 +47,14 @@ def test_it_says_what_it_serves(server: Any, pool: TeacherPool) -> None:
     assert [entry.class_names for entry in listed] == [row.class_names for row in pool.rows]
     assert {(entry.image_size, entry.dataset) for entry in listed} == {(16, "cifar100")}
     assert len({entry.fingerprint for entry in listed}) == len(listed)
+
+
+def test_a_server_that_answers_otherwise_says_so(served: Served, pool: TeacherPool) -> None:
+    limited = TeacherPool(pool.rows, torch.device("cpu"), api=Api(answers="label"))
+    other = TeacherPool([replace(row, mean=(0.0,) * 3) for row in pool.rows], torch.device("cpu"))
+    words = [models_of(served(create_app(each, 16)).url, Asking())[0].fingerprint for each in (pool, limited, other, pool)]
+    assert len({word.rpartition("@")[2] for word in words[:3]}) == 3
+    assert words[0].rpartition("@")[2] == words[3].rpartition("@")[2]
 
 
 def test_more_images_than_a_request_may_hold(server: Any, pool: TeacherPool) -> None:
