@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch.optim import Adam
 
 from datasets.episodes import EpisodeSampler, make_episodes
 from datasets.own import get_domains
@@ -143,7 +144,8 @@ class RealClassifier(FewShotMethod):
         self.labels = torch.cat([first + split.labels for first, split in zip(firsts, splits, strict=True)]).to(self.device)
         self.batch_size = min(args.batch_size, len(self.images))
         self.augmentation = Augmentation(all(one.flip for one in domains), all(one.recolour for one in domains))
-        self.student = LearnersStudent(self.learner, args.lr, args.epochs * (len(self.images) // self.batch_size))
+        updates = args.epochs * (len(self.images) // self.batch_size)
+        self.student = LearnersStudent(self.learner, args.lr, updates, Adam)
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
         """One pass over the images."""

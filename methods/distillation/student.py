@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from methods.distillation.muon import Muon
@@ -102,17 +102,19 @@ class TargetScale:
 class LearnersStudent(Student):
     """The twin of a learner whose normalisation is fixed; `teach` hands what it has learnt to the learner.
 
-    It regresses targets in the unit of `scale`. Muon with a one-cycle rate (Smith and Topin, 2019) over `updates` updates,
-    the peak `lr` at a tenth of them.
+    It regresses targets in the unit of `scale`. One-cycle rate (Smith and Topin, 2019) over `updates` updates, the peak `lr` at
+    a tenth of them; the momentum falls while the rate rises, where the optimizer has `betas`.
     """
 
-    def __init__(self, learner: Learner, lr: float, updates: int) -> None:
+    def __init__(self, learner: Learner, lr: float, updates: int, make_optimizer: type[Muon | Adam] = Muon) -> None:
         spec, device = learner.spec, learner.device
         self.learner, self.scale = learner, TargetScale(spec.way, device)
         twin = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
         network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = Muon(network.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(2, updates), pct_start=0.1, cycle_momentum=False)
+        optimizer = make_optimizer(network.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, max(2, updates), pct_start=0.1, cycle_momentum="betas" in optimizer.defaults
+        )
         super().__init__(network, learner.prepare, optimizer, schedule)
 
     def epoch(self, images: Tensor, targets: Tensor, loss_of: Loss, batch_size: int) -> float:
@@ -133,7 +135,7 @@ class LearnersStudent(Student):
             self.learner.params[name].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` for a run that Adam began, too."""
+        """Raises `UserError` for a run that another optimizer began, too."""
         if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
             raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
         super().load_state_dict(state)
