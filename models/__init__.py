@@ -148,11 +148,15 @@ def create_model(
 def create_classifier(name: str, num_classes: int, image_size: int, weights: str | None = None) -> Backbone:
     """The network that a whole-class command (Fast-Datafree's tables) means by `name`, with ordinary batch normalisation.
 
-    `weights` names a set of weights that torchvision has for it. Raises `UserError` for an unknown name.
+    `weights` names a set of weights that torchvision has for it. Raises `UserError` for an unknown name, and for weights of a
+    network that is not torchvision's.
     """
     spec = BACKBONES.get(name, FOREIGN)
     if is_code(name):
         raise UserError(f"{name!r} is somebody's code, which runs only as an arch in a list of --teachers, with --allow_code")
+    if weights and not spec.torchvision and not name.startswith("torchvision/"):
+        theirs = ", ".join(own for own, about in BACKBONES.items() if about.torchvision)
+        raise UserError(f"torchvision has no weights of {name}: choose from {theirs}, torchvision/NAME, or give a file")
     if spec.torchvision or is_foreign(name):
         foreign = f"torchvision/{spec.torchvision}" if spec.torchvision else name
         return create_foreign(foreign, num_classes, image_size, weights)

@@ -94,6 +94,8 @@ class WholeClassExperiment:
         self.spec = StudentSpec(args.student, names, size, dataset, named=self.test is not None)
         self.teachers = TeacherPool([], device)
         if method_class.NEEDS_TEACHER:
+            if args.pretrained and args.teacher_ckpt:
+                raise UserError("--pretrained and --teacher_ckpt both say where the teacher's weights are: leave one away")
             path = args.teacher_ckpt or (None if args.pretrained else default_path(args.dataset, args.teacher))
             teacher = load_classifier(args.teacher, path, dataset, names, size, device, self.spec.named)
             self.teachers = TeacherPool.of([teacher], dataset.name)

@@ -285,6 +285,7 @@ def test_torchvision_s_networks_and_weights(flags_for: Flags, tmp_path: Path, mo
         ("fast_meta", "--student resnet7", "unknown classifier 'resnet7'"),
         ("fast_meta", "--teacher vgg11", "does not fit the VGG"),
         ("fast_meta", "--image_size 18", "no multiple of 4"),
+        ("fast_meta", "--pretrained", "--pretrained and --teacher_ckpt both"),
         ("fast_meta", "--save_dir x --run_name y", "both name the run directory"),
         ("fast", "--cmi_init nowhere", "is missing"),
         ("vanilla_kd", "--transfer_set cifar100 --beta 0.1", "use --beta 0"),
