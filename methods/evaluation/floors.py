@@ -81,7 +81,7 @@ def read_out_score(pool: TeacherPool, exam: Exam, view: str, words: Sequence[str
     images, scores = exam.split.images, []
     for members in dealt(len(pool), size, seed_value).tolist():
         embed = partial(side_by_side, pool, members, view)
-        readout = fit_readout(words, embed, exam.image_size, pool.device, pool.augmentation.flip)
+        readout = fit_readout(words, embed, exam.image_size, pool.device, pool.mirrors([exam.spec]))
         pieces = Progress(
             images.split(SHOWN_AT_ONCE), desc="frozen teachers", unit="images", unit_scale=SHOWN_AT_ONCE, leave=False
         )
@@ -110,17 +110,18 @@ def floors(
     adapted = [type(metalearner).__name__, metalearner.inner_lr, steps, metalearner.inductive, list(words)]
     kept = Kept(folder)
     for exam in exams:
+        mirrors = pool.mirrors([exam.spec])
 
-        def compute(exam: Exam = exam) -> dict[str, list[float]]:
+        def compute(exam: Exam = exam, mirrors: bool = mirrors) -> dict[str, list[float]]:
             untrained = Learner(learner.spec, pool.device)
             scores = {"raw pixels, nearest class mean": pixel_floor(exam, pool.device)}
             scores[RANDOM] = examine(untrained, metalearner, exam, steps)
             if isinstance(metalearner, ProtoNet) and list(words) != ["plain"]:
-                untrained.readout = metalearner.fit_readout(words, untrained, pool.augmentation.flip)
+                untrained.readout = metalearner.fit_readout(words, untrained, mirrors)
                 scores[RANDOM_READ] = examine(untrained, metalearner, exam, steps)
             return {label: list(score.values) for label, score in (scores | _frozen(exam, pool, inside)).items()}
 
-        key = [exam.digest, asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api)]
+        key = [exam.digest, asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api), mirrors]
         for label, values in kept(".floors", key, seed_value, compute).items():
             lines.setdefault(label, {})[exam.spec.name] = Score(values)
     return lines

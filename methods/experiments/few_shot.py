@@ -229,7 +229,8 @@ class FewShotExperiment:
         if not isinstance(reader, ProtoNet):
             return
         with method.clock("evaluation"):
-            learner.readout = reader.fit_readout(self.args.readout, learner, self.teachers.augmentation.flip)
+            mirrors = self.teachers.mirrors([*self.domains, *self.exam_domains])
+            learner.readout = reader.fit_readout(self.args.readout, learner, mirrors)
 
     def _pseudo_score(self) -> Score:
         """The learner's score on episodes of memory: what can be known where there are no real images."""

@@ -3,7 +3,7 @@
 import sys
 from argparse import ArgumentParser, _ArgumentGroup
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 from torch import nn
 
-from datasets.registry import SPECS
+from datasets.registry import SPECS, DatasetSpec
 from methods.services.api import NO_LIMITS, Api, add_api_flags
 from methods.services.black_box import BlackBox, LocalService, Metered
 from methods.services.meter import Meter
@@ -146,6 +146,10 @@ class TeacherPool:
         """What may be done to the teachers' images without changing their class, as far as their image sets say."""
         specs = {SPECS[row.dataset] for row in self.rows if row.dataset in SPECS}
         return Augmentation(all(spec.flip for spec in specs), bool(specs) and all(spec.recolour for spec in specs))
+
+    def mirrors(self, specs: Iterable[DatasetSpec]) -> bool:
+        """Whether a mirrored image says the same as before, in what the teachers know and in these sets."""
+        return self.augmentation.flip and all(spec.flip for spec in specs)
 
     def finding(self, teacher_id: int) -> Finding:
         """What was found when the teacher was looked at. Raises `UserError` where it cannot be used."""

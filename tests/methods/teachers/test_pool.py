@@ -1,5 +1,6 @@
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import pretrain
+from datasets.registry import SPECS
 from methods.teachers import __main__ as command
 from methods.teachers.manifest import COLUMNS, find_rows, read_manifest, write_manifest
 from methods.teachers.pool import NEVER_TRAINED, TeacherPool
@@ -68,6 +70,16 @@ def test_labels_keep_their_order(data_root: Path, tmp_path: Path) -> None:
             images = to_float(split.images[split.labels == split.class_names.index(name)])
             right.append(float((pool[teacher_id](images).argmax(1) == output).float().mean()))
     assert sum(right) / len(right) > 0.8
+
+
+def test_letters_are_not_mirrored_whoever_knows_them(data_root: Path) -> None:
+    photographs, letters = SPECS["cifar100"], SPECS["glyphs"]
+    pool = TeacherPool(find_rows(pool_args(data_root)), DEVICE)
+    nobody = TeacherPool([], DEVICE)
+    assert all(anybody.mirrors([photographs]) for anybody in (pool, nobody))
+    assert not any(anybody.mirrors([photographs, letters]) for anybody in (pool, nobody))
+    knows_letters = TeacherPool([replace(row, dataset="glyphs") for row in pool.rows], DEVICE)
+    assert not knows_letters.mirrors([photographs])
 
 
 def test_loading_a_teacher_draws_no_random_number(data_root: Path) -> None:
