@@ -16,6 +16,7 @@ from methods.distillation.student import LearnersStudent
 from methods.evaluation.exams import Exam
 from methods.evaluation.floors import dealt, ensemble_score, read_out_score, teacher_distances
 from methods.experiments.few_shot import FewShotMethod
+from methods.metalearners import get_metalearner
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
 from methods.teachers.ensemble import EnsembleLearner
@@ -69,6 +70,13 @@ class TeacherNCM(FewShotMethod):
     def add_args(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--ensemble", type=cli.count, help="teachers that are concatenated (default: all)")
         group.add_argument("--ncm_on", choices=tuple(VIEWS), default="features", help="what is looked at")
+
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        if get_metalearner(args.metalearner).ADAPTS:
+            raise UserError(
+                f"--metalearner {args.metalearner}: frozen teachers are not adapted; ncm and protonet read class means"
+            )
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
         super().__init__(args, teachers, spec)

@@ -156,16 +156,13 @@ class FewShotExperiment:
             args.shot_test = args.shot_train
         if args.select_on == "pseudo" and "memory" not in method_class.STATE:
             raise UserError(f"--select_on pseudo: {args.method} keeps no bank of pseudo-images to draw episodes from")
-        if args.readout != ["plain"] and get_metalearner(args.metalearner).ADAPTS:
-            raise UserError(
-                f"--readout {' '.join(args.readout)}: {args.metalearner} decides by a head; --metalearner protonet or ncm "
-                "decide by class means, which can be read otherwise"
-            )
+        check_readout(args)
         method_class.finish_args(args)
 
     @staticmethod
     def restore_args(args: argparse.Namespace) -> None:
-        """Turn what args.json holds as text into what the flags give."""
+        """Turn what args.json holds as text into what the flags give; raise `UserError` for a change that cannot be."""
+        check_readout(args)
         args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
 
     @staticmethod
@@ -294,6 +291,15 @@ class FewShotExperiment:
         self.method.outcome.load_state_dict(state["learner"])
         if state.get("readout", ["plain"]) != self.args.readout:
             self._read_out()
+
+
+def check_readout(args: argparse.Namespace) -> None:
+    """Raise `UserError` where the learner does not decide by class means, which alone can be read otherwise."""
+    if args.readout != ["plain"] and get_metalearner(args.metalearner).ADAPTS:
+        raise UserError(
+            f"--readout {' '.join(args.readout)}: {args.metalearner} decides by a head; --metalearner protonet or ncm "
+            "decide by class means, which can be read otherwise"
+        )
 
 
 def learner_spec(args: argparse.Namespace, domains: list[DatasetSpec], rows: list[TeacherRow]) -> LearnerSpec:

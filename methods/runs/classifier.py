@@ -22,7 +22,7 @@ from methods.metalearners.learner import Learner
 from methods.metalearners.protonet import ProtoNet
 from methods.metalearners.readout import Readout
 from methods.runs.saved import about_run, read_folder, write_folder
-from methods.teachers.ensemble import learner_from
+from methods.teachers.ensemble import EnsembleLearner, learner_from
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -77,6 +77,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             learner = learner_from(content["learner"], torch.device(device))
             about = content["about"] if saved else about_run(path.parent)
             name = metalearner or content["metalearner"]
+            if get_metalearner(name).ADAPTS and isinstance(learner, EnsembleLearner):
+                raise UserError(
+                    f"{path} holds frozen teachers side by side, which {name} cannot adapt: protonet or ncm reads them"
+                )
             same = name == content["metalearner"]
             temperature = content.get("temperature") if same else None
             if not same:  # what was fitted to another embedding tells nothing of this one

@@ -46,6 +46,8 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     if method.TRAINS and name == "result" and "temperature" not in kept:
         temperature = experiment.one_shot_temperature()
         log.save("best.pt", kept | {"temperature": temperature})
+    elif method.TRAINS and kept.get("readout", ["plain"]) != args.readout:  # that temperature is of another read-out
+        temperature = experiment.one_shot_temperature()
     summary = {"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()
     content = {
         "method": args.method,

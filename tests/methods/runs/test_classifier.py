@@ -227,3 +227,12 @@ def test_another_metalearner_reads_plainly(run: Callable[..., Path], shown: tupl
     assert whitened.learner.readout.matrix is not None
     assert plain.learner.readout.matrix is None
     assert len(plain.fit(*shown).predict(shown[0])) == len(shown[0])
+
+
+def test_teachers_side_by_side_are_not_adapted(run: Callable[..., Path], flags_for: Flags) -> None:
+    folder = run("teacher_ncm")
+    assert FewShotClassifier.load(folder, metalearner="protonet").metalearner == "protonet"
+    with pytest.raises(UserError, match="maml cannot adapt"):
+        FewShotClassifier.load(folder, metalearner="maml")
+    with pytest.raises(UserError, match="--metalearner anil: frozen teachers are not adapted"):
+        main.main([*flags_for("teacher_ncm"), "--metalearner", "anil"])
