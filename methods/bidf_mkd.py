@@ -225,6 +225,8 @@ class BiDfMKD(FewShotMethod):
             raise UserError(
                 f"--ZO --{inside[0]}: a service gives answers alone, to which this term would have to look inside; leave it out"
             )
+        if args.query_budget and not args.ZO:
+            raise UserError("--query_budget: without --ZO the teachers are no black boxes, and nobody counts queries; add --ZO")
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Support sets as the run makes them; what a black box is asked for them counts apart."""

@@ -25,7 +25,7 @@ from methods.metalearners.base import COMPILER, Metalearner
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
-from methods.services.api import api_of
+from methods.services.api import NO_LIMITS, api_of
 from methods.teachers.manifest import (
     TeacherRow,
     add_pool_flags,
@@ -71,6 +71,11 @@ class FewShotMethod(Method):
     def looks_inside(cls, args: argparse.Namespace) -> bool:
         """Whether the method needs more of its teachers than their answers."""
         return True
+
+    @classmethod
+    def asks(cls, args: argparse.Namespace) -> bool:
+        """Whether the method hears of its teachers only what an API lets through."""
+        return not cls.looks_inside(args)
 
     def score(self, exam: Exam) -> Score:
         """The learner's score on the episodes of one exam."""
@@ -157,6 +162,11 @@ class FewShotExperiment:
         if args.select_on == "pseudo" and "memory" not in method_class.STATE:
             raise UserError(f"--select_on pseudo: {args.method} keeps no bank of pseudo-images to draw episodes from")
         check_readout(args)
+        if api_of(args) != NO_LIMITS and not method_class.asks(args):
+            raise UserError(
+                f"--api_dtype, --answers and --digits limit what black boxes say, and {args.method} as it is typed asks none: "
+                "chorus does, bidf_mkd with --ZO, teacher_ncm with --ncm_on answers"
+            )
         method_class.finish_args(args)
 
     @staticmethod

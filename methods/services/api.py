@@ -40,7 +40,7 @@ class Api:
             best, places = probabilities.topk(int(top[1]), 1)  # (B, K)
             best = self._rounded(best)
             rest = (1 - best.sum(1, keepdim=True)).clamp(min=0) / (probabilities.shape[1] - best.shape[1])
-            return rest.expand_as(probabilities).scatter(1, places, best)
+            return _shares(rest.expand_as(probabilities).scatter(1, places, best))  # rounded up they are more than 1
         return _shares(self._rounded(probabilities)) if self.digits is not None else probabilities
 
     def _rounded(self, probabilities: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,15 @@ class Recipe:
     milestones: tuple[int, ...] | None = None
     clip: float = 50.0
     together: int | None = None  # teachers trained at once; None: one on a CPU, tens on a GPU
+
+    def settings(self, arch: str, epochs: int, seed_value: int) -> dict[str, Any]:
+        """What a teacher's weights depend on, beside its images."""
+        how = BACKBONES.get(arch, FOREIGN).trained_by
+        milestones = list(how.milestones if self.milestones is None else self.milestones)
+        return {
+            "epochs": epochs, "seed": seed_value, "lr": self.lr, "batch_size": self.batch_size, "milestones": milestones,
+            "clip": self.clip,
+        }  # fmt: skip
 
 
 def add_recipe_flags(parser: ArgumentParser) -> None:
@@ -247,11 +257,13 @@ def train_pool(
                 f"{row.path} knows {shown(strange)}, which {spec.name} does not have: were folders renamed? "
                 "Rename them back, or train the pool again with --overwrite"
             )
-    others = [row for row in finished.values() if (row.epochs, row.seed) != (epochs, seed_value)]
+    wanted = recipe.settings(arch, epochs, seed_value)
+    others = [kept for row in finished.values() if (kept := _settings_of(row)) != {name: wanted[name] for name in kept}]
     if others:
+        how = ", ".join(f"{name} {value}" for name, value in others[0].items())
         print(
             f"note: {len(others)} finished teachers in {folder} were trained with other settings "
-            f"(epochs {others[0].epochs}, seed {others[0].seed}) and are kept; --overwrite trains them again"
+            f"({how}) and are kept; --overwrite trains them again"
         )
     share = range(len(groups))[distributed.share()]
     todo = [teacher_id for teacher_id in share if names[teacher_id] not in finished]
@@ -278,7 +290,8 @@ def train_pool(
                     epochs,
                     seed_value,
                 )
-                checkpoint.save({"state_dict": {key: value.cpu() for key, value in state.items()}}, row.path)
+                weights = {key: value.cpu() for key, value in state.items()}
+                checkpoint.save({"state_dict": weights, "settings": wanted}, row.path)
                 rows[name] = row
             if distributed.rank() == 0:
                 _list(rows, manifest)
@@ -287,6 +300,11 @@ def train_pool(
         if distributed.rank() == 0:
             _list(rows, manifest)
     return [rows[name] for name in names]
+
+
+def _settings_of(row: TeacherRow) -> dict[str, Any]:
+    """How a finished teacher was trained, as far as its file or its line in the list says."""
+    return checkpoint.load(row.path).get("settings") or {"epochs": row.epochs, "seed": row.seed}
 
 
 def _list(rows: Mapping[str, TeacherRow], manifest: Path) -> None:

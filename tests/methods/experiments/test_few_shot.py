@@ -37,3 +37,26 @@ def test_a_read_out_that_changes_with_evaluate_is_held_against_the_learner(
     again = json.loads((run / "evaluate-3w1s.json").read_text())
     assert again["one_shot_temperature"] == whitened["one_shot_temperature"]
     assert checkpoint.load(run / "best.pt")["temperature"] == whitened["one_shot_temperature"]
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("free", "--answers label", "free as it is typed asks none"),
+        ("bidf_mkd", "--digits 1", "bidf_mkd with --ZO"),
+        ("real", "--api_dtype uint8", "real as it is typed asks none"),
+        ("bidf_mkd", "--query_budget 1000", "add --ZO"),
+    ],
+)
+def test_limits_of_black_boxes_are_refused_where_nobody_asks_one(
+    method: str, more: str, message: str, flags_for: Callable[..., list[str]]
+) -> None:
+    flags = [flag for flag in flags_for(method) if flag != "--ZO"]
+    with pytest.raises(UserError, match=message):
+        main.parse_args([*flags, *more.split()])
+
+
+@pytest.mark.parametrize("typed", ["chorus", "chorus --black_box", "bidf_mkd --ZO", "teacher_ncm --ncm_on answers"])
+def test_whoever_asks_may_be_told_less(typed: str, flags_for: Callable[..., list[str]]) -> None:
+    method, *more = typed.split()
+    assert main.parse_args([*flags_for(method), *more, "--answers", "top1"]).answers == "top1"

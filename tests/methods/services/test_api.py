@@ -34,6 +34,11 @@ def test_few_decimals_are_shares_again() -> None:
     assert torch.allclose(found, torch.tensor([[6.0, 3.0, 1.0, 0.0]]) / 10, atol=1e-12)
 
 
+def test_the_best_few_rounded_up_are_shares_again() -> None:
+    found = Api(answers="top3", digits=1).heard(torch.tensor([[0.36, 0.36, 0.26, 0.02]]))
+    assert torch.allclose(found, torch.tensor([[4.0, 4.0, 3.0, 0.0]]) / 11, atol=1e-12)
+
+
 @pytest.mark.parametrize("text", ["top0", "top", "labels", "", "5"])
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="top1"):

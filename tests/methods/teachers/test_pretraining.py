@@ -39,7 +39,12 @@ def test_finished_teachers_are_kept(root: Path, capsys: pytest.CaptureFixture[st
     pretrain.main([*where, "--pre_model_num", "3"])  # the missing one is trained again, to the same weights
     assert rows[1].path.read_bytes() == before[1]
     pretrain.main([*where, "--pre_model_num", "3", "--seed", "5"])
-    assert "are kept" in capsys.readouterr().out
+    assert "3 finished teachers" in capsys.readouterr().out
+    for change in (["--pretrain_lr", "0.001"], ["--batch_size", "7"], ["--milestones", "1"]):
+        pretrain.main([*where, "--pre_model_num", "3", *change])
+        assert "3 finished teachers" in capsys.readouterr().out
+    pretrain.main([*where, "--pre_model_num", "3"])
+    assert "are kept" not in capsys.readouterr().out
     pretrain.main([*where, "--pre_model_num", "1", "--seed", "5", "--overwrite"])
     rows = read_manifest(manifest(root))
     assert rows[0].path.read_bytes() != before[0]
@@ -93,9 +98,11 @@ def test_bad_pools_are_refused(root: Path) -> None:
             pretrain.main(["--data_root", str(root), *flags])
 
 
-def test_checkpoints_hold_nothing_but_tensors(data_root: Path) -> None:
+def test_checkpoints_hold_weights_and_how_they_were_trained(data_root: Path) -> None:
     row = read_manifest(data_root / "teachers" / "cifar100" / "conv4" / "3way-16px" / "teachers.csv")[0]
-    assert set(checkpoint.load(row.path)) == {"state_dict"}
+    content = checkpoint.load(row.path)
+    assert set(content) == {"state_dict", "settings"}
+    assert content["settings"]["epochs"] == row.epochs
 
 
 @pytest.mark.usefixtures("float64")
