@@ -36,8 +36,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _of_scratch(argv: Sequence[str]) -> list[str]:
-    """The command line of main.py that `--full` stands for."""
-    return ["--method", "scratch", *[token for token in argv if token != "--full"]]
+    """The command line of main.py that `--full` stands for; a run that goes on, or is scored again, knows its method."""
+    rest = [token for token in argv if token != "--full"]
+    return rest if {"--resume", "--evaluate"} & {token.split("=")[0] for token in rest} else ["--method", "scratch", *rest]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A pool with teachers that lie: `python examples/attacked_pool.py FOLDER --teachers GOOD.csv [--other OTHER.csv]`.
+"""A pool with teachers that lie: `python examples/attacked_pool.py FOLDER --teachers GOOD.csv --other OTHER.csv --oodP .4`.
 
 Beside the good teachers FOLDER/teachers.csv lists some of another image set under random classes of the good ones' (--oodP),
 and networks that were never trained (--fakeP), as the scenarios of TEAPOT have them; its column `truth` says which is which,
@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.oodP + args.fakeP >= 1:
         raise UserError(f"--oodP {args.oodP} --fakeP {args.fakeP}: nothing would be left for the good ones")
+    if not args.oodP + args.fakeP:
+        raise UserError("nobody would lie in this pool: give --oodP or --fakeP a share")
     if args.oodP and args.other is None:
         raise UserError(f"--oodP {args.oodP} needs --other, a list of teachers of another image set")
     good, other = read_manifest(args.teachers), read_manifest(args.other) if args.other else []

@@ -29,11 +29,14 @@ COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
 
 
 def read(run: Path) -> dict[str, Any]:
-    """A run's result. Raises `UserError` where there is none."""
+    """A run's result. Raises `UserError` where there is none, or where no image set was scored."""
     try:
-        return json.loads((run / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{run} holds no finished run: expected a folder with a result.json") from error
+    if not result["accuracy"]:
+        raise UserError(f"{run} was not evaluated: python main.py --evaluate {run} --testdataset SET")
+    return result
 
 
 def draw(results: Sequence[dict[str, Any]], against: str, target: Path) -> None:
@@ -69,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", choices=tuple(COSTS), default="minutes", help="the cost")
     parser.add_argument("--out", type=Path, default=Path("runs/cost.png"), help="the picture")
     args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
-    results = [read(run) for run in args.runs]
-    draw([result for result in results if COSTS[args.against](result)], args.against, args.out)
+    results = [result for run in args.runs if COSTS[args.against](result := read(run))]
+    if not results:
+        raise UserError(f"--against {args.against}: these runs cost none; choose from {', '.join(COSTS)}")
+    draw(results, args.against, args.out)
     print(args.out)
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from methods.runs.serve import free_port
@@ -42,17 +44,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=cli.whole(0, 65_535), default=8080)
     parser.add_argument("--count", type=cli.count, help="so many of its teachers (default: all)")
     args = parser.parse_args(argv)
-    lines = [",".join(COLUMNS)]
+    lines = []
     for number, row in enumerate(read_manifest(args.teachers)[: args.count]):
         name = f"teacher-{number:03d}"
         write_model(args.folder, name, "mlserver_runtime.Teacher", args.teachers, row=number)
         names = ";".join(key.split("/", 1)[1] for key in row.class_keys)
         url = f"http://{HOST}:{args.port}"
-        lines.append(f"{url},service,{name},{names},{row.image_size},{row.dataset},nchw,probabilities,probabilities")
+        lines.append((url, "service", name, names, row.image_size, row.dataset, "nchw", "probabilities", "probabilities"))
     write_settings(args.folder, args.port)
-    write_text(args.folder / "zoo.csv", "\n".join(lines) + "\n")
-    print(f"{len(lines) - 1} models: mlserver start {args.folder}; then --teachers {args.folder}/zoo.csv")
+    listed = pd.DataFrame(lines, columns=COLUMNS)
+    write_text(args.folder / "zoo.csv", listed.to_csv(index=False, lineterminator="\n"))
+    print(f"{len(lines)} models: mlserver start {args.folder}; then --teachers {args.folder}/zoo.csv")
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

@@ -50,6 +50,7 @@ from methods.memory.bank import BATCHES_KEPT, MemoryBank
 from methods.memory.replay import Replay
 from methods.metalearners.base import Params
 from methods.metalearners.learner import LearnerSpec
+from methods.services.api import NO_LIMITS, api_of
 from methods.services.black_box import BlackBox, add_black_box_flags, log_answers
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
@@ -225,8 +226,10 @@ class BiDfMKD(FewShotMethod):
             raise UserError(
                 f"--ZO --{inside[0]}: a service gives answers alone, to which this term would have to look inside; leave it out"
             )
-        if args.query_budget and not args.ZO:
-            raise UserError("--query_budget: without --ZO the teachers are no black boxes, and nobody counts queries; add --ZO")
+        if not args.ZO and (args.query_budget or api_of(args) != NO_LIMITS):
+            raise UserError(
+                "--query_budget, --api_dtype, --answers and --digits are about black boxes; teachers become such by --ZO alone: add it"
+            )
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Support sets as the run makes them; what a black box is asked for them counts apart."""

@@ -120,10 +120,6 @@ class Chorus(FewShotMethod):
     def looks_inside(cls, args: argparse.Namespace) -> bool:
         return not args.black_box
 
-    @classmethod
-    def asks(cls, args: argparse.Namespace) -> bool:
-        return True
-
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
         add_source_flags(group)

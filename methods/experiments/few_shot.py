@@ -72,11 +72,6 @@ class FewShotMethod(Method):
         """Whether the method needs more of its teachers than their answers."""
         return True
 
-    @classmethod
-    def asks(cls, args: argparse.Namespace) -> bool:
-        """Whether the method hears of its teachers only what an API lets through."""
-        return not cls.looks_inside(args)
-
     def score(self, exam: Exam) -> Score:
         """The learner's score on the episodes of one exam."""
         return examine(self.learner, self.metalearner, exam, self.args.test_inner_steps)
@@ -151,6 +146,10 @@ class FewShotExperiment:
         """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
         if args.start_id != 1:
             raise UserError(f"--start_id {args.start_id}: a run goes on with --resume runs/<name>, which restores everything")
+        if args.pretrain and (args.dry_run or args.seeds):
+            raise UserError(
+                "--pretrain trains the teachers and stops, which python pretrain.py does, too: leave out --dry_run and --seeds"
+            )
         if args.dataset is None and not args.teachers:
             args.dataset = "cifar100"
         for name in ("dataset", "testdataset"):
@@ -162,7 +161,8 @@ class FewShotExperiment:
         if args.select_on == "pseudo" and "memory" not in method_class.STATE:
             raise UserError(f"--select_on pseudo: {args.method} keeps no bank of pseudo-images to draw episodes from")
         check_readout(args)
-        if api_of(args) != NO_LIMITS and not method_class.asks(args):
+        asks = "query_budget" in args or not method_class.looks_inside(args)
+        if api_of(args) != NO_LIMITS and not asks:
             raise UserError(
                 f"--api_dtype, --answers and --digits limit what black boxes say, and {args.method} as it is typed asks none: "
                 "chorus does, bidf_mkd with --ZO, teacher_ncm with --ncm_on answers"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from methods.inversion.bn_statistics import record_instance_means
 from methods.inversion.pseudo_batch import Invertible
+from utils.errors import UserError
 from utils.images import shift_and_flip
 
 BANK_SIZE, NEGATIVES, HEAD_WIDTH = 40_960, 4_096, 256
@@ -39,7 +40,7 @@ class Contrast:
     """How alike a teacher finds a batch's images, and those of a bank of earlier ones, through a small head that learns it.
 
     Two views of each image, a shifted one and a stretched crop, are to be nearer to each other than to any other image's.
-    An image is described by its channel means at every normalisation layer of the teacher.
+    An image is described by its channel means at every normalisation layer of the teacher; `UserError` where it has none.
     """
 
     def __init__(self, teacher: Invertible, image_size: int, lr: float, temperature: float, device: torch.device) -> None:
@@ -54,6 +55,8 @@ class Contrast:
         """Channel means at all normalisation layers, (B, D)."""
         with record_instance_means(self.teacher.network) as means:
             self.teacher(images)
+        if not means:
+            raise UserError("the teacher has no batch normalisation, by which CMI describes images: --method fast or deepinv")
         return torch.cat(means, 1)
 
     def project(self, described: Tensor) -> Tensor:

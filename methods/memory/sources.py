@@ -27,9 +27,9 @@ from utils.progress import Progress
 
 Drawer = Callable[[int, int, torch.device], Tensor]  # how many, their side, where -> images in [0, 1]
 
-FREE: dict[str, Drawer] = {"natural": natural_images, "procedural": procedural_images, "photos": photo_crops}  # ask nobody
+DRAWN: dict[str, Drawer] = {"natural": natural_images, "procedural": procedural_images, "photos": photo_crops}  # ask nobody
 INVERTED = ("pixel", "generator")  # look into teachers
-SOURCES = (*FREE, *INVERTED, "real")
+SOURCES = (*DRAWN, *INVERTED, "real")
 NOT_DATA_FREE = {"real": "distilled on real images", "photos": "distilled on crops of two photographs"}
 AT_ONCE = 1000  # images of up to 84 pixels that are drawn together
 GENERATOR_LR, LATENT_LR = 5e-3, 1e-2
@@ -56,10 +56,10 @@ class Sources:
             self._fill(name, some)
 
     def _fill(self, source: str, images: Tensor) -> None:
-        if source in FREE:
+        if source in DRAWN:
             with seed.kept(self._seed(source)):
                 for part in images.split(at_once(self.spec.image_size)):
-                    part.copy_(to_uint8(FREE[source](len(part), self.spec.image_size, self.teachers.device)))
+                    part.copy_(to_uint8(DRAWN[source](len(part), self.spec.image_size, self.teachers.device)))
         else:
             images.copy_(self._real(len(images)) if source == "real" else self._inverted(source, len(images)))
 
@@ -78,6 +78,7 @@ class Sources:
         args, spec, parts = self.args, self.spec, []
         shares = [len(part) for part in torch.arange(count).tensor_split(len(self.teachers))]
         flags = [source, spec.image_size, spec.mean, spec.std, args.inversion_steps, args.Glr, self.weights, args.start]
+        flags += [vars(self.teachers.augmentation)] if source == "generator" else []
         mine = list(enumerate(shares))[distributed.share()]
         for teacher_id, share in Progress(mine, desc=f"{source} inversion", unit="teacher", leave=False):
             key = [self.teachers.fingerprint_of(teacher_id), share, flags]
@@ -94,19 +95,18 @@ class Sources:
             start = (
                 form.noise(many, self.teachers.device)
                 if args.start == "noise"
-                else form.from_images(FREE[args.start](many, form.size, self.teachers.device))
+                else form.from_images(DRAWN[args.start](many, form.size, self.teachers.device))
             )
             images = invert_pixels(teacher, start, form, self.weights, args.inversion_steps, args.Glr).images
         else:
             descent, generator = Descent(args.inversion_steps, GENERATOR_LR, LATENT_LR), fresh(self.teachers.device)(teacher)
             labels = labels_of(teacher, per_class)
-            images = invert_one(teacher, labels, generator, self._generator_loss, descent).batch.images
+            images = invert_one(teacher, labels, generator, self._loss, descent).batch.images
         chosen = torch.linspace(0, len(images) - 1, count).long()  # of every class
         return to_uint8(resize(images[chosen], spec.image_size))
 
-    def _generator_loss(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
-        weights = {"ce": self.weights["ce"], "bn": self.weights["bn"]}
-        return inversion_loss(weights, teacher, self.teachers.augmentation(images), labels)
+    def _loss(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        return inversion_loss(self.weights, teacher, self.teachers.augmentation(images), labels)
 
     def _seed(self, name: str) -> int:
         return seed.generator(self.args.seed, "chorus", name).initial_seed()

@@ -230,7 +230,9 @@ class TeacherPool:
 
     def _complete(self, row: TeacherRow, class_order: Path | None) -> TeacherRow:
         """Fill the class ids of a papers' file from its content, or from its number where it holds only weights."""
-        content = _read(row)
+        if row.dataset not in SPECS:
+            raise UserError(f"{row.path}: list teachers of an image set of your own in a teachers.csv (docs/guide.md)")
+        content, classes = _read(row), SPECS[row.dataset].classes[0]
         published = replace(content, state=in_our_names(content.state))
         if "head.bias" not in published.state:
             raise UserError(f"{row.path} is no {row.arch} of the papers' code: it has no linear head")
@@ -239,9 +241,9 @@ class TeacherPool:
         way = len(published.state["head.bias"])
         if class_ids is None:
             start = way * int(NUMBER.search(row.path.stem).group(1))  # type: ignore[union-attr]
-            class_ids = list(range(start, min(start + way, SPECS[row.dataset].classes[0])))
+            class_ids = list(range(start, min(start + way, classes)))
         if not class_ids or len(class_ids) > way or len(set(class_ids)) < len(class_ids):
-            of = f"classes {shown(map(str, class_ids))}" if class_ids else f"no class of the {SPECS[row.dataset].classes[0]}"
+            of = f"classes {shown(map(str, class_ids))}" if class_ids else f"no class of the {classes}"
             raise UserError(f"{row.path} is said to know {of}, and answers for {way}: is it the file of another pool?")
         names: tuple[str, ...] = ()
         if class_order is not None:

@@ -59,12 +59,18 @@ def pool_probes(pool: TeacherPool, image_size: int) -> list[Probe]:
     """Three small teachers, of as many image sets as there are: features of real images, without data from outside.
 
     A teacher is a poor probe of itself (it is sure of its own images, whatever they are), so no pair of teachers is
-    compared by a probe that is one of them. Of three probes at least one is left for every pair.
+    compared by a probe that is one of them. Of three probes at least one is left for every pair. Raises `UserError` where no
+    teacher has convolutions, whose weights a probe is asked about.
     """
     by_set: dict[str, list[tuple[int, int]]] = {}  # image set -> (size, teacher), the smallest first
     for teacher_id, row in enumerate(pool.rows):
-        size = sum(value.numel() for value in pool[teacher_id].parameters())
+        weights = list(pool[teacher_id].parameters())
+        if not any(value.dim() == 4 for value in weights):
+            continue
+        size = sum(value.numel() for value in weights)
         by_set.setdefault(row.dataset, []).append((size, teacher_id))
+    if not by_set:
+        raise UserError("--probe pool: no teacher has a convolution, by which images are told apart; use --probe random")
     turns = zip_longest(*[sorted(members) for members in by_set.values()])
     in_turn = [entry[1] for turn in turns for entry in turn if entry is not None]
     chosen = in_turn[: max(3, len(by_set))]

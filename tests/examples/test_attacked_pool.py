@@ -29,5 +29,7 @@ def test_what_cannot_be_is_said(data_root: Path, tmp_path: Path) -> None:
     good = str(data_root / "teachers/cifar100/conv4/3way-16px/teachers.csv")
     with pytest.raises(UserError, match="needs --other"):
         attacked_pool.main([str(tmp_path / "a"), "--teachers", good, "--oodP", "0.2"])
+    with pytest.raises(UserError, match="nobody would lie"):
+        attacked_pool.main([str(tmp_path / "c"), "--teachers", good, "--other", good])
     with pytest.raises(UserError, match="nothing would be left"):
         attacked_pool.main([str(tmp_path / "b"), "--teachers", good, "--oodP", "0.5", "--fakeP", "0.5"])

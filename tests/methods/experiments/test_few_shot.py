@@ -43,12 +43,14 @@ def test_a_read_out_that_changes_with_evaluate_is_held_against_the_learner(
     ("method", "more", "message"),
     [
         ("free", "--answers label", "free as it is typed asks none"),
-        ("bidf_mkd", "--digits 1", "bidf_mkd with --ZO"),
+        ("bidf_mkd", "--digits 1", "by --ZO alone"),
         ("real", "--api_dtype uint8", "real as it is typed asks none"),
-        ("bidf_mkd", "--query_budget 1000", "add --ZO"),
+        ("bidf_mkd", "--query_budget 1000", "by --ZO alone"),
+        ("free", "--pretrain --dry_run", "leave out --dry_run"),
+        ("free", "--pretrain --seeds 0 1", "leave out --dry_run and --seeds"),
     ],
 )
-def test_limits_of_black_boxes_are_refused_where_nobody_asks_one(
+def test_flags_that_would_change_nothing_are_refused(
     method: str, more: str, message: str, flags_for: Callable[..., list[str]]
 ) -> None:
     flags = [flag for flag in flags_for(method) if flag != "--ZO"]

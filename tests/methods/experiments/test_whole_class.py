@@ -161,6 +161,7 @@ def test_a_teacher_from_scratch_becomes_a_teacher(build: Build, flags_for: Flags
     kept = checkpoint.load(tmp_path / "new.pth")
     run = build("vanilla_kd", "--teacher_ckpt", str(tmp_path / "new.pth")).method
     assert all(torch.equal(value, kept["state_dict"][name]) for name, value in run.teacher.network.state_dict().items())
+    pretrain.main(["--full", "--resume", str(tmp_path / "runs" / "teacher")])  # the run knows what it is
     flags = [flag for flag in flags_for("scratch") if flag != "--replace_teacher"]
     with pytest.raises(UserError, match=r"new\.pth exists already"):
         main.main(flags)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from methods.inversion.contrastive import BANK_SIZE, Contrast, info_nce, resized_crop
 from models import create_model
+from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -72,3 +73,10 @@ def test_the_bank_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     other.load_state_dict(contrast.state_dict())
     assert torch.equal(other.bank, contrast.bank)
     assert BANK_SIZE == 40_960
+
+
+def test_a_teacher_without_normalisation_is_refused() -> None:
+    bare = Teacher()
+    bare.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
+    with pytest.raises(UserError, match="no batch normalisation"):
+        Contrast(bare, 16, 1e-3, 0.2, torch.device("cpu"))

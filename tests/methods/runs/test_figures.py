@@ -43,6 +43,16 @@ def test_runs_become_one_line_a_command(flags_for: Flags, tmp_path: Path) -> Non
     assert sum("--evaluate RUN --way_test 3 --num_sup_test 2" in figure["command"] for figure in again) == 1
 
 
+def test_what_was_typed_to_score_again_is_told(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free"), "--metalearner", "protonet", "--run_name", "mine"])
+    again = ["--testdataset", "glyphs", "--readout", "whitened", "mirror"]
+    main.main(["--evaluate", str(tmp_path / "runs" / "mine"), *again])
+    figures.main([str(tmp_path / "runs" / "mine"), "--docs", str(tmp_path)])
+    first, other = json.loads((tmp_path / "figures.json").read_text())
+    then = "; python main.py --evaluate RUN --way_test 3 --num_sup_test 1 "
+    assert other["command"] == first["command"] + then + " ".join(again)
+
+
 def test_a_run_without_a_score_is_refused(flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("free"), "--no_floors", "--run_name", "mine"])
     (tmp_path / "runs" / "mine" / "result.json").unlink()
@@ -60,6 +70,7 @@ def test_of_a_flag_that_was_typed_anew_the_last_counts() -> None:
 
 def test_students_have_a_table_of_their_own(flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("fast"), "--g_steps", "2", "--run_name", "mine"])
+    main.main(["--evaluate", str(tmp_path / "runs" / "mine")])  # a whole set has one exam: nothing new
     figures.main([str(tmp_path / "runs" / "mine"), "--docs", str(tmp_path)])
     (kept,) = json.loads((tmp_path / "figures.json").read_text())
     page = (tmp_path / "results.md").read_text()

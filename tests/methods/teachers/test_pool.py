@@ -176,6 +176,9 @@ def test_the_papers_trees(tmp_path: Path, papers_conv4, capsys: pytest.CaptureFi
         checkpoint.save({"teacher": state, "specific": specific}, folders["free"] / "model_specific_0.pth")
         with pytest.raises(UserError, match=r"is said to know .* and answers for 3"):
             TeacherPool(find_rows(args), DEVICE)
+    of_pets = [replace(row, dataset="pets", class_ids=()) for row in find_rows(args)]
+    with pytest.raises(UserError, match=r"image set of your own in a teachers\.csv"):
+        TeacherPool(of_pets, DEVICE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no teachers\.csv and no model_<i>\.pth in .*: name your list itself"):
         find_rows(pool_args(tmp_path, teachers=[tmp_path / "empty"], image_size=None))

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from datasets.registry import CIFAR
 from methods.teachers import probes
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from methods.teachers.probes import PROBES, Embedding, embed, fisher_embedding
+from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
+from models.foreign import Foreign
 from utils import seed
 from utils.errors import UserError
 from utils.vision import import_torchvision
@@ -119,3 +122,14 @@ def test_an_imagenet_network_of_the_registry_stands_in(
     layers = fisher_embedding(probe.network, images[:1], torch.Generator().manual_seed(0))
     assert len(layers) == sum(value.dim() == 4 for value in probe.network.parameters())
     assert all(bool((layer.isfinite() & (layer >= 0)).all()) for layer in layers)
+
+
+def test_a_teacher_without_convolutions_is_no_probe() -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 12), nn.ReLU(), nn.Linear(12, 3))
+    form = ImageForm(16, *CIFAR)
+    teachers = [
+        Teacher(net, [f"{place} {name}" for name in "abc"], form) for place, net in enumerate([Foreign(plain, 3), network(3)])
+    ]
+    assert [probe.teacher_id for probe in PROBES["pool"](TeacherPool.of(teachers), 16)] == [1]
+    with pytest.raises(UserError, match="use --probe random"):
+        PROBES["pool"](TeacherPool.of(teachers[:1]), 16)
