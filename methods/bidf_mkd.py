@@ -228,7 +228,7 @@ class BiDfMKD(FewShotMethod):
             )
         if not args.ZO and (args.query_budget or api_of(args) != NO_LIMITS):
             raise UserError(
-                "--query_budget, --api_dtype, --answers and --digits are about black boxes; teachers become such by --ZO alone: add it"
+                "--query_budget, --api_dtype, --answers and --digits are about black boxes, which teachers become by --ZO alone"
             )
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
