@@ -74,15 +74,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if device.type != "cpu":
         raise UserError(f"--device {device}: these cases are made for a CPU, and would be measured there; use --device cpu")
     rate, speed = matmul_rate(device), bandwidth(device)
-    print(
-        f"{name_of(device)}, {args.threads} thread: {rate / 1e9:.0f} GFLOP/s in matrix products, copies {speed / 1e9:.1f} GB/s"
-    )
+    threads = f"{args.threads} thread{'s' * (args.threads > 1)}"
+    print(f"{name_of(device)}, {threads}: {rate / 1e9:.0f} GFLOP/s in matrix products, copies {speed / 1e9:.1f} GB/s")
+    name = re.sub(r"[^\w]+", "-", name_of(device)).strip("-").lower()
+    marks = {"-quick": args.quick, "-bf16": args.precision == "bf16", f"-{args.threads}-threads": args.threads > 1}
+    target = args.out or RESULTS / f"{name}{''.join(mark for mark, holds in marks.items() if holds)}.json"
+    about = {"machine": name_of(device), "threads": args.threads, "torch": torch.__version__, "precision": args.precision}
+    about |= {"flops_a_second": rate, "bytes_a_second": speed}
+    before = json.loads(target.read_text(encoding="utf-8"))["cases"] if target.is_file() else {}
     lines: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in all_cases(Path(folder), args.quick, args.precision):
             if any(text in case.name for text in args.only):
                 lines[case.name] = measure(case, 1 if args.quick else args.runs, device, rate, speed)
                 print("  ".join(row(case.name, lines[case.name])), flush=True)
+                content = about | {"cases": before | lines}  # what was measured is kept, whatever comes next
+                write_text(target, json.dumps(content, indent=2) + "\n")
     print(
         "\n"
         + table(
@@ -90,13 +97,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             [row(name, line) for name, line in lines.items()],
         )
     )
-    name = re.sub(r"[^\w]+", "-", name_of(device)).strip("-").lower()
-    marks = {"-quick": args.quick, "-bf16": args.precision == "bf16", f"-{args.threads}-threads": args.threads > 1}
-    target = args.out or RESULTS / f"{name}{''.join(mark for mark, holds in marks.items() if holds)}.json"
-    about = {"machine": name_of(device), "threads": args.threads, "torch": torch.__version__, "precision": args.precision}
-    before = json.loads(target.read_text(encoding="utf-8"))["cases"] if target.is_file() else {}
-    content = about | {"flops_a_second": rate, "bytes_a_second": speed, "cases": before | lines}
-    write_text(target, json.dumps(content, indent=2) + "\n")
     print(f"kept in {target}")
 
 
