@@ -79,7 +79,15 @@ def _given(folder: Path) -> dict[str, Classes]:
     """The parts of a set that is split already; {} for one that is not."""
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
     found = {part: sorted(name for name in names if name.lower() in spellings) for part, spellings in GIVEN.items()}
-    if not found["meta_test"] or names != {name for some in found.values() for name in some}:
+    parts_there = {name for some in found.values() for name in some}
+    if not found["meta_test"] or names != parts_there:
+        split = [name for name in sorted(parts_there) if any(entry.is_dir() for entry in (folder / name).iterdir())]
+        if split:  # and not a class of that name
+            spare = f"beside them {shown(sorted(names - parts_there))}" if names - parts_there else "no part called test"
+            raise UserError(
+                f"{folder} holds parts of a set ({shown(split)}) and {spare}: expected train, val and test with the classes in "
+                "them, of which test is needed, and nothing else; or the classes alone"
+            )
         return {}
     if several := next((some for some in found.values() if len(some) > 1), None):
         raise UserError(f"{folder} has {shown(several)}, which are one part of a set: put their classes into one folder")

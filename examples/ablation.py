@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise
             print(f"note: {name} is left out: {error}", file=sys.stderr)
             continue
+        if not result["episodes"]:
+            raise UserError("without an image set nothing is scored: add --dataset or --testdataset behind --")
         selected = checkpoint.load(args.out / folder / "best.pt")["selection_accuracy"]
         score = Score([value for values in result["episodes"].values() for value in values])
         whole = whole if change else score

@@ -107,10 +107,10 @@ def bad_teachers(args: argparse.Namespace, kind: str, count: int, good: list[Tea
     return rows
 
 
-def _copied(path: Path, folder: Path) -> Path:
+def _copied(path: Path, folder: Path, place: int) -> Path:
     """The same file in `folder`, for a list's teachers lie below it."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copy2(path, folder))
+    return Path(shutil.copy2(path, folder / f"teacher_{place:03d}{path.suffix}"))
 
 
 def pools(args: argparse.Namespace) -> dict[tuple[str, int], list[TeacherRow]]:
@@ -118,7 +118,7 @@ def pools(args: argparse.Namespace) -> dict[tuple[str, int], list[TeacherRow]]:
     good = read_manifest(args.teachers)
     if len({row.dataset for row in good}) > 1 or not all(row.class_names for row in good):
         raise UserError(f"{args.teachers} must list teachers of one image set, with class_names")
-    good = [replace(row, path=_copied(row.path, args.out / "teachers" / "good")) for row in good]
+    good = [replace(row, path=_copied(row.path, args.out / "teachers" / "good", place)) for place, row in enumerate(good)]
     most = max(args.counts)
     share = math.ceil(most / len(KINDS)) if MIXED in args.kinds else 0
     needed = {kind: most if kind in args.kinds else share for kind in KINDS}
@@ -140,8 +140,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         score = Score([value for values in result["episodes"].values() for value in values])
         alone = score if not count else alone
         gap = score.minus(alone)
-        frozen = result["yardsticks"].get(f"all {len(rows)} frozen teachers", {}).get(rows[0].dataset, {})
-        lines.append((kind, count, score.mean, score.half_width, gap.mean, gap.half_width, frozen.get("mean", math.nan)))
+        floors = [
+            by_set for label, by_set in result["yardsticks"].items() if label.startswith(f"all {len(rows)} frozen teachers")
+        ]
+        frozen = floors[0][rows[0].dataset]["mean"] if floors else math.nan
+        lines.append((kind, count, score.mean, score.half_width, gap.mean, gap.half_width, frozen))
     columns = ["kind", "bad", "accuracy", "half_width", "difference", "difference_half_width", "frozen"]
     found = pd.DataFrame(lines, columns=columns)
     write_text(args.out / "bad_teachers.csv", found.to_csv(index=False, lineterminator="\n"))

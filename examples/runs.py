@@ -6,15 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import main as program
+from methods.runs.config import OF_ONE_RUN, changed
+from utils import cli
+from utils.errors import UserError
+from utils.run_log import RunLog
 
 
 def result_of(out: Path, name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What the run `name` in `out` ended with; it is made with the flags `argv` where it is not there yet."""
-    result = out / name / "result.json"
+    """What the run `name` in `out` ended with; it is made with the flags `argv` where it is not there yet.
+
+    Raises `UserError` where it is there and was made with others.
+    """
+    result, typed = out / name / "result.json", [*argv, "--out", str(out), "--run_name", name]
+    if result.parent.is_dir():
+        args = program.parse_args(typed)
+        if differ := changed(RunLog.read_flags(result.parent), args, vars(args).keys() - OF_ONE_RUN - cli.MACHINE):
+            others = ", ".join(f"--{flag}" for flag in differ)
+            raise UserError(f"{result.parent} was made with another {others}: give the study another --out")
     if result.parent.is_dir() and not result.is_file():
         program.main(["--resume", str(result.parent)])
     elif not result.is_file():
-        program.main([*argv, "--out", str(out), "--run_name", name])
+        program.main(typed)
     return json.loads(result.read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,7 @@ from methods.experiments.few_shot import FewShotMethod
 from methods.metalearners import get_metalearner
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
-from methods.teachers.ensemble import EnsembleLearner
+from methods.teachers.ensemble import AskedTeachers, EnsembleLearner
 from methods.teachers.pool import TeacherPool
 from methods.teachers.views import BLACK_BOX_VIEWS, VIEWS
 from utils import cli
@@ -85,6 +85,8 @@ class TeacherNCM(FewShotMethod):
         if all(row.listed is None for row in teachers.rows):
             members = dealt(len(teachers), args.ensemble or len(teachers), args.seed)[0].tolist()
             self.outcome = EnsembleLearner.of(teachers, sorted(members), args.ncm_on, spec.image_size)
+        else:
+            self.outcome = AskedTeachers(spec, self.device)
 
     @classmethod
     def looks_inside(cls, args: argparse.Namespace) -> bool:
@@ -171,5 +173,7 @@ class RealClassifier(FewShotMethod):
 
 def _real_images(args: argparse.Namespace, spec: LearnerSpec) -> tuple[list[DatasetSpec], list[ImageSplit]]:
     """The image sets of --dataset, and their meta_train splits at the learner's size."""
+    if args.dataset is None:
+        raise UserError(f"--method {args.method} learns from real images: name their set by --dataset")
     domains = get_domains(args.dataset, args.data_root)
     return domains, [load_split(domain, "meta_train", args.data_root, spec.image_size) for domain in domains]

@@ -15,8 +15,9 @@ use_environment requirements.txt requirements-real-zoo.txt
 zoo=runs/real_zoo
 python examples/real_zoo.py "$zoo"
 allowed="--allow_code real_zoo:lite0 real_zoo:lite1 real_zoo:lite2"
-common="--teachers $zoo/zoo.csv $allowed --testdataset $images --image_size 84 --num_sup_train 5 --select_on last"
+common=(--teachers "$zoo/zoo.csv" $allowed --testdataset "$images" --image_size 84 --num_sup_train 5 --select_on last)
+name="$(basename "$images")-$(printf '%s' "$images $*" | cksum | cut -d' ' -f1)" # other images or flags are another run
 python -m methods.teachers check "$zoo/zoo.csv" $allowed
-once real-ncm --method teacher_ncm $common "$@"
-once real-chorus --method chorus $common --black_box --num_images 6000 --epochs 20 --val_interval 5 "$@"
-python -m methods.runs.compare runs/real-ncm runs/real-chorus --out runs/real.png
+once "real-ncm-$name" --method teacher_ncm "${common[@]}" "$@"
+once "real-chorus-$name" --method chorus "${common[@]}" --black_box --num_images 6000 --epochs 20 --val_interval 5 "$@"
+python -m methods.runs.compare "runs/real-ncm-$name" "runs/real-chorus-$name" --out "runs/real-$name.png"

@@ -194,7 +194,7 @@ def select_device(args: argparse.Namespace) -> torch.device:
             raise UserError(f"--device {args.device}: nothing here was ever tried on such a device; choose cpu, cuda or auto")
         if device.type == "cuda" and (device.index or 0) >= cards:
             raise UserError(f"--device {args.device}: this machine has {cards} CUDA cards; try --device cpu")
-        return device
+        return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
     if args.gpu is None and args.multigpu is None:
         return torch.device("cuda:0" if cards else "cpu")
     card = _chosen_card(args)

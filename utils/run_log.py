@@ -25,7 +25,7 @@ from utils.images import Grid, save_grid
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-WORTH_KEEPING = ("last.pt", "asked.jsonl")  # what training has reached, and what services were paid for
+WORTH_KEEPING = ("last.pt", "asked.jsonl", "result.json")  # what training has reached, what services were paid for, scores
 PACKAGES = ("torch", "numpy", "pandas", "pillow")
 
 

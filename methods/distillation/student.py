@@ -111,11 +111,18 @@ class LearnersStudent(Student):
         self.learner, self.scale = learner, TargetScale(spec.way, device)
         twin = create_model(spec.arch, spec.way, spec.image_size, norm="running", global_pool=spec.global_pool)
         network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.begun_by_another = False  # whether an optimizer of another kind took the steps up to here
         optimizer = make_optimizer(network.parameters(), lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, lr, max(2, updates), pct_start=0.1, cycle_momentum="betas" in optimizer.defaults
         )
         super().__init__(network, learner.prepare, optimizer, schedule)
+
+    def update(self, images: Tensor, targets: Tensor, loss_of: Loss) -> tuple[Tensor, Tensor]:
+        """Raises `UserError` in a run that another optimizer began."""
+        if self.begun_by_another:
+            raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
+        return super().update(images, targets, loss_of)
 
     def epoch(self, images: Tensor, targets: Tensor, loss_of: Loss, batch_size: int) -> float:
         """One pass over uint8 images (M, C, S, S) with their targets (M, D), in random order; returns the mean loss."""
@@ -135,8 +142,10 @@ class LearnersStudent(Student):
             self.learner.params[name].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` for a run that another optimizer began, too."""
-        if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
-            raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
-        super().load_state_dict(state)
+        """A run that another optimizer began can be scored, and does not go on."""
+        self.begun_by_another = state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys()
+        if self.begun_by_another:
+            self.network.load_state_dict(state["network"])
+        else:
+            super().load_state_dict(state)
         self.teach()

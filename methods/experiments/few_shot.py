@@ -150,6 +150,8 @@ class FewShotExperiment:
             raise UserError(
                 "--pretrain trains the teachers and stops, which python pretrain.py does, too: leave out --dry_run and --seeds"
             )
+        if args.pretrain and args.teachers:
+            raise UserError("--pretrain trains teachers and --teachers names some that are there: leave one away")
         if args.dataset is None and not args.teachers:
             args.dataset = "cifar100"
         for name in ("dataset", "testdataset"):
@@ -184,7 +186,14 @@ class FewShotExperiment:
     @property
     def stands_on(self) -> list[str]:
         """What must be as it was when a run goes on: the teachers, in their order, and their classes."""
-        return [f"the teacher {row.path.name} of {', '.join(row.class_keys)}" for row in self.teachers.rows]
+        pool = self.teachers
+        weights = [
+            "" if row.listed else f", weights {pool.fingerprint_of(number)[1][:12]}" for number, row in enumerate(pool.rows)
+        ]
+        return [
+            f"the teacher {row.path.name} of {', '.join(row.class_keys)}{own}"
+            for row, own in zip(pool.rows, weights, strict=True)
+        ]
 
     @property
     def num_iterations(self) -> int:
@@ -265,6 +274,10 @@ class FewShotExperiment:
         episodes: Iterable[Episodes]
         if args.select_on == "meta_val" and self.exam_domains:
             exams = [Exam(domain, "meta_val", args.data_root, size, shape, count) for domain in self.exam_domains]
+            try:
+                _ = [exam.indices for exam in exams]
+            except UserError:  # another set's, of --evaluate, may be too small, or missing
+                return None
             episodes = (episode for exam in exams for episode in first_episodes(exam, method.outcome))
         elif args.select_on == "pseudo" and method.memory.ready_for(pseudo):
             episodes = (method.memory.sample_episodes(1, pseudo, method.learner) for _ in range(count))

@@ -172,7 +172,8 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
     _check_allowed(saved["method"], early)
     parser = build_parser(saved["method"])
     cli.check_values(parser, saved, f"{run}/args.json")
-    saved["out"] = str(run.parent)  # where what it kept lies beside it
+    depth = len(Path(saved.get("run_name") or run.name).parts)  # --run_name a/b lies two folders below
+    saved["out"] = str(run.resolve().parents[depth - 1])  # where what it kept lies
     for place in saved.get("teachers") or []:
         if is_own_code(place) and place not in early.allow_code:
             raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")

@@ -5,7 +5,7 @@ python -m methods.runs.compare runs/free runs/chorus --out side_by_side.png
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from methods.runs.scores import Run, in_terminal, read_run
@@ -21,9 +21,10 @@ def verdict(run: Run) -> str:
     name, said = run.name, []
     for label, by_set in run.result["yardsticks"].items():
         if label.startswith((ONE, ALL)):
-            for numbers in by_set.values():
+            for image_set, numbers in by_set.items():
+                where = f" on {image_set}" if len(by_set) > 1 else ""
                 if "above" in numbers:
-                    said.append(f"{_difference(numbers['above'], numbers['above_half_width'])} {label}")
+                    said.append(f"{_difference(numbers['above'], numbers['above_half_width'])} {label}{where}")
     if not said:
         return f"{name}: nothing to compare with (no teachers' floors)"
     below = "below one" in " ".join(said)
@@ -39,13 +40,19 @@ def _difference(above: float, half_width: float) -> str:
 def lines_of(runs: Sequence[Run]) -> tuple[list[Line], list[Line]]:
     """What is drawn: the runs' scores with their intervals, and the floors and ceilings that they share, in %."""
     scores, marks = [], {"chance": Line("chance", 100 / runs[0].result["way"], 0.0)}
+    several = len(runs[0].result["accuracy"]) > 1
+
+    def line_of(what: str, image_set: str, numbers: Mapping[str, float]) -> Line:
+        said = f"{what} on {image_set}" if several else what
+        return Line(said, 100 * numbers["mean"], 100 * numbers["half_width"])
+
     for run in runs:
-        for numbers in run.result["accuracy"].values():
-            scores.append(Line(run.name, 100 * numbers["mean"], 100 * numbers["half_width"]))
+        scores += [line_of(run.name, name, numbers) for name, numbers in run.result["accuracy"].items()]
         for label, by_set in run.result["yardsticks"].items():
-            for numbers in by_set.values():
-                if not label.startswith("random learner"):  # it depends on how a run's learner is adapted
-                    marks.setdefault(label, Line(label, 100 * numbers["mean"], 100 * numbers["half_width"]))
+            if not label.startswith("random learner"):  # it depends on how a run's learner is adapted
+                for name, numbers in by_set.items():
+                    line = line_of(label, name, numbers)
+                    marks.setdefault(line.label, line)
     return sorted(scores, key=lambda line: line.value), sorted(marks.values(), key=lambda line: line.value)
 
 

@@ -19,6 +19,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
+from methods import is_code
 from methods.runs.arguments import build_parser
 from methods.runs.scores import NO_RESULTS, Run, Scores, as_numbers, as_table, read_run, side_by_side
 from utils import cli
@@ -45,11 +46,12 @@ def chart(lines: Sequence[Scores], name: str, way: int) -> dict[str, Any]:
     ]
     ends = [value for _, value in beside]
     ends += [value + sign * spread for line in shown for value, spread in [line.numbers[name]] for sign in (-1, 1)]
+    ends = [min(max(end, 0), 100) for end in ends]  # the interval of a single episode is infinite
     low, high = math.floor(min(ends) / 5) * 5, math.ceil(max(ends) / 5) * 5
     step = 5 if high - low <= 40 else 10
 
     def place(value: float) -> float:
-        return round(AXIS[0] + (AXIS[1] - AXIS[0]) * (value - low) / max(1, high - low), 1)
+        return round(AXIS[0] + (AXIS[1] - AXIS[0]) * (min(max(value, low), high) - low) / max(1, high - low), 1)
 
     dots = []
     for number, line in enumerate(shown):
@@ -76,9 +78,11 @@ def differing_flags(runs: Sequence[Run]) -> pd.DataFrame:
     """The flags in which the runs differ, what they mean, and a column a run."""
     names = sorted({name for run in runs for name in run.flags} - NO_RESULTS | {"seed"})
     meanings: dict[str, str] = {}
-    for method in {run.flags.get("method") for run in runs}:
-        with contextlib.suppress(UserError):  # code of somebody's, which is not run for a page
-            meanings |= {action.dest: action.help or "" for action in build_parser(str(method))._actions}
+    for method in {str(run.flags.get("method")) for run in runs}:
+        if is_code(method):  # of somebody's, which is not run for a page
+            continue
+        with contextlib.suppress(UserError):  # of another version of the program
+            meanings |= {action.dest: action.help or "" for action in build_parser(method)._actions}
     meanings["method"] = "the paper's algorithm, or a yardstick"
     values = {name: [_in_words(run.flags.get(name)) for run in runs] for name in names}
     return pd.DataFrame(

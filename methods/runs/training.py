@@ -139,9 +139,14 @@ class Training:
         seed.set_rng_state(streams[min(distributed.rank(), len(streams) - 1)])
 
     def _check_ground(self, before: Sequence[str]) -> None:
-        """Raise `UserError` where the run began with other teachers, or with other classes."""
+        """Raise `UserError` where the run began with other teachers, or with other classes.
+
+        With other weights it may still be scored; earlier versions did not note these.
+        """
+        scored = self.experiment.args.evaluate
         for was, now in itertools.zip_longest(before, self.experiment.stands_on, fillvalue="nothing"):
-            if was != now:
+            named = now.partition(", weights ")[0]
+            if was not in (now, named) and not (scored and was.partition(", weights ")[0] == named):
                 raise UserError(
                     f"{self.log.folder} began with {was}, where there is {now} now: bring back what it began with, or start a "
                     "new run"

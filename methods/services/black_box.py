@@ -47,6 +47,11 @@ class Metered(ABC):
     def takes_bytes(self) -> bool:
         """Whether pixels are rounded to 8 bits before they are sent."""
 
+    @property
+    @abstractmethod
+    def asked_as(self) -> dict[str, Any]:
+        """How images go there and answers come back, as far as its list says."""
+
     @abstractmethod
     def ask(self, images: Tensor, meter: Meter) -> Tensor:
         """What `query` of a `Service` gives; every request is charged to the meter before it is sent."""

@@ -79,6 +79,11 @@ class RemoteModel(Metered):
         word = said or ",".join(map(str, versions))
         return f"{self.client.url}{self.path}@{word}" if word else ""
 
+    @property
+    def asked_as(self) -> dict[str, Any]:
+        """What its list says of how images go there and answers come back."""
+        return vars(replace(self._form, batch=0, binary=""))
+
     def contact(self) -> str:
         form = self.form
         kind = "bytes behind JSON" if form.binary == "yes" else "JSON"

@@ -88,8 +88,22 @@ class EnsembleLearner(Learner):
         self._take(state)
 
 
+class AskedTeachers(Learner):
+    """Stands where teachers that can only be asked would: no run can keep them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": True}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 def learner_from(state: dict[str, Any], device: torch.device) -> Learner:
-    """The learner of a state, whatever it is: one small network, or teachers side by side."""
+    """The learner of a state, whatever it is: one small network, or teachers side by side.
+
+    Raises `UserError` for teachers that could only be asked.
+    """
+    if "asked" in state:
+        raise UserError("this run's teachers are services, of which nothing can be kept: only --method teacher_ncm asks them")
     if "teachers" in state:
         return EnsembleLearner.from_state(state, device)
     learner = Learner(LearnerSpec(**state["spec"]), device)

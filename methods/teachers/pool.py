@@ -195,7 +195,7 @@ class TeacherPool:
     def fingerprint_of(self, teacher_id: int) -> tuple:
         """What changes when a teacher does: its file's content and what the list says of it.
 
-        For a service what it says itself, and nothing lasting where it says nothing.
+        For a service what it says itself and how it is asked, and nothing lasting where it says nothing.
         """
         row = self.rows[teacher_id]
         if row.listed is not None or teacher_id in self._given:
@@ -204,7 +204,8 @@ class TeacherPool:
             content = digest(row.path)
         network = file_of(row.network) if is_code(row.network) else None
         arch = row.arch if network is None else f"{row.arch} {digest(network)}"
-        return row.path.name, content, row.weights, arch, row.class_keys, row.image_size, row.mean, row.std
+        asked_as = (service.asked_as,) if (service := self.server_of(teacher_id)) else ()
+        return row.path.name, content, row.weights, arch, row.class_keys, row.image_size, row.mean, row.std, *asked_as
 
     def _load(self, teacher_id: int) -> Teacher:
         row = self.rows[teacher_id]
@@ -307,5 +308,7 @@ def add_teacher_flags(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add_allow_code_flag(group)
     add_api_flags(group)
-    group.add_argument("--pretrained_path_prefix", "--pretrained_prefix", help="root of the papers' own trees of teachers")
+    group.add_argument(
+        "--pretrained_path_prefix", "--pretrained_prefix", type=Path, help="root of the papers' own trees of teachers"
+    )
     group.add_argument("--class_order", type=Path, help="file with the class names in the order the papers' ids count")

@@ -65,6 +65,26 @@ def test_parts_are_known_by_their_names_however_written(tmp_path: Path, write_im
         own_set(tmp_path / "set", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [(("train", "val"), "no part called test"), (("train", "val", "test", "annotations"), "beside them annotations")],
+)
+def test_parts_that_are_not_whole_are_no_classes(
+    parts: tuple[str, ...], words: str, tmp_path: Path, write_images: Write
+) -> None:
+    for number, part in enumerate(parts):
+        for label in ("owl", "wren"):
+            write_images(tmp_path / "birds" / part / f"{label}{number}", 3, number)
+    with pytest.raises(UserError, match=words):
+        own_set(tmp_path / "birds", tmp_path / "data")
+
+
+def test_a_class_may_be_called_as_a_part(tmp_path: Path, write_images: Write) -> None:
+    for number, label in enumerate(("train", "boat", "car")):
+        write_images(tmp_path / "vehicles" / label, 3, number)
+    assert own_set(tmp_path / "vehicles", tmp_path / "data").classes == (0, 0, 3)
+
+
 def test_images_in_place_of_others_are_measured_anew(birds: Path, tmp_path: Path) -> None:
     before = own_set(birds, tmp_path / "root")
     for file in birds.rglob("*.png"):

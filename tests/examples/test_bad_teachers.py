@@ -45,6 +45,7 @@ def test_bad_teachers_of_each_kind_beside_the_good_ones(
     del flags[2:6]  # data and place are the study's
     study = ["--teachers", str(good), "--data_root", str(data_root), "--counts", "1", "2", "--pretrain_epochs", "1"]
     study += ["--out", str(out), "--threads", "1"]
+    flags.append("--black_box")
     bad_teachers.main([*study, "--", *flags])
     found = pd.read_csv(out / "bad_teachers.csv", keep_default_na=False)
     kinds = [*bad_teachers.KINDS, bad_teachers.MIXED]

@@ -21,6 +21,7 @@ def test_the_papers_cards_are_positions_in_a_list(monkeypatch: pytest.MonkeyPatc
     assert cli.select_device(args(multigpu="5", gpu=0)) == torch.device("cuda:5")
     assert cli.select_device(args(multigpu="2,6", gpu=1)) == torch.device("cuda:6")
     assert cli.select_device(args(gpu=3)) == torch.device("cuda:3")
+    assert cli.select_device(args(device="cuda")) == torch.device("cuda:0")  # with a number, which PyTorch asks for
     for wrong in ({"multigpu": "9", "gpu": 0}, {"multigpu": "1", "gpu": 1}, {"multigpu": "x"}, {"device": "cuda:8"}):
         with pytest.raises(UserError):
             cli.select_device(args(**wrong))

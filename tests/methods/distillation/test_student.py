@@ -68,8 +68,11 @@ def test_a_run_that_another_optimizer_began_does_not_go_on() -> None:
     student = LearnersStudent(learner(), 0.01, 8)
     state = student.state_dict()
     state["optimizer"] = torch.optim.Adam(student.network.parameters()).state_dict()
+    state["network"] = {name: value + 1 for name, value in state["network"].items()}
+    student.load_state_dict(state)  # it can be scored
+    assert torch.equal(student.network.state_dict()["head.bias"], state["network"]["head.bias"])
     with pytest.raises(UserError, match="start a new one"):
-        student.load_state_dict(state)
+        student.epoch(*data(), regression, 16)
 
 
 def test_regression_is_one_for_knowing_the_mean_alone() -> None:

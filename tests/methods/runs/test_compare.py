@@ -35,3 +35,20 @@ def test_a_verdict_is_by_the_paired_interval(above: float, words: str, tmp_path:
     said = compare.verdict(compare.Run(tmp_path / "mine", {}, [], result))
     assert said.startswith(f"mine is {words} one frozen teacher (mean)")
     assert ("has not paid" in said) == (above < -0.01)
+
+
+def test_of_several_sets_each_has_its_own_floors(tmp_path: Path) -> None:
+    def scores(first: float, second: float) -> dict:
+        return {
+            name: {"mean": mean, "half_width": 0.01, "above": 0.2, "above_half_width": 0.01}
+            for name, mean in (("cub", first), ("cifar100", second))
+        }
+
+    result = {"way": 5, "accuracy": scores(0.5, 0.4), "yardsticks": {"one frozen teacher (mean)": scores(0.3, 0.2)}}
+    run = compare.Run(tmp_path / "mine", {}, [], result)
+    drawn, marks = compare.lines_of([run])
+    assert [(line.label, round(line.value)) for line in drawn] == [("mine on cifar100", 40), ("mine on cub", 50)]
+    floors = {line.label: round(line.value) for line in marks}
+    floor = "one frozen teacher (mean) on"
+    assert floors == {"chance": 20, f"{floor} cifar100": 20, f"{floor} cub": 30}
+    assert "above one frozen teacher (mean) on cub and " in compare.verdict(run)

@@ -169,6 +169,14 @@ def test_settings_differ_in_words(tmp_path: Path) -> None:
     assert "learning rate of the outer loop" in found["what it is"].tolist()[1]
 
 
+def test_code_that_a_run_names_is_not_run(tmp_path: Path) -> None:
+    code, told = tmp_path / "evil.py", tmp_path / "told"
+    code.write_text(f"import pathlib\npathlib.Path({str(told)!r}).touch()\nclass Mine: ...\n")
+    runs = [write_run(tmp_path, name, 0.5, method=f"{code}:Mine", outer_lr=lr) for name, lr in (("a", 0.1), ("b", 0.2))]
+    assert report_page.differing_flags([read_run(run) for run in runs]).setting.tolist() == ["outer_lr"]
+    assert not told.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 @pytest.mark.parametrize(("scheme", "background"), [(1, 255), (0, 22)])
