@@ -124,7 +124,7 @@ class BiDfMKD(FewShotMethod):
                 support, inversion_loss = self.invert(teacher, args.num_sup_kd)
             with self.clock("meta-training"):  # the inner loop
                 loss = partial(self.distillation_loss, support, self.answers(teacher, support))
-                adapted = self.metalearner.inner_loop(loss, params, args.inner_update_num_kd, not args.first_order)
+                adapted = self.metalearner.adapted_by(loss, params, args.inner_update_num_kd, not args.first_order)
             with self.clock("generation"):  # the boundary query set
                 fixed = {name: value.detach() for name, value in adapted.items()}
                 harder = iteration > args.advstartit

@@ -142,7 +142,8 @@ class Chorus(FewShotMethod):
         if not len(self.images):
             return {}
         shown = torch.linspace(0, self.count - 1, 16 * len(self.args.sources)).long()
-        return {"images": Grid(self.images[shown], 16, self.args.sources)}
+        together = [name for name in dict.fromkeys(self.args.sources) for _ in range(self.args.sources.count(name))]
+        return {"images": Grid(self.images[shown], 16, together)}
 
     def summary(self) -> dict[str, Any]:
         marks = [NOT_DATA_FREE[name] for name in dict.fromkeys(self.args.sources) if name in NOT_DATA_FREE]

@@ -63,16 +63,17 @@ class PURER(FewShotMethod):
         "val_interval": 2_000,
         "inner_steps": 1,
         "test_inner_steps": 1,
+        "adv": True,
     }
     SETTINGS = (  # of PURER-Plus
         Setting(
             {"candidate_size": TYPED},
-            {"Glr": 1e-2, "adv": True, "metalearner": "protonet", "inner_steps": 5, "test_inner_steps": 10},
+            {"Glr": 1e-2, "average": False, "metalearner": "protonet", "inner_steps": 5, "test_inner_steps": 10},
         ),
     )
     QUICK: ClassVar[dict[str, Any]] = {
         "episode_train": 3_200, "val_interval": 800, "Glr": 0.25, "bn": 0.1, "tv": 0.01, "metalearner": "protonet",
-        "inner_steps": 5, "test_inner_steps": 10, "adv": False, "augment": True,
+        "inner_steps": 5, "test_inner_steps": 10, "adv": False, "average": False, "augment": True,
     }  # fmt: skip
     STATE = ("outer", "pixels", "switch")
 
@@ -137,11 +138,16 @@ class PURER(FewShotMethod):
         group.add_argument("--synthesis_per_class", type=cli.count, help="images of a class (default: shot + query)")
         add_term_flags(group, without=("adv",), **PRIORS)
         group.add_argument("--no_clamp", action="store_true", help="let pixels leave the range of an image")
-        group.add_argument("--adv", action="store_true", help="the curriculum (PURER-Plus: on)")
-        group.add_argument("--no_adv", dest="adv", action="store_false", help="no curriculum for PURER-Plus")
+        group.add_argument("--adv", action="store_true", help="the curriculum (default)")
+        group.add_argument("--no_adv", dest="adv", action="store_false", help="no curriculum")
         group.add_argument("--adv_scale", type=cli.weight, default=10.0, help="weight of the learner's loss")
         group.add_argument("--adv_start", type=cli.whole(-1), default=4_000, help="update from which the switch may fire")
-        group.add_argument("--average", action="store_true", help="start from the mean of the teachers' parameters")
+        group.add_argument(
+            "--average", action="store_true", default=None,
+            help="start from the mean of the teachers' parameters (default: where they are trained for the learner's network; "
+            "PURER-Plus: off)",
+        )  # fmt: skip
+        group.add_argument("--no_average", dest="average", action="store_false", help="start from random numbers")
         add_together_flag(group)
         add_augment_flag(group)
         add_icfil_flags(group)
@@ -151,6 +157,8 @@ class PURER(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.average is None:
+            args.average = not args.teachers and args.pre_backbone in (args.backbone, "mix")
         needed = args.shot_train + args.query_train
         if args.synthesis_per_class is None:
             args.synthesis_per_class = needed

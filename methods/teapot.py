@@ -70,7 +70,12 @@ class TEAPOT(FewShotMethod):
             with self.clock("generation"):
                 tasks, numbers["inversion_loss"] = self.new_tasks()
             with self.clock("meta-training"):
-                numbers |= self.follow([self.distilled(*task) for task in tasks]) if self.args.distil else {"accuracy": 0.0}
+                found = [self.distilled(*task) for task in tasks]
+                numbers |= (
+                    self.follow(found)
+                    if self.args.distil
+                    else {"accuracy": float(torch.stack([hits for _, hits in found]).mean())}
+                )
         else:
             with self.clock("meta-training"):
                 numbers |= self.follow([self.remembered() for _ in range(self.args.episode_batch)])
@@ -118,7 +123,7 @@ class TEAPOT(FewShotMethod):
             return kl_divergence(told, self.metalearner.call(fast, seen))
 
         if self.metalearner.ADAPTS:  # where a head is adapted, by the teacher's answers and not by labels
-            params = self.metalearner.inner_loop(imitate, params, self.args.inner_steps, not self.args.first_order)
+            params = self.metalearner.adapted_by(imitate, params, self.args.inner_steps, not self.args.first_order)
         logits = self.metalearner.classify(params, seen, support.labels, asked, teacher.way)
         return kl_divergence(wanted, logits), _hits(logits, query.labels)
 
@@ -135,14 +140,16 @@ class TEAPOT(FewShotMethod):
 
     def interpolated(self, tasks: Episodes, share: float) -> tuple[Tensor, Tensor]:
         """Cross entropy by class means of z = (1 - share) z_1 + share z_2, the features of two tasks, class j with class j."""
-        params = self.learner.params
+        params, metalearner = self.learner.params, self.metalearner
 
-        def mixed(sets: Tensor) -> Tensor:
-            one, other = (self.metalearner.features(params, images) for images in sets)
+        def mixed(one: Tensor, other: Tensor) -> Tensor:
             return (1 - share) * one + share * other
 
-        means = class_means(mixed(tasks.support), tasks.support_labels[0], tasks.way)  # (N, D)
-        logits = -(mixed(tasks.query)[:, None] - means[None]).square().sum(2)
+        known = [metalearner.features(params, support) for support in tasks.support]
+        sets = zip(tasks.support, tasks.query, strict=True)
+        asked = [metalearner.together(metalearner.features, params, support, query) for support, query in sets]
+        means = class_means(mixed(*known), tasks.support_labels[0], tasks.way)  # (N, D)
+        logits = -(mixed(*asked)[:, None] - means[None]).square().sum(2)
         return F.cross_entropy(logits, tasks.query_labels[0]), _hits(logits, tasks.query_labels[0])
 
     def follow(self, tasks: list[tuple[Tensor, Tensor]]) -> dict[str, float]:

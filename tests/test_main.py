@@ -558,7 +558,7 @@ def test_the_papers_commands_parse_and_mean_the_same(command: str) -> None:
 # What a command line is about, where all else of the papers' command lines must be a default; switches keep their meaning.
 SCENARIO = set(
     """method dataset testdataset pre_backbone backbone metalearner shot_train shot_test way_train way_test candidate_size
-    teacher student g_steps ZO adv average num_class_per_task pretrain transfer_set way_pretrain pre_model_num gpu multigpu seed
+    teacher student g_steps ZO num_class_per_task pretrain transfer_set way_pretrain pre_model_num gpu multigpu seed
     save_dir log_tag cmi_init""".split()
 )
 NO_RESULT = {"numsplit"}  # that changes memory alone; ours is as much as fits
@@ -579,7 +579,7 @@ def test_defaults_are_what_the_papers_scripts_type(command: str) -> None:
         if token.startswith("-") and not token[1:2].isdigit():
             name = stored_as[token]
             typed.add(name)
-        if name in SCENARIO and (name != "adv" or args.method == "purer"):
+        if name in SCENARIO:
             kept.append(token)
     plain = main.parse_args(kept)
     for name in typed - idle - NO_RESULT:

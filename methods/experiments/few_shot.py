@@ -326,7 +326,8 @@ def check_readout(args: argparse.Namespace) -> None:
 
 
 def learner_spec(args: argparse.Namespace, domains: list[DatasetSpec], rows: list[TeacherRow]) -> LearnerSpec:
-    """The learner's network, image size and normalisation: the set's; for mixtures size 84; for own teachers, theirs."""
+    """The learner's network, image size and normalisation: the set's; without one set half and half, and 84 pixels, or what
+    teachers share."""
     size, form = 84, HALF
     if len(domains) == 1:
         size, form = domains[0].image_size, (domains[0].mean, domains[0].std)

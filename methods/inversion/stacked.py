@@ -1,5 +1,6 @@
 """Teachers of one kind, inverted in one mapped computation instead of many small ones, which leave a GPU idle."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -41,8 +42,26 @@ class _Member:
     def __call__(self, images: Tensor) -> Tensor:
         return torch.func.functional_call(cast(nn.Module, self.first), self.state, (images,))
 
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        own = tuple({f"teacher.{name}": value for name, value in part.items()} for part in self.state)
+        return torch.func.functional_call(_Looking(self.first), own, (images,))
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.first, name)
+        value = getattr(self.first, name)
+        if inspect.ismethod(value):  # it would compute with the first one's numbers
+            raise AttributeError(f"{name} of stacked teachers: write it here, under each one's own numbers")
+        return value
+
+
+class _Looking(nn.Module):
+    """A teacher's features beside its answer, as a module of its own."""
+
+    def __init__(self, teacher: Invertible) -> None:
+        super().__init__()
+        self.teacher = cast(nn.Module, teacher)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(Invertible, self.teacher).features_and_logits(images)
 
 
 def alike(teachers: Sequence[Invertible], at_once: int) -> list[list[int]]:

@@ -79,7 +79,7 @@ class Sources:
         shares = [len(part) for part in torch.arange(count).tensor_split(len(self.teachers))]
         flags = [source, spec.image_size, spec.mean, spec.std, args.inversion_steps, args.Glr, self.weights, args.start]
         flags += [vars(self.teachers.augmentation)] if source == "generator" else []
-        mine = list(enumerate(shares))[distributed.share()]
+        mine = [(teacher_id, share) for teacher_id, share in enumerate(shares) if share][distributed.share()]
         for teacher_id, share in Progress(mine, desc=f"{source} inversion", unit="teacher", leave=False):
             key = [self.teachers.fingerprint_of(teacher_id), share, flags]
             work = partial(self._invert, source, teacher_id, share)

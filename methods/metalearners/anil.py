@@ -1,5 +1,7 @@
 """Almost no inner loop (Raghu et al., ICLR 2020): only the head takes gradient steps on the support set."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,3 +23,7 @@ class ANIL(Metalearner):
             create_graph,
         )
         return {**params, **head}
+
+    def adapted_by(self, loss: Callable[[Params], Tensor], params: Params, steps: int, create_graph: bool) -> Params:
+        head = {name: params[name] for name in HEAD}
+        return {**params, **self.inner_loop(lambda fast: loss({**params, **fast}), head, steps, create_graph)}

@@ -192,6 +192,10 @@ class Metalearner:
         with statistics_from(self.network, len(support)):
             return call(params, torch.cat([support, query]))[len(support) :]
 
+    def adapted_by(self, loss: Callable[[Params], Tensor], params: Params, steps: int, create_graph: bool) -> Params:
+        """`params` adapted inside an episode by a loss of somebody's own, in place of the support's cross entropy."""
+        return self.inner_loop(loss, params, steps, create_graph)
+
     def inner_loop(self, loss: Callable[[Params], Tensor], params: Params, steps: int, create_graph: bool) -> Params:
         """`params` after `steps` gradient steps of rate `inner_lr` on `loss`."""
         for _ in range(steps):

@@ -62,7 +62,8 @@ class Teacher(nn.Module):
     def kind(self) -> Hashable:
         """What teachers share that differ in their numbers alone; a foreign network is of a kind of its own."""
         own = id(self.network) if isinstance(self.network, Foreign) else 0
-        return self.arch or repr(self.network), own, tuple(self.outputs), self.form
+        heads = self.network.head.out_features
+        return self.arch or repr(self.network), own, heads, self.way, tuple(self.outputs), self.form
 
     def train(self, mode: bool = True) -> "Teacher":
         """Teachers stay in evaluation mode: their running statistics must not move."""

@@ -148,3 +148,14 @@ def test_the_length_of_its_rates_cycle_stays(flags_for: Flags, tmp_path: Path) -
     main.main([*flags_for("chorus", 2), "--no_floors", "--run_name", "one"])
     with pytest.raises(UserError, match="--epochs cannot change"):
         main.main(["--resume", str(tmp_path / "runs/one"), "--epochs", "4"])
+
+
+def test_fewer_inverted_images_than_teachers(build: Callable[..., Any]) -> None:
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    build("chorus", "--sources", "pixel").method.sources.draw(images)  # of the first teacher alone
+    assert images.any()
+
+
+def test_rows_of_the_picture_are_called_as_they_were_drawn(prepared: Prepared) -> None:
+    method = prepared("--sources", "natural", "procedural", "natural")
+    assert list(method.pictures()["images"].rows) == ["natural", "natural", "procedural"]

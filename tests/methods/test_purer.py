@@ -36,8 +36,10 @@ def test_pools_and_defaults_of_both_papers(build: Build, tiny: list[str]) -> Non
     assert [len(row.class_ids) for row in purer.teachers.rows] == [3, 4]  # disjoint: a remainder of one joins the last
     assert [len(row.class_ids) for row in plus.teachers.rows] == [3, 3]
     both = (main.parse_args(["--method", "purer", *tiny, *more]) for more in ([], ["--candidate_size", "1"]))
-    found = [(args.Glr, args.adv, args.episode_train, args.val_interval) for args in both]
-    assert found == [(0.25, False, 240_000, 2_000), (1e-2, True, 240_000, 2_000)]
+    found = [(args.Glr, args.adv, args.average, args.episode_train, args.val_interval) for args in both]
+    assert found == [(0.25, True, True, 240_000, 2_000), (1e-2, True, False, 240_000, 2_000)]
+    own = main.parse_args(["--method", "purer", "--teachers", "zoo.csv"])  # of which nobody knows the networks yet
+    assert own.average is False
     assert (purer.num_iterations, purer.val_interval) == (2, 1)  # two episodes an update
     assert build("purer", *OWN, "--candidate_size", "1", "--no-adv").args.adv is False
 

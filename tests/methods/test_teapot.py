@@ -37,8 +37,9 @@ def test_support_and_query_sets_are_kept_apart(build: Build) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_an_interpolation_ends_at_both_tasks(build: Build, share: float) -> None:
-    method = build("teapot").method
+@pytest.mark.parametrize("how", [[], ["--inductive"]])
+def test_an_interpolation_ends_at_both_tasks(build: Build, share: float, how: list[str]) -> None:
+    method = build("teapot", *how).method
     method.train_iteration(0)
     tasks = method.tasks.sample(2, method.learner)
     mixed = method.interpolated(tasks, share)[0]
@@ -67,7 +68,8 @@ def test_real_labels_are_marked(flags_for: Flags, tmp_path: Path) -> None:
 
 def test_without_distillation_new_tasks_enter_memory_alone(build: Build) -> None:
     method = build("teapot", "--noteacher").method
+    method.distilled = lambda *task: (torch.zeros(()), torch.tensor(0.75))
     before = {name: value.clone() for name, value in method.learner.params.items()}
-    method.train_iteration(0)
+    assert method.train_iteration(0)["accuracy"] == 0.75  # what the policy is told is looked at, and not learnt
     assert method.tasks.ready
     assert all(torch.equal(value, before[name]) for name, value in method.learner.params.items())

@@ -7,8 +7,8 @@ import torch
 from datasets.registry import CIFAR
 from methods.inversion.by_generator import BETAS, Descent, copy_of, follow, invert_each, mean_loss
 from methods.inversion.by_pixel import PixelForm, PixelImages
-from methods.inversion.stacked import alike
-from methods.inversion.terms import inversion_loss
+from methods.inversion.stacked import Stack, alike
+from methods.inversion.terms import TERMS, inversion_loss
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.teachers.teacher import Teacher
 from models.generator import Generator
@@ -34,13 +34,29 @@ def test_teachers_of_a_kind_go_together_as_many_as_may(mixed: list[Teacher]) -> 
     assert sorted(alike([mixed[0], narrowed], 2)) == [[0], [1]]  # its outputs come in another order
 
 
+def test_heads_of_another_width_or_with_a_spare_output_do_not_go_together(lively_teacher: Callable) -> None:
+    three, four = lively_teacher(0), lively_teacher(1, way=4)
+    first = Teacher(four.network, four.class_names[:3], four.form, arch="conv4")  # of four outputs it knows three
+    assert first.outputs == three.outputs
+    assert first.unmasked.outputs == four.outputs
+    assert sorted(alike([three, first], 2)) == [[0], [1]]
+    assert sorted(alike([four, first.unmasked], 2)) == [[0], [1]]
+
+
+def test_what_is_not_written_for_stacked_teachers_is_refused(mixed: list[Teacher]) -> None:
+    stack = Stack([mixed[0], mixed[2]])
+    with pytest.raises(AttributeError, match="features of stacked teachers"):
+        stack.losses(lambda teacher, x: teacher.features(x).sum(), torch.rand(2, 1, 3, 16, 16))
+
+
 @pytest.mark.parametrize("gradient_of", ["last", "difference"])
 def test_together_the_generators_become_what_they_become_alone(gradient_of: str, mixed: list[Teacher]) -> None:
     before = [{name: value.clone() for name, value in one.state_dict().items()} for one in mixed]
     torch.manual_seed(0)
     generator = Generator(16, width=8)
     learner = Learner(LearnerSpec("conv4", 3, 16, *CIFAR), CPU)
-    weights, found = {"ce": 1.0, "bn": 0.5, "adv": 1.0}, []
+    weights: dict[str, float] = dict.fromkeys(TERMS, 0.01) | {"ce": 1.0, "bn": 0.5, "adv": 1.0}  # whatever they look at
+    found = []
 
     def loss(teacher: Teacher, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return inversion_loss(weights, teacher, images, labels, learner.logits)

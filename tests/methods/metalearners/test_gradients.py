@@ -186,6 +186,22 @@ def test_another_way_starts_from_class_means(kind: type[Metalearner], execution:
     assert torch.equal(accuracy, near[1])
 
 
+def test_a_loss_of_somebodys_own_moves_what_the_metalearner_moves() -> None:
+    network, params, episodes = make(Smooth())
+    support = episodes.support[0]
+
+    def loss(fast: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(network, fast, (support,)).square().sum()
+
+    moved = {}
+    for kind in (MAML, ANIL):
+        fast = kind(network, INNER_LR).adapted_by(loss, params, STEPS, create_graph=False)
+        assert fast.keys() == params.keys()
+        moved[kind] = {name for name, value in fast.items() if not torch.equal(value, params[name])}
+    assert moved[MAML] == set(params)
+    assert moved[ANIL] == {"head.weight", "head.bias"}
+
+
 @pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
 def test_inductive_answers_do_not_depend_on_the_other_queries(kind: type[Metalearner]) -> None:
     network, params, episodes = make(Smooth())
