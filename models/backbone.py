@@ -13,11 +13,13 @@ Norm = Callable[[int], nn.Module]  # channels -> normalisation layer
 class Channels:
     """Channels whose order is free: the modules that write them, first of all the one nearest the images, and that read them.
 
-    Put the outputs of all writers and the inputs of all readers into another order, and the network computes the same.
+    Put the outputs of all writers and the inputs of all readers into another order, and the network computes the same. By the
+    first `compared` writers, a convolution and what normalises it, channels of two networks are told to be alike.
     """
 
     writers: list[str]
     readers: list[str] = field(default_factory=list)
+    compared: int = 2
 
 
 class Backbone(nn.Module):

@@ -111,7 +111,7 @@ class ResNet(Backbone):
                     else [f"{name}.shortcut.0", f"{name}.shortcut.1"]
                 )
                 stream.readers.append(within[0])
-                stream = Channels([*within, *ending])
+                stream = Channels([*within, *ending], compared=len(within))
                 groups.append(stream)
             groups.append(Channels([f"{name}.conv1", f"{name}.norm1"], [f"{name}.conv2"]))
             if last == "3":

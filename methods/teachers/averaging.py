@@ -46,7 +46,7 @@ def aligned(network: Params, reference: Params, groups: list[Channels]) -> dict[
     """
     moved = dict(network)
     for group in groups:
-        order = _matching(*[_makings(state, group.writers[:2]) for state in (reference, moved)])
+        order = _matching(*[_makings(state, group.writers[: group.compared]) for state in (reference, moved)])
         for writer in group.writers:
             for part in ("weight", "bias"):
                 if f"{writer}.{part}" in moved:

@@ -61,3 +61,12 @@ def test_aligning_changes_no_function_and_brings_networks_nearer(arch: str) -> N
         return float(sum((state[name] - target[name]).square().sum() for name in target if "head" not in name))
 
     assert gap(found) < gap(params)
+
+
+@pytest.mark.parametrize("arch", ["conv4", "resnet10", "resnet18", "resnet50"])
+def test_channels_are_compared_by_what_reads_channels_in_order_already(arch: str) -> None:
+    with torch.device("meta"):
+        groups = create_model(arch, 3, 32, norm="batch").channels()
+    for place, group in enumerate(groups):
+        later = {reader for other in groups[place + 1 :] for reader in other.readers}
+        assert not later & set(group.writers[: group.compared])
