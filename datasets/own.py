@@ -81,7 +81,7 @@ def _given(folder: Path) -> dict[str, Classes]:
     found = {part: sorted(name for name in names if name.lower() in spellings) for part, spellings in GIVEN.items()}
     parts_there = {name for some in found.values() for name in some}
     if not found["meta_test"] or names != parts_there:
-        split = [name for name in sorted(parts_there) if any(entry.is_dir() for entry in (folder / name).iterdir())]
+        split = [name for name in sorted(parts_there) if _holds_classes(folder / name)]
         if split:  # and not a class of that name
             spare = f"beside them {shown(sorted(names - parts_there))}" if names - parts_there else "no part called test"
             raise UserError(
@@ -94,6 +94,12 @@ def _given(folder: Path) -> dict[str, Classes]:
     parts = {part: class_folders(folder / spellings[0]) for part, spellings in found.items() if spellings}
     check_different_classes(parts, str(folder))
     return parts
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether there are folders in it, and nothing beside them."""
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    return bool(entries) and all(entry.is_dir() for entry in entries)
 
 
 def _split(classes: Classes) -> dict[str, Classes]:

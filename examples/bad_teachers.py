@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.registry import DatasetSpec, get_spec
 from datasets.split import ImageSplit, load_split
-from examples.runs import behind_dashes, result_of
+from examples.runs import behind_dashes, check_study, result_of
 from methods.teachers.manifest import TeacherRow, read_manifest, write_manifest
 from methods.teachers.pretraining import Recipe, train_pool
 from models import create_model
 from utils import checkpoint, cli, seed
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import digest, write_text
 from utils.metrics import Score
 from utils.tables import table
 
@@ -118,6 +118,8 @@ def pools(args: argparse.Namespace) -> dict[tuple[str, int], list[TeacherRow]]:
     good = read_manifest(args.teachers)
     if len({row.dataset for row in good}) > 1 or not all(row.class_names for row in good):
         raise UserError(f"{args.teachers} must list teachers of one image set, with class_names")
+    weights = [digest(row.path) for row in good]
+    check_study(args.out, {"teachers": weights, "pretrain_epochs": args.pretrain_epochs, "seed": args.seed})
     good = [replace(row, path=_copied(row.path, args.out / "teachers" / "good", place)) for place, row in enumerate(good)]
     most = max(args.counts)
     share = math.ceil(most / len(KINDS)) if MIXED in args.kinds else 0

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.registry import DatasetSpec, get_spec
 from datasets.split import ImageSplit, load_split
-from examples.runs import behind_dashes, result_of
+from examples.runs import behind_dashes, check_study, result_of
 from methods.teachers.manifest import TeacherRow, write_manifest
 from methods.teachers.pretraining import Recipe, train_pool
 from utils import cli, seed
@@ -78,6 +78,7 @@ def accuracy_of_pair(args: argparse.Namespace, passed: list[str], name: str, row
 def study(args: argparse.Namespace, passed: list[str]) -> pd.DataFrame:
     """One line for each pair: kind of comparison, shared classes, architectures, repeat, accuracy, dissimilarity."""
     device = cli.prepare_machine(args)
+    check_study(args.out, {"dataset": args.dataset, "pretrain_epochs": args.pretrain_epochs, "image_size": args.image_size})
     spec: DatasetSpec = get_spec(args.dataset)
     split = load_split(spec, "meta_train", args.data_root, args.image_size or spec.image_size).to(device)
     overlaps = range(args.way + 1) if args.overlaps is None else args.overlaps

@@ -9,6 +9,7 @@ import main as program
 from methods.runs.config import OF_ONE_RUN, changed
 from utils import cli
 from utils.errors import UserError
+from utils.files import write_text
 from utils.run_log import RunLog
 
 
@@ -28,6 +29,14 @@ def result_of(out: Path, name: str, argv: Sequence[str]) -> dict[str, Any]:
     elif not result.is_file():
         program.main(typed)
     return json.loads(result.read_text(encoding="utf-8"))
+
+
+def check_study(out: Path, about: dict[str, Any]) -> None:
+    """Note in `out` what its study stands on. Raises `UserError` where that was something else."""
+    path = out / "study.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != about:
+        raise UserError(f"{out} holds a study of other teachers or settings: give this one another --out")
+    write_text(path, json.dumps(about, indent=2) + "\n")
 
 
 def behind_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

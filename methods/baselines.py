@@ -86,7 +86,7 @@ class TeacherNCM(FewShotMethod):
             members = dealt(len(teachers), args.ensemble or len(teachers), args.seed)[0].tolist()
             self.outcome = EnsembleLearner.of(teachers, sorted(members), args.ncm_on, spec.image_size)
         else:
-            self.outcome = AskedTeachers(spec, self.device)
+            self.outcome = AskedTeachers(replace(spec, norm="fixed"), self.device)
 
     @classmethod
     def looks_inside(cls, args: argparse.Namespace) -> bool:

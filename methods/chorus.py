@@ -56,6 +56,7 @@ class Chorus(FewShotMethod):
 
         Images and targets that a fourth of the memory cannot hold are streamed from files there.
         """
+        self.student.check_goes_on()
         args, resumed = self.args, "generation" in self.clock.seconds
         with self.clock("generation"):
             size = self.learner.spec.image_size

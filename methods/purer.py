@@ -48,6 +48,7 @@ from methods.metalearners.learner import LearnerSpec
 from methods.teachers.averaging import average_into
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
+from models import MIXED_ARCHITECTURES
 from utils import cli
 from utils.errors import UserError
 from utils.images import Grid, to_uint8
@@ -158,7 +159,8 @@ class PURER(FewShotMethod):
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
         if args.average is None:
-            args.average = not args.teachers and args.pre_backbone in (args.backbone, "mix")
+            trained = MIXED_ARCHITECTURES if args.pre_backbone == "mix" else (args.pre_backbone,)
+            args.average = not args.teachers and args.backbone in trained
         needed = args.shot_train + args.query_train
         if args.synthesis_per_class is None:
             args.synthesis_per_class = needed

@@ -118,11 +118,10 @@ class LearnersStudent(Student):
         )
         super().__init__(network, learner.prepare, optimizer, schedule)
 
-    def update(self, images: Tensor, targets: Tensor, loss_of: Loss) -> tuple[Tensor, Tensor]:
-        """Raises `UserError` in a run that another optimizer began."""
+    def check_goes_on(self) -> None:
+        """Raise `UserError` in a run that another optimizer began."""
         if self.begun_by_another:
             raise UserError("an earlier version of the program, with another optimizer, made this run; start a new one")
-        return super().update(images, targets, loss_of)
 
     def epoch(self, images: Tensor, targets: Tensor, loss_of: Loss, batch_size: int) -> float:
         """One pass over uint8 images (M, C, S, S) with their targets (M, D), in random order; returns the mean loss."""
@@ -142,8 +141,9 @@ class LearnersStudent(Student):
             self.learner.params[name].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A run that another optimizer began can be scored, and does not go on."""
-        self.begun_by_another = state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys()
+        """A run that another optimizer began can be scored, and does not go on (`check_goes_on`)."""
+        groups = state["optimizer"]["param_groups"], self.optimizer.param_groups
+        self.begun_by_another = len({"betas" in group for (group, *_) in groups}) > 1  # Adam's, and not Muon's
         if self.begun_by_another:
             self.network.load_state_dict(state["network"])
         else:

@@ -100,19 +100,19 @@ def floors(
     seed_value: int,
     folder: Path,
     words: Sequence[str] = ("plain",),
+    mirrors: bool = True,
 ) -> dict[str, dict[str, Score]]:
     """Every floor, by what it is and by image set; computed once for a pool, split and set of episodes.
 
-    learner, metalearner, steps, words: what is adapted to an episode and how it is read (`READOUTS`), here from an untrained
-    start. inside: whether the teachers' features may be seen, or their answers alone.
+    learner, metalearner, steps, words, mirrors: what is adapted to an episode and how it is read (`READOUTS`; whether mirror
+    images may be), here from an untrained start. inside: whether the teachers' features may be seen, or their answers alone.
     """
     lines: dict[str, dict[str, Score]] = {}
     adapted = [type(metalearner).__name__, metalearner.inner_lr, steps, metalearner.inductive, list(words)]
     kept = Kept(folder)
     for exam in exams:
-        mirrors = pool.mirrors([exam.spec])
 
-        def compute(exam: Exam = exam, mirrors: bool = mirrors) -> dict[str, list[float]]:
+        def compute(exam: Exam = exam) -> dict[str, list[float]]:
             untrained = Learner(learner.spec, pool.device)
             scores = {"raw pixels, nearest class mean": pixel_floor(exam, pool.device)}
             scores[RANDOM] = examine(untrained, metalearner, exam, steps)

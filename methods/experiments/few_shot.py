@@ -26,6 +26,7 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
 from methods.services.api import NO_LIMITS, api_of
+from methods.teachers.ensemble import AskedTeachers
 from methods.teachers.manifest import (
     TeacherRow,
     add_pool_flags,
@@ -100,6 +101,7 @@ class FewShotExperiment:
         self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
+        self.stands_on = self._ground()  # as they are now: files may be written anew while it runs
         if args.judge:
             if method_class.recover is FewShotMethod.recover:
                 raise UserError(f"--judge: {args.method} recovers no images")
@@ -183,9 +185,8 @@ class FewShotExperiment:
         data = Path(args.dataset).name if args.dataset else Path(args.teachers[0]).stem
         return f"{short_name(args.method)}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
 
-    @property
-    def stands_on(self) -> list[str]:
-        """What must be as it was when a run goes on: the teachers, in their order, and their classes."""
+    def _ground(self) -> list[str]:
+        """What must be as it was when a run goes on: the teachers, in their order, their classes and weights."""
         pool = self.teachers
         weights = [
             "" if row.listed else f", weights {pool.fingerprint_of(number)[1][:12]}" for number, row in enumerate(pool.rows)
@@ -242,11 +243,15 @@ class FewShotExperiment:
         """Give the learner, as it now is, the read-out that --readout names."""
         method, learner = self.method, self.method.outcome
         reader = get_metalearner(self.args.metalearner)(learner.network)
-        if not isinstance(reader, ProtoNet):
+        if not isinstance(reader, ProtoNet) or isinstance(learner, AskedTeachers):
             return
         with method.clock("evaluation"):
-            mirrors = self.teachers.mirrors([*self.domains, *self.exam_domains])
-            learner.readout = reader.fit_readout(self.args.readout, learner, mirrors)
+            learner.readout = reader.fit_readout(self.args.readout, learner, self.mirrors)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether mirror images may be read, in every image set of the run."""
+        return self.teachers.mirrors([*self.domains, *self.exam_domains])
 
     def _pseudo_score(self) -> Score:
         """The learner's score on episodes of memory: what can be known where there are no real images."""
@@ -309,11 +314,14 @@ class FewShotExperiment:
             "class_names": self.teachers.class_names,
         }
 
-    def load_best(self, state: dict[str, Any]) -> None:
-        """Go back to what was kept; with another --readout, the learner is read anew."""
-        self.method.outcome.load_state_dict(state["learner"])
-        if state.get("readout", ["plain"]) != self.args.readout:
+    def load_best(self, state: dict[str, Any]) -> bool:
+        """Go back to what was kept. Whether the learner is read anew: with another --readout, or for a set of letters."""
+        learner = self.method.outcome
+        learner.load_state_dict(state["learner"])
+        anew = state.get("readout", ["plain"]) != self.args.readout or (learner.readout.mirror and not self.mirrors)
+        if anew:
             self._read_out()
+        return anew
 
 
 def check_readout(args: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """Teachers of one kind, inverted in one mapped computation instead of many small ones, which leave a GPU idle."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from methods.inversion.pseudo_batch import Invertible
 
+SHARED = {"network", "class_ids", "way", "image_size"}  # of teachers of one kind; a network is there to be recorded
 State = tuple[dict[str, Tensor], dict[str, Tensor]]  # parameters and buffers
 
 
@@ -47,10 +47,9 @@ class _Member:
         return torch.func.functional_call(_Looking(self.first), own, (images,))
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self.first, name)
-        if inspect.ismethod(value):  # it would compute with the first one's numbers
+        if name not in SHARED:  # it would compute with the first one's numbers
             raise AttributeError(f"{name} of stacked teachers: write it here, under each one's own numbers")
-        return value
+        return getattr(self.first, name)
 
 
 class _Looking(nn.Module):

@@ -162,6 +162,13 @@ def _from_elsewhere(parser: cli.Parser, saved: Mapping[str, Any], folder: str) -
     }
 
 
+def _out_of(run: Path, name: str | None) -> Path:
+    """The folder of runs above a run directory, whose name may have several parts (--run_name a/b)."""
+    here, parts = run.absolute(), Path(name or "").parts  # a link is not followed: what it kept lies beside the link
+    deep = len(parts) > 1 and here.parts[-len(parts) :] == parts and not Path(*parts).is_absolute()
+    return here.parents[len(parts) - 1] if deep else here.parent
+
+
 def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> argparse.Namespace:
     """The flags of an earlier run, with the few changes that are allowed."""
     record, evaluating = RunLog.read_record(run), early.resume is None
@@ -172,8 +179,7 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
     _check_allowed(saved["method"], early)
     parser = build_parser(saved["method"])
     cli.check_values(parser, saved, f"{run}/args.json")
-    depth = len(Path(saved.get("run_name") or run.name).parts)  # --run_name a/b lies two folders below
-    saved["out"] = str(run.resolve().parents[depth - 1])  # where what it kept lies
+    saved["out"] = str(_out_of(run, saved.get("run_name")))  # where what it kept lies
     for place in saved.get("teachers") or []:
         if is_own_code(place) and place not in early.allow_code:
             raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")

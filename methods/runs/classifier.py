@@ -76,6 +76,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         try:
             learner = learner_from(content["learner"], torch.device(device))
             about = content["about"] if saved else about_run(path.parent)
+            if about.get("method") == "teacher_ncm" and not isinstance(learner, EnsembleLearner):  # an earlier version's
+                raise UserError(f"{path} holds nothing of its teachers, which could only be asked")
             name = metalearner or content["metalearner"]
             if get_metalearner(name).ADAPTS and isinstance(learner, EnsembleLearner):
                 raise UserError(

@@ -13,8 +13,10 @@ import torch
 from methods.evaluation.floors import floors
 from methods.evaluation.judge import judge
 from methods.experiments.few_shot import FewShotExperiment
+from methods.runs.arguments import build_parser
+from methods.runs.config import OF_ONE_RUN, changed
 from methods.runs.scores import WORTH, below
-from utils import checkpoint, seed, tables
+from utils import checkpoint, cli, seed, tables
 from utils.metrics import Score
 from utils.plots import draw_curve
 from utils.run_log import RunLog, read_metrics
@@ -35,8 +37,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     entered = time.perf_counter()
     best = log.folder / "best.pt"
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
-    if kept:
-        experiment.load_best(kept)
+    read_anew = bool(kept) and experiment.load_best(kept)
     begin = time.perf_counter()
     scores = experiment.evaluate("meta_test") if experiment.exam_domains else {}
     each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
@@ -46,7 +47,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     if method.TRAINS and name == "result" and "temperature" not in kept:
         temperature = experiment.one_shot_temperature()
         log.save("best.pt", kept | {"temperature": temperature})
-    elif method.TRAINS and kept.get("readout", ["plain"]) != args.readout:  # that temperature is of another read-out
+    elif method.TRAINS and read_anew:  # that temperature is of another read-out
         temperature = experiment.one_shot_temperature()
     summary = {"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()
     content = {
@@ -77,6 +78,8 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         },
         "episodes": {name: list(score.values) for name, score in scores.items()},
     }
+    if name != "result":
+        content["changed"] = _changed(experiment, log)
     draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
     if args.judge:
         content["recognised"] = _judge(experiment, log)
@@ -84,6 +87,13 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s{where}")
     log.say("\n" + result_table(args, content))
     return {label: score.mean for label, score in scores.items()}
+
+
+def _changed(experiment: FewShotExperiment, log: RunLog) -> dict[str, Any]:
+    """The flags that --evaluate was typed with in place of the run's own."""
+    args = experiment.args
+    may = cli.changeable(build_parser(args.method), evaluating=True) - OF_ONE_RUN - cli.MACHINE
+    return changed(experiment.EARLIER | RunLog.read_flags(log.folder), args, may)
 
 
 def _about(experiment: FewShotExperiment) -> dict[str, Any]:
@@ -147,7 +157,8 @@ def _yardsticks(experiment: FewShotExperiment, about: Mapping[str, Any]) -> dict
         return {}
     exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
     steps, pool = args.test_inner_steps, experiment.teachers
-    below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, args.readout)
+    read = args.readout, experiment.mirrors
+    below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, *read)
     return below | ceilings(args, about)
 
 

@@ -41,7 +41,6 @@ HEADERS = {
 SAID = ("--answers", "--digits", "--api_dtype")  # flags of what an API says
 NAMED = (*SAID, "--probe", "--g_steps", "--num_images", "--query_budget")  # that a row names beside the method
 AGAIN = "; python main.py --evaluate RUN --way_test {way} --num_sup_test {shot}"
-CHANGED = {"testdataset": "--testdataset", "readout": "--readout", "test_inner_steps": "--test_inner_update_num"}  # with it
 FRONT_SETTING = "cifar100, 5-way {shot}-shot, 600 episodes of meta_test, accuracy in %"
 FRONT = (  # the lines of results.md that README shows
     "*raw pixels, nearest class mean*", "*random learner, read the same way (ncm)*",
@@ -57,16 +56,16 @@ Figure = Mapping[str, Any]  # one run, as figures.json has it
 def figures_of(run: Run) -> list[dict[str, Any]]:
     """What is kept of a finished run, and of each time that it was scored on episodes again."""
     again = [one for one in run.again if "shot" in one.result]
-    return [figure_of(run), *[figure_of(one, _again(run.result, one.result)) for one in again]]
+    return [figure_of(run), *[figure_of(one, _again(one.result)) for one in again]]
 
 
-def _again(first: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """How `result` was typed, behind the command of the run that ended with `first`."""
+def _again(result: Mapping[str, Any]) -> str:
+    """How `result` was typed, behind the command of its run."""
     words = [AGAIN.format(**result)]
-    for name, flag in CHANGED.items():
-        if result.get(name) != first.get(name):
-            value = result[name]
-            words.append(f"{flag} {' '.join(value) if isinstance(value, list) else value}")
+    for name, value in result.get("changed", {}).items():
+        if name not in ("way_test", "shot_test"):
+            values = value if isinstance(value, list) else [value]
+            words.append(" ".join([f"--{name}", *(str(one) for one in values if one is not True)]))
     return " ".join(words)
 
 

@@ -159,3 +159,11 @@ def test_fewer_inverted_images_than_teachers(build: Callable[..., Any]) -> None:
 def test_rows_of_the_picture_are_called_as_they_were_drawn(prepared: Prepared) -> None:
     method = prepared("--sources", "natural", "procedural", "natural")
     assert list(method.pictures()["images"].rows) == ["natural", "natural", "procedural"]
+
+
+def test_a_run_that_another_optimizer_began_asks_nobody(build: Callable[..., Any], tmp_path: Path) -> None:
+    method = build("chorus").method
+    method.student.begun_by_another = True
+    with pytest.raises(UserError, match="start a new one"):
+        method.prepare(tmp_path)
+    assert method.meter.queries == 0

@@ -1,11 +1,16 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import main
+from methods import get_method
+from methods.experiments.few_shot import FewShotExperiment
+from methods.runs.classifier import FewShotClassifier
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -62,3 +67,66 @@ def test_flags_that_would_change_nothing_are_refused(
 def test_whoever_asks_may_be_told_less(typed: str, flags_for: Callable[..., list[str]]) -> None:
     method, *more = typed.split()
     assert main.parse_args([*flags_for(method), *more, "--answers", "top1"]).answers == "top1"
+
+
+def test_a_run_goes_on_with_the_weights_it_began_with(
+    flags_for: Callable[..., list[str]], data_root: Path, tmp_path: Path
+) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(data_root / "teachers/cifar100/conv4/3way-16px", pool)
+    flags = [*flags_for("free", 1), "--teachers", str(pool / "teachers.csv"), "--no_floors", "--run_name", "mine"]
+    main.main(flags)
+    run, teacher = tmp_path / "runs" / "mine", pool / "teacher_000.pth"
+    content = checkpoint.load(teacher)
+    content["state_dict"]["head.bias"] += 1
+    checkpoint.save(content, teacher)
+    with pytest.raises(UserError, match=r"began with the teacher teacher_000\.pth of .*, weights "):
+        main.main(["--resume", str(run), "--epochs", "2"])
+    main.main(["--evaluate", str(run)])  # the learner is what it is
+    last = checkpoint.load(run / "last.pt")
+    earlier = [line.partition(", weights ")[0] for line in last["stands_on"]]
+    checkpoint.save(last | {"stands_on": earlier}, run / "last.pt")  # as earlier versions noted it
+    main.main(["--resume", str(run), "--epochs", "2"])
+
+
+def test_letters_are_not_mirrored_by_a_learner_that_was_read_so(flags_for: Callable[..., list[str]], tmp_path: Path) -> None:
+    main.main([*flags_for("chorus", 1), "--sources", "procedural", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    assert checkpoint.load(run / "best.pt")["learner"]["readout"]["mirror"]
+    args = main.parse_args(["--evaluate", str(run), "--testdataset", "glyphs"])
+    experiment = FewShotExperiment(get_method("chorus"), args, torch.device("cpu"))
+    assert experiment.load_best(checkpoint.load(run / "best.pt"))
+    assert not experiment.method.outcome.readout.mirror
+
+
+@pytest.mark.parametrize("name", ["mine", "group/mine"])
+def test_a_run_looks_for_what_it_kept_beside_it(name: str, flags_for: Callable[..., list[str]], tmp_path: Path) -> None:
+    main.main([*flags_for("random"), "--no_floors", "--run_name", name])
+    run = tmp_path / "runs" / name
+    assert main.parse_args(["--evaluate", str(run)]).out == tmp_path / "runs"
+    moved = Path(shutil.copytree(run, tmp_path / "elsewhere" / "copy"))
+    assert main.parse_args(["--evaluate", str(moved)]).out == tmp_path / "elsewhere"
+
+
+def test_a_run_from_within_its_folder(
+    flags_for: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main.main([*flags_for("random"), "--no_floors", "--run_name", "mine"])
+    monkeypatch.chdir(tmp_path / "runs" / "mine")
+    assert main.parse_args(["--evaluate", "."]).out == tmp_path / "runs"
+
+
+def test_teachers_that_can_only_be_asked_are_not_kept(flags_for: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Service:\n    class_names, image_size = ('a', 'b', 'c'), 16\n"
+        "    def query(self, images):\n        return images.mean((2, 3)).softmax(1)\n"
+        "def services():\n    return [Service()]\n"
+    )
+    place = f"{tmp_path / 'mine.py'}:services"
+    flags = [*flags_for("teacher_ncm"), "--teachers", place, "--allow_code", place, "--ncm_on", "answers"]
+    main.main([*flags, "--dataset", "cifar100", "--readout", "mirror", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    assert json.loads((run / "result.json").read_text())["batch_statistics"] == "none: fixed numbers"
+    with pytest.raises(UserError, match="of which nothing can be kept"):
+        FewShotClassifier.load(run)
+    main.main(["--evaluate", str(run), "--allow_code", place])

@@ -45,7 +45,7 @@ def test_runs_become_one_line_a_command(flags_for: Flags, tmp_path: Path) -> Non
 
 def test_what_was_typed_to_score_again_is_told(flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for("free"), "--metalearner", "protonet", "--run_name", "mine"])
-    again = ["--testdataset", "glyphs", "--readout", "whitened", "mirror"]
+    again = ["--readout", "whitened", "mirror", "--testdataset", "glyphs"]
     main.main(["--evaluate", str(tmp_path / "runs" / "mine"), *again])
     figures.main([str(tmp_path / "runs" / "mine"), "--docs", str(tmp_path)])
     first, other = json.loads((tmp_path / "figures.json").read_text())

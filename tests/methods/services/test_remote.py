@@ -1,5 +1,6 @@
 """Models of servers that say little, or nothing, of themselves: played by a page of Starlette."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -371,3 +372,12 @@ def test_no_paid_answer_is_lost_to_kill_9(served: Served, stub: Stub, tmp_path: 
     images = torch.rand(120, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     halves = images[:, :2].mean((2, 3)) / 2
     assert torch.allclose(torch.load(tmp_path / "answers.pt")[:, :2], halves, atol=1e-6)
+
+
+def test_how_a_model_is_asked_is_part_of_what_is_kept_of_it(served: Served, stub: Stub) -> None:
+    """A list that is corrected asks anew; how many images go at once changes nothing."""
+    url = served(stub.app()).url
+    forms: list[dict[str, Any]] = [{}, {"layout": "nhwc"}, {"answers": "logits"}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}]
+    asked = [model_of(url, **form).asked_as for form in forms]
+    assert all(one != other for one, other in itertools.combinations(asked, 2))
+    assert model_of(url, batch=2).asked_as == asked[0]
