@@ -129,4 +129,4 @@ def test_the_page_of_options_is_that_of_the_parsers() -> None:
 
 def test_a_switch_that_is_not_typed_is_off() -> None:
     rows = options.rows_of("purer")
-    assert [rows[flag][2] for flag in ("--adv", "--no_adv", "--no_clamp")] == ["off", "off", "off"]
+    assert [rows[flag][2] for flag in ("--adv", "--no_adv", "--no_clamp")] == ["on", "off", "off"]
