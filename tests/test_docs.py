@@ -127,6 +127,6 @@ def test_the_page_of_options_is_that_of_the_parsers() -> None:
     assert (DOCS / "options.md").read_text(encoding="utf-8") == options.page()
 
 
-def test_a_switch_that_is_not_typed_is_off() -> None:
+def test_a_switch_says_whether_it_is_on_where_nobody_types_it() -> None:
     rows = options.rows_of("purer")
     assert [rows[flag][2] for flag in ("--adv", "--no_adv", "--no_clamp")] == ["on", "off", "off"]
