@@ -80,9 +80,11 @@ def images_of(
     return spec, split
 
 
-def bad_teachers(args: argparse.Namespace, kind: str, count: int, good: list[TeacherRow]) -> list[TeacherRow]:
+def bad_teachers(
+    args: argparse.Namespace, kind: str, count: int, good: list[TeacherRow], device: torch.device
+) -> list[TeacherRow]:
     """`count` teachers of a kind, in the good ones' architectures, each under classes that it does not know."""
-    device, draws = cli.prepare_machine(args), seed.generator(args.seed, "bad teachers", kind)
+    draws = seed.generator(args.seed, "bad teachers", kind)
     spec, folder = get_spec(good[0].dataset), args.out / "teachers" / kind.replace(" ", "_")
     known = sorted({name for row in good for name in row.class_names})
     if kind != UNTRAINED:
@@ -124,7 +126,8 @@ def pools(args: argparse.Namespace) -> dict[tuple[str, int], list[TeacherRow]]:
     most = max(args.counts)
     share = math.ceil(most / len(KINDS)) if MIXED in args.kinds else 0
     needed = {kind: most if kind in args.kinds else share for kind in KINDS}
-    bad = {kind: bad_teachers(args, kind, count, good) for kind, count in needed.items() if count}
+    device = cli.prepare_machine(args)
+    bad = {kind: bad_teachers(args, kind, count, good, device) for kind, count in needed.items() if count}
     bad[MIXED] = [row for rows in zip(*bad.values(), strict=False) for row in rows]
     return {("", 0): good} | {(kind, count): good + bad[kind][:count] for kind in args.kinds for count in args.counts}
 
