@@ -22,15 +22,15 @@ import torch
 
 from benchmarks.machine import name_of, seconds_of
 from datasets.episodes import make_episodes
-from datasets.registry import CIFAR
+from datasets.registry import CIFAR, DATA_ROOT
 from methods.metalearners import get_metalearner
 from methods.metalearners.base import COMPILER, Execution
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
+from methods.runs.run_log import read_metrics
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
-from utils.run_log import read_metrics
 from utils.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,12 +181,12 @@ def rows(measured: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("python -m benchmarks.card", description=__doc__)
-    parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="where image lists and teachers are")
+    parser.add_argument("--data_root", type=Path, default=DATA_ROOT, help="where image lists and teachers are")
     parser.add_argument("--work", type=Path, default=Path("runs/card"), help="the folder of its runs and of card.json")
     parser.add_argument("--minutes", type=cli.rate, default=9.0, help="how long this call may work")
     parser.add_argument("--quick", action="store_true", help="tiny runs on letters, to see that everything works")
     cli.add_machine_flags(parser)
-    args: argparse.Namespace = parser.parse_args(None if argv is None else cli.underscored(argv))
+    args = parser.parse_args(argv)
     device = cli.prepare_machine(args)
     args.device, args.work, args.data_root = str(device), args.work.resolve(), args.data_root.resolve()
     end = time.monotonic() + 60 * args.minutes

@@ -6,7 +6,6 @@ what another takes, and the most memory that the process held. growth.json and g
 are few: what counts is how a column grows, not how large it is.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,13 +21,13 @@ import torch
 
 from benchmarks.machine import name_of
 from datasets.registry import CIFAR
+from methods.runs.run_log import read_metrics
 from methods.teachers.manifest import TeacherRow, write_manifest
 from models import create_model
 from utils import checkpoint, cli
 from utils.errors import UserError
-from utils.files import atomic_path, write_text
-from utils.plots import new_figure
-from utils.run_log import read_metrics
+from utils.files import write_text
+from utils.plots import new_figure, save_figure
 from utils.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,8 +94,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.minorticks_off()
     panels[0][0].legend()
-    with atomic_path(path) as temporary:
-        drawn.savefig(temporary, dpi=110)
+    save_figure(drawn, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="these methods alone")
     parser.add_argument("--things", nargs="+", choices=tuple(MORE), default=tuple(MORE), help="of which there is more")
     parser.add_argument("--out", type=Path, default=Path("runs/growth"), help="the folder of growth.json and growth.png")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     about = {"machine": name_of(torch.device("cpu")), "torch": torch.__version__, "lines": lines}

@@ -5,7 +5,6 @@ letters and freshly drawn teachers; a line shows the medians of what the runs th
 Give it a machine with nothing else to do and as many cores as processes.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=cli.count, default=2, help="how many, beside one")
     parser.add_argument("--rounds", type=cli.count, default=3, help="runs of each, of which the medians count")
     parser.add_argument("--only", nargs="+", choices=tuple(WORK), default=tuple(WORK), help="these methods alone")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     lines = []
     with tempfile.TemporaryDirectory() as folder:

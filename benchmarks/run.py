@@ -7,7 +7,6 @@ needs at most. The table also goes into
 benchmarks/results/<machine>.json, where cases that were not measured this time stay as they were.
 """
 
-import argparse
 import json
 import re
 import tempfile
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/<machine>.json)")
     cli.add_machine_flags(parser)
     parser.set_defaults(device="cpu")
-    args: argparse.Namespace = parser.parse_args(None if argv is None else cli.underscored(argv))
+    args = parser.parse_args(argv)
     args.threads = args.threads or 1
     device = cli.prepare_machine(args)
     if device.type != "cpu":

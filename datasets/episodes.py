@@ -111,8 +111,6 @@ class EpisodeSampler:
         return members[torch.randperm(len(members), generator=generator)[:count]]
 
 
-def fixed_episodes(
-    split: ImageSplit, shape: EpisodeShape, episodes: int, name: str, seed_value: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fixed_episodes(split: ImageSplit, shape: EpisodeShape, episodes: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The evaluation episodes of a split: the same for every method, run and machine. Indices as in `EpisodeSampler`."""
-    return EpisodeSampler(split, shape, name).indices(episodes, seed.generator(seed_value, "episodes", name))
+    return EpisodeSampler(split, shape, name).indices(episodes, seed.generator(0, "episodes", name))

@@ -6,6 +6,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.names import meant
 
+DATA_ROOT = Path("DFL2Ldata")  # where image sets and teachers lie, unless --data_root says otherwise
 SPLITS = ("meta_train", "meta_val", "meta_test")
 SPLITS_OF = {"few_shot": SPLITS, "classification": ("train", "test")}  # by the task that a set serves
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -38,6 +38,7 @@ class ImageSplit:
 
 
 def csv_path(spec: DatasetSpec, split: str, data_root: Path) -> Path:
+    """The list of a split: <data_root>/<folder>/split/<split>.csv."""
     return data_root / spec.folder / "split" / f"{split}.csv"
 
 

@@ -8,6 +8,8 @@ from datasets.split import ImageSplit
 from utils import seed
 from utils.images import take
 
+TRAINING_SHARE = 0.8  # of a class's images; the others measure the teacher
+
 
 def draw_classes(num_classes: int, way: int, teacher_id: int, seed_value: int) -> list[int]:
     """A random `way`-subset of the classes for one teacher; it depends on the seed and the teacher's number only."""
@@ -25,11 +27,11 @@ def disjoint_classes(num_classes: int, way: int) -> list[list[int]]:
 
 
 def train_and_held_out(
-    split: ImageSplit, class_ids: Sequence[int], seed_value: int, share: float = 0.8
+    split: ImageSplit, class_ids: Sequence[int], seed_value: int
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Images uint8 (M, C, S, S) and labels 0..way-1 (M,) for training, and the same for measuring.
 
-    Each class's images, sorted by file name, are shuffled by the seed and the class's name and cut at `share`, so the
+    Each class's images, sorted by file name, are shuffled by the seed and the class's name and cut at `TRAINING_SHARE`, so the
     same image of a class is held out from every teacher of a seed.
     """
     train, held_out = [], []
@@ -37,7 +39,7 @@ def train_and_held_out(
         members = (split.labels == class_id).nonzero().flatten().cpu()
         stream = seed.generator(seed_value, "held out", split.class_names[class_id])
         members = members[torch.randperm(len(members), generator=stream)]
-        cut = max(1, int(share * len(members)))
+        cut = max(1, int(TRAINING_SHARE * len(members)))
         train.append(members[:cut])
         held_out.append(members[cut:])
 

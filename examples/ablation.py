@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = cli.Parser("examples/ablation.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="where everything goes")
     parser.add_argument("--only", nargs="*", help="parts of the names of the variants to run, beside the method as it is")
-    return parser.parse_args(cli.underscored(own)), passed
+    return parser.parse_args(own), passed
 
 
 def main(argv: Sequence[str] | None = None) -> None:

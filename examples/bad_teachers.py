@@ -21,9 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.registry import DatasetSpec, get_spec
+from datasets.registry import DATA_ROOT, DatasetSpec, get_spec
 from datasets.split import ImageSplit, load_split
 from examples.runs import behind_dashes, check_study, result_of
+from methods.evaluation.yardsticks import is_all_teachers
 from methods.teachers.manifest import TeacherRow, read_manifest, write_manifest
 from methods.teachers.pretraining import Recipe, train_pool
 from models import create_model
@@ -43,12 +44,12 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = cli.Parser("examples/bad_teachers.py", description=__doc__)
     cli.add_machine_flags(parser)
     parser.add_argument("--teachers", type=Path, required=True, help="the good ones: a teachers.csv of one image set")
-    parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets")
+    parser.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets")
     parser.add_argument("--kinds", nargs="+", choices=(*KINDS, MIXED), default=[*KINDS, MIXED], help="of bad teachers")
     parser.add_argument("--counts", type=cli.count, nargs="+", default=[5, 10, 20], help="how many stand beside the good ones")
     parser.add_argument("--pretrain_epochs", type=cli.count, default=25, help="epochs of a bad teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/bad_teachers"), help="where everything goes")
-    return parser.parse_args(cli.underscored(own)), passed
+    return parser.parse_args(own), passed
 
 
 def gratings(classes: int, images: int, size: int, draws: torch.Generator) -> ImageSplit:
@@ -145,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         score = Score([value for values in result["episodes"].values() for value in values])
         alone = score if not count else alone
         gap = score.minus(alone)
-        floors = [
-            by_set for label, by_set in result["yardsticks"].items() if label.startswith(f"all {len(rows)} frozen teachers")
-        ]
+        floors = [by_set for label, by_set in result["yardsticks"].items() if is_all_teachers(label)]
         frozen = floors[0][rows[0].dataset]["mean"] if floors else math.nan
         lines.append((kind, count, score.mean, score.half_width, gap.mean, gap.half_width, frozen))
     columns = ["kind", "bad", "accuracy", "half_width", "difference", "difference_half_width", "frozen"]

@@ -6,21 +6,19 @@
 boxes were asked. Horizontal lines are the floors of the first run.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.plots import new_figure, save_figure
 
 COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
     "minutes": lambda result: (result["seconds"]["total"] + result["seconds"].get("made by an earlier run", 0.0)) / 60,
@@ -41,7 +39,7 @@ def read(run: Path) -> dict[str, Any]:
 
 def draw(results: Sequence[dict[str, Any]], against: str, target: Path) -> None:
     """Mean accuracy over the image sets, with its interval, against the cost."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for result in results:
@@ -62,8 +60,7 @@ def draw(results: Sequence[dict[str, Any]], against: str, target: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, target)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
     parser.add_argument("--against", choices=tuple(COSTS), default="minutes", help="the cost")
     parser.add_argument("--out", type=Path, default=Path("runs/cost.png"), help="the picture")
-    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     results = [result for run in args.runs if COSTS[args.against](result := read(run))]
     if not results:
         raise UserError(f"--against {args.against}: these runs cost none; choose from {', '.join(COSTS)}")

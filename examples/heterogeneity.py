@@ -19,18 +19,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.registry import DatasetSpec, get_spec
+from datasets.registry import DATA_ROOT, DatasetSpec, get_spec
 from datasets.split import ImageSplit, load_split
 from examples.runs import behind_dashes, check_study, result_of
 from methods.teachers.manifest import TeacherRow, write_manifest
 from methods.teachers.pretraining import Recipe, train_pool
 from utils import cli, seed
 from utils.errors import UserError
-from utils.files import atomic_path, write_text
+from utils.files import write_text
+from utils.plots import new_figure, save_figure
 from utils.tables import table
 
 
@@ -41,7 +41,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     cli.add_machine_flags(parser)
     parser.add_argument("--method", default="tgr", help="how to meta-learn from a pair")
     parser.add_argument("--dataset", default="cifar100", help="image set")
-    parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets")
+    parser.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets")
     parser.add_argument("--image_size", type=cli.count, help="images' height and width (default: the set's own)")
     parser.add_argument("--way", type=cli.count, default=5, help="classes of a teacher and of an episode")
     parser.add_argument("--overlaps", type=cli.whole(0), nargs="*", help="numbers of shared classes (default: 0 to way)")
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--repeats", type=cli.count, default=3, help="pairs of each kind")
     parser.add_argument("--pretrain_epochs", type=cli.count, help="epochs of a teacher (default: the set's)")
     parser.add_argument("--out", type=Path, default=Path("runs/heterogeneity"), help="where everything goes")
-    return parser.parse_args(cli.underscored(own)), passed
+    return parser.parse_args(own), passed
 
 
 def pair_of_classes(split: ImageSplit, way: int, shared: int, repeat: int) -> tuple[list[int], list[int]]:
@@ -101,7 +101,7 @@ def study(args: argparse.Namespace, passed: list[str]) -> pd.DataFrame:
 
 def draw(lines: pd.DataFrame, title: str, target: Path) -> None:
     """Accuracy of every pair and the mean: left against shared classes, right against architectures."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, kind, column in ((left, "overlap", "shared"), (right, "architecture", "architectures")):
         some = lines[lines.compared == kind]
@@ -112,8 +112,7 @@ def draw(lines: pd.DataFrame, title: str, target: Path) -> None:
     left.set(xlabel="classes that two conv4 teachers share", ylabel="accuracy on meta_test in %")
     right.set(xlabel="architectures of two teachers without shared classes")
     figure.suptitle(title)
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, target)
 
 
 def _cells(some: pd.DataFrame) -> list[str]:

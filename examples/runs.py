@@ -7,10 +7,10 @@ from typing import Any
 
 import main as program
 from methods.runs.config import OF_ONE_RUN, changed
+from methods.runs.run_log import RunLog
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
-from utils.run_log import RunLog
 
 
 def result_of(out: Path, name: str, argv: Sequence[str]) -> dict[str, Any]:

@@ -6,13 +6,15 @@ Takes any run directory of main.py; the new classes are letters drawn here, whic
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.runs.classifier import FewShotClassifier
+from methods.predict import FewShotClassifier
+from utils import cli
 
 
 def drawing(kind: str, count: int) -> torch.Tensor:
@@ -25,7 +27,10 @@ def drawing(kind: str, count: int) -> torch.Tensor:
     return images if kind == "standing" else images.transpose(2, 3)
 
 
-def main(run: str) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser("examples/use_a_learner.py", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run directory of main.py")
+    run = parser.parse_args(argv).run
     torch.manual_seed(0)
     support = torch.cat([drawing("standing", 5), drawing("lying", 5)])
     classifier = FewShotClassifier.load(run).fit(support, ["standing"] * 5 + ["lying"] * 5)
@@ -35,4 +40,4 @@ def main(run: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    cli.exit_with_message(main)

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from utils.code import import_function
+from utils.code import import_function, is_code
 from utils.errors import UserError, in_words
 from utils.names import meant
 
@@ -41,11 +41,6 @@ METHODS = tuple(name for _, name in REGISTRY)
 def methods_of(task: str) -> tuple[str, ...]:
     """The methods of a task: "few_shot" or "classification"."""
     return tuple(name for known, name in REGISTRY if known == task)
-
-
-def is_code(name: str) -> bool:
-    """Whether a method's name is `module:Class` or `file.py:Class` of the user's own, which choosing it would execute."""
-    return ":" in name
 
 
 def spelled(name: str) -> str:

@@ -69,7 +69,9 @@ class TeacherNCM(FewShotMethod):
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--ensemble", type=cli.count, help="teachers that are concatenated (default: all)")
-        group.add_argument("--ncm_on", choices=tuple(VIEWS), default="features", help="what is looked at")
+        group.add_argument(
+            "--ncm_on", choices=tuple(VIEWS), default="features", help="which output of the teachers is compared"
+        )
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:

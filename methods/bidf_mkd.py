@@ -19,10 +19,11 @@ From the released code:
 - `--adv 1` is another strength: without `--ZO` the code feeds probabilities to `F.kl_div`, with the learner as target and
   constant; for services it takes the L1 distance of logits, and the mask of agreement anew at each step. Ours is
   -KL(t || s) of log-probabilities, the mask held, with the gradient through the learner too (`--adv_detach` stops that).
-- What picks the images of a service is their true loss; the code's is mean_b sum(x g).
+- The images of a service that are kept are those of the lowest true loss; the code compares mean_b sum(x g), g the estimated
+  gradient.
 - Every image is cropped and mirrored by itself; the code crops a whole batch alike.
 - A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
-- Bytes in memory are rounded; the code cuts them.
+- Bytes in memory are rounded; the code truncates them.
 Our own:
 - `--zo_estimator antithetic` looks both ways along half as many directions, for as many queries.
 - `--query_budget` ends inversion when it is spent; meta-training goes on with memory.
@@ -48,7 +49,7 @@ from methods.inversion.terms import TERMS, Logits, add_term_flags, inversion_los
 from methods.inversion.zeroth_order import ZerothOrder, black_box_loss, least_mu, radius_of
 from methods.memory.bank import BATCHES_KEPT, MemoryBank
 from methods.memory.replay import Replay
-from methods.metalearners.base import Params
+from methods.metalearners.base import Params, gradient_at
 from methods.metalearners.learner import LearnerSpec
 from methods.services.api import NO_LIMITS, api_of
 from methods.services.black_box import BlackBox, add_black_box_flags, log_answers
@@ -121,7 +122,7 @@ class BiDfMKD(FewShotMethod):
         teacher = self.open(int(torch.randint(len(self.teachers), ())), self.meter)
         try:
             with self.clock("generation"):
-                support, inversion_loss = self.invert(teacher, args.num_sup_kd)
+                support, lowest = self.invert(teacher, args.num_sup_kd)
             with self.clock("meta-training"):  # the inner loop
                 loss = partial(self.distillation_loss, support, self.answers(teacher, support))
                 adapted = self.metalearner.adapted_by(loss, params, args.inner_update_num_kd, not args.first_order)
@@ -131,7 +132,7 @@ class BiDfMKD(FewShotMethod):
                 query, _ = self.invert(teacher, args.num_qur_kd, fixed if harder else None)
             with self.clock("meta-training"):  # through the inner loop
                 outer_loss = self.distillation_loss(query, self.answers(teacher, query), adapted)
-                gradient = torch.autograd.grad(outer_loss, list(params.values()), allow_unused=True, materialize_grads=True)
+                gradient = gradient_at(params, outer_loss)
         except BudgetSpent as spent:
             self.progress.out_of_budget = True
             if not self.replay.ready:
@@ -141,8 +142,8 @@ class BiDfMKD(FewShotMethod):
             return None
         with torch.no_grad():
             hits = self.metalearner.call(fixed, self.learner.prepare(query.images)).argmax(1) == query.labels
-        numbers = {"inversion_loss": inversion_loss, "distillation_loss": float(outer_loss.detach())}
-        return dict(zip(params, gradient, strict=True)), float(hits.double().mean()), numbers
+        numbers = {"inversion_loss": lowest, "distillation_loss": float(outer_loss.detach())}
+        return gradient, float(hits.double().mean()), numbers
 
     def distillation_loss(self, batch: PseudoBatch, answers: Tensor, params: Params) -> Tensor:
         """KL(t(x) || s(x)) of the learner under `params`."""
@@ -192,7 +193,7 @@ class BiDfMKD(FewShotMethod):
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
         self.patience = Patience(args.patience)
         self.meter = Meter(args.query_budget, self.clock)
-        self.progress = Progress()
+        self.progress = Standing()
         for teacher_id, row in enumerate(teachers.rows if args.ZO else []):
             least = least_mu(row.image_size, row.std)
             if args.mu < least and teachers.takes_bytes(teacher_id):
@@ -207,8 +208,15 @@ class BiDfMKD(FewShotMethod):
         group.add_argument("--ZO", action="store_true", help="the teachers are black boxes: gradients are estimated")
         group.add_argument("--mu", type=cli.rate, default=0.005, help="length of a step, in normalised pixels")
         group.add_argument("--q", type=cli.count, default=100, help="queries of an image for one gradient")
-        group.add_argument("--numsplit", type=cli.count, help="parts in which they are sent (default: as memory allows)")
-        group.add_argument("--zo_estimator", choices=("forward", "antithetic"), default="forward", help="how they are used")
+        group.add_argument(
+            "--numsplit", type=cli.count, help="parts in which an estimate's queries are sent (default: as memory allows)"
+        )
+        group.add_argument(
+            "--zo_estimator",
+            choices=("forward", "antithetic"),
+            default="forward",
+            help="steps in a direction, or also against it",
+        )
         add_term_flags(group, ce=1.0, adv=1.0)
         group.add_argument(
             "--advstartit", type=cli.whole(-1), default=4_000, help="outer update after which the adversarial term counts"
@@ -257,7 +265,7 @@ class BiDfMKD(FewShotMethod):
 
 
 @dataclass
-class Progress:
+class Standing:
     """Where the run stands: whether a new service is due, whether the budget of queries is spent, images recovered."""
 
     due: bool = True

@@ -30,11 +30,11 @@ from methods.distillation.divergences import regression, relational
 from methods.distillation.student import LearnersStudent, Loss
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.settings import Setting
-from methods.memory.sources import NOT_DATA_FREE, Sources, add_source_flags, at_once, finish_sources
 from methods.metalearners.learner import LearnerSpec
 from methods.services.black_box import add_black_box_flags
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
+from methods.teachers.sources import NOT_DATA_FREE, Sources, add_source_flags, at_once, finish_sources
 from methods.teachers.views import ask_everybody, calls_for, widths_of
 from utils import cli
 from utils.errors import BudgetSpent, UserError
@@ -44,6 +44,7 @@ from utils.room import room_for
 
 LOSSES: dict[str, Loss] = {"regression": regression, "relational": relational}
 TARGETS = ("answers", "features")
+SPARED = 50  # one in so many queries of a budget is left for requests that must be repeated
 
 
 class Chorus(FewShotMethod):
@@ -60,7 +61,7 @@ class Chorus(FewShotMethod):
         args, resumed = self.args, "generation" in self.clock.seconds
         with self.clock("generation"):
             size = self.learner.spec.image_size
-            self.images = room_for((self.views * self.count, 3, size, size), torch.uint8, self.device, args.out)
+            self.images = room_for((self.per_image * self.count, 3, size, size), torch.uint8, self.device, args.out)
             self.sources.draw(self.images[: self.count])
             for some, mirrored in self._pairs(self.images, at_once(size)):
                 mirrored.copy_(some.flip(-1))
@@ -96,25 +97,25 @@ class Chorus(FewShotMethod):
         outputs = sum(widths_of(teachers, args.targets))
         super().__init__(args, teachers, replace(spec, way=outputs, norm="fixed"))
         self.count = args.num_images
-        self.views = 2 if args.mirror and teachers.augmentation.flip else 1  # of each image
+        self.per_image = 2 if args.mirror and teachers.augmentation.flip else 1  # of each image
         if args.query_budget is not None:
             batches = [server.batch for server in teachers.servers]
-            spare = max(args.query_budget // 50, *batches) if batches else 0  # for repeats
-            self.count = min(self.count, (args.query_budget - spare) // (self.views * len(teachers)))
+            spare = max(args.query_budget // SPARED, *batches) if batches else 0
+            self.count = min(self.count, (args.query_budget - spare) // (self.per_image * len(teachers)))
         if self.count < args.batch_size:
             raise UserError(
                 f"{self.count} images (--num_images {args.num_images}, --query_budget {args.query_budget}) do not fill a "
                 f"batch of {args.batch_size}: raise them or lower --batch_size"
             )
-        self.student = LearnersStudent(self.learner, args.lr, args.epochs * (self.views * self.count // args.batch_size))
+        self.student = LearnersStudent(self.learner, args.lr, args.epochs * (self.per_image * self.count // args.batch_size))
         self.scale, self.kept, self.meter = self.student.scale, Kept(args.out), Meter(args.query_budget, self.clock)
         self.sources = Sources(args, teachers, spec, self.kept)
         self.images = torch.zeros(0, 3, spec.image_size, spec.image_size, dtype=torch.uint8)  # until `prepare` draws them
         self.targets = torch.zeros(0, outputs, dtype=torch.float16)
 
     def _pairs(self, values: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """What belongs to images, and to their mirror images, `count` at a time; nothing where these are not asked about."""
-        if self.views == 2:
+        """Originals and mirror images of `values`, `count` rows of each at a time; nothing with --no_mirror."""
+        if self.per_image == 2:
             yield from zip(*(half.split(count) for half in values.split(self.count)), strict=True)
 
     @classmethod
@@ -126,7 +127,9 @@ class Chorus(FewShotMethod):
         add_source_flags(group)
         group.add_argument("--no_mirror", dest="mirror", action="store_false", help="do not ask about mirror images too")
         group.add_argument("--targets", choices=TARGETS, default="answers", help="what the learner regresses")
-        group.add_argument("--loss", choices=tuple(LOSSES), default="regression", help="how")
+        group.add_argument(
+            "--loss", choices=tuple(LOSSES), default="regression", help="mean squared error, or which images are alike"
+        )
         group.add_argument("--lr", type=cli.rate, default=0.01, help="peak rate of the one-cycle schedule (Muon)")
         group.add_argument("--batch_size", type=cli.count, default=128, help="images of an update")
         group.add_argument("--black_box", action="store_true", help="use nothing of the teachers but their probabilities")
@@ -150,7 +153,7 @@ class Chorus(FewShotMethod):
         marks = [NOT_DATA_FREE[name] for name in dict.fromkeys(self.args.sources) if name in NOT_DATA_FREE]
         summary: dict[str, Any] = {"examined": ", ".join(marks)}
         if self.args.black_box:
-            everybody, asked = range(len(self.teachers)), self.views * self.count
+            everybody, asked = range(len(self.teachers)), self.per_image * self.count
             calls = sum(calls_for(self.teachers, teacher_id, asked) for teacher_id in everybody)
             once = replace(self.meter, queries=len(everybody) * asked, calls=calls)
             summary["asked_of_services"] = once.report(self.count, self.args.price_per_1000, bool(self.teachers.servers))

@@ -70,13 +70,14 @@ class Generative(DataFreeDistillation):
         return self.generate(count)
 
     def generator_loss(self, images: Tensor) -> Tensor:
-        return inversion_loss(self.weights, self.teacher, images, None, self.student.logits, self.contest)
+        return inversion_loss(self.weights, self.teacher, images, None, self.student.logits, self.adversary)
 
     def difference(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """D(s, t) = KL(t || s), which the student minimises."""
         return kl_divergence(teacher_logits, student_logits)
 
-    def contest(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """-D(s, t): the generator works against the student."""
+    def adversary(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """-D(s, t), which the generator minimises."""
         return -self.difference(student_logits, teacher_logits)
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
@@ -103,6 +104,7 @@ class DFAD(Generative):
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0}
 
     def difference(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """D(s, t) = mean |s - t|."""
         return F.l1_loss(student_logits, teacher_logits)
 
 
@@ -138,10 +140,11 @@ class DeepInversion(PooledDistillation):
         """oh * CE + bn * (BN of the teacher - .001 BN of the student) - adv * JS(student, teacher)."""
         with record_bn_distances(self.network) as own:
             answers = self.student.logits(images)
-        loss = inversion_loss(self.weights, self.teacher, images, labels, lambda _: answers, self.contest)
+        loss = inversion_loss(self.weights, self.teacher, images, labels, lambda _: answers, self.adversary)
         return loss - self.args.bn * STUDENTS_SHARE * torch.stack(own).sum() if own else loss
 
-    def contest(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    def adversary(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """-JS(s, t): images on which both disagree."""
         return -jensen_shannon(student_logits, teacher_logits)
 
 

@@ -11,12 +11,12 @@ Deviations
 From the released code:
 - The student is the one of the last epoch; the code keeps the one that is best on the test set.
 - `--reset_bn` draws the scales of the generator's normalisations anew, as its name says; the code never reads it.
-- Pixels are rounded to bytes; the code cuts them, which makes them half a grey level darker, and its pool reads every picture
-  in the folder, those of earlier runs too.
-- On ImageNet the code has a script of its own, which is not built here: a generator of 1.4 million numbers, of which .6 are
-  used, from latents of 14 x 14. Its Reptile follows the bare difference at a rate of its own (1e-4), from a latent that stays
-  and that the inner steps move, and keeps the last step's images; latent and outer Adam begin anew every 50 calls; the
-  student's rate falls to 0, ours to 2e-4. Ours is the generator and the recipe of the small sets.
+- Pixels are rounded to bytes; the code truncates them, which makes them half a grey level darker, and its pool reads every
+  picture in the folder, those of earlier runs too.
+- On ImageNet the code has a script of its own, which is not built here; ours is the generator and the recipe of the small
+  sets. The code's generator there has 1.4 million parameters, 0.6 million of them used, and latents of 14 x 14. Its Reptile
+  follows the bare difference at a rate of 1e-4, moves the latent, too, which it keeps from call to call, and keeps the last
+  step's images; latent and outer Adam begin anew every 50 calls. Its student's rate falls to 0, ours to 2e-4.
 - The pool is drawn from with replacement, each image shifted and mirrored by itself, and lies in memory, not in PNG files.
 - The student's rate falls to the end of the run, however long that is; the code's cosine always takes 200 epochs.
 - With warm-up the student's disagreement counts from its first epoch of training, not one epoch earlier.

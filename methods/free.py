@@ -19,7 +19,7 @@ From the released code:
   after an evaluation those were adapted to a test support set, so that real test images reach generation.
 - Teachers of an iteration are different ones; the code draws with replacement. Iterations count from 0 with 20 of warm-up;
   the code makes 999 with 19.
-- Bytes in memory are rounded; the code cuts them (half a grey level).
+- Bytes in memory are rounded; the code truncates them (half a grey level).
 - Replay's gradient is the mean over episodes, the code's the sum: they differ by Adam's eps alone.
 - The replay's Adam sees only the replay's gradients. The code also feeds it the difference that distillation made,
   scaled by 67; here the learner moves by that difference itself, `--reptile_lr` of the way.
@@ -76,6 +76,7 @@ class FREE(FewShotMethod):
     STATE = ("outer", "generator", "generator_optimizer", "memory")
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
+        """FIVE on a few teachers; after warm-up BELL: distillation from them in turn, then replay of memory."""
         args = self.args
         teachers = self.teachers.sample(args.teacher_batch, args.way_train)
         with self.clock("generation"):  # FIVE
@@ -140,7 +141,7 @@ class FREE(FewShotMethod):
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Pseudo-images as the run makes them now; the generator does not follow."""
-        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
+        teachers = self.teachers.some(teacher_ids, self.args.way_train)
         loss = partial(self.loss, student=self.learner.logits)
         found = invert_each(teachers, self.args.num_qur_kd, copy_of(self.generator), loss, self.descent)
         return [one.batch for one in found]

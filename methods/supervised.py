@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from datasets.registry import get_spec
 from datasets.split import load_split
 from methods.distillation.divergences import kl_divergence
+from methods.distillation.student import Loss
 from methods.experiments.whole_class import StudentSpec, WholeClassMethod
 from methods.teachers.classifiers import default_path
 from methods.teachers.pool import TeacherPool
@@ -33,7 +34,7 @@ from utils.progress import Progress
 
 def milestones(text: str) -> list[int]:
     """A flag's value: epochs, separated by commas."""
-    return [int(part) for part in text.split(",") if part]
+    return [cli.whole(0)(part) for part in text.split(",") if part]
 
 
 class Supervised(WholeClassMethod):
@@ -62,8 +63,8 @@ class Supervised(WholeClassMethod):
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
         return MultiStepLR(optimizer, self.args.lr_decay_milestones, gamma=self.FALL)
 
-    def loss_of(self, images: Tensor, labels: Tensor) -> Any:
-        """The loss of the student's logits on a batch of images, as a function of the logits and the labels."""
+    def loss_of(self, images: Tensor) -> Loss:
+        """The loss of the student's logits (B, N) on images (B, C, S, S), as a function of the logits and the labels (B,)."""
         raise NotImplementedError
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
@@ -74,7 +75,7 @@ class Supervised(WholeClassMethod):
             for batch in Progress(order.split(self.args.batch_size), desc="epoch", unit="batch", leave=False):
                 images = self.augmentation(to_float(take(self.train.images, batch)))
                 labels = self.train.labels[batch]
-                loss, outputs = self.student.update(images, labels, self.loss_of(images, labels))
+                loss, outputs = self.student.update(images, labels, self.loss_of(images))
                 total += loss * len(batch)
                 right += (outputs.argmax(1) == labels).sum()
             self.student.schedule.step()
@@ -104,7 +105,7 @@ class Scratch(Supervised):
                 f"{self.teacher_path} exists already: use it, name another file by --teacher_ckpt, or add --replace_teacher"
             )
 
-    def loss_of(self, images: Tensor, labels: Tensor) -> Any:
+    def loss_of(self, images: Tensor) -> Loss:
         return F.cross_entropy
 
 
@@ -138,7 +139,7 @@ class VanillaKD(Supervised):
     def training_set(self) -> str:
         return self.args.transfer_set
 
-    def loss_of(self, images: Tensor, labels: Tensor) -> Any:
+    def loss_of(self, images: Tensor) -> Loss:
         with torch.no_grad():
             wanted = distributed.by_shares(self.teacher, images)
 

@@ -13,7 +13,7 @@ From the released code (its method `taco`):
   four real episodes of meta_val at every update (`--reward meta_val`), which is marked.
 - The learner is picked on meta_val; the code looks at meta_test every 200 updates and keeps the best.
 - Every image is cropped and mirrored by itself; the code crops and mirrors a batch alike.
-- Bytes in memory are rounded; the code cuts them.
+- Bytes in memory are rounded; the code truncates them.
 - The gradient of a round's policy is written down and not differentiated; rewards 0 and 1 (`--rewardType`), a policy network
   (`--scheduleScheduler`), and the method `reject`, which no script types, are not here.
 """
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from datasets.episodes import Episodes, EpisodeSampler, make_episodes
 from datasets.own import get_domains
+from datasets.registry import is_mix
 from datasets.split import load_split
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
@@ -35,7 +36,7 @@ from methods.inversion.by_generator import Descent, Start, add_descent_flags, in
 from methods.inversion.pseudo_batch import PseudoBatch, labels_of
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
 from methods.memory.tasks import TaskMemory
-from methods.metalearners.base import Params, class_means
+from methods.metalearners.base import Params, class_means, gradient_at
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.policy import TeacherPolicy
 from methods.teachers.pool import TeacherPool
@@ -89,7 +90,7 @@ class TEAPOT(FewShotMethod):
         """Teachers, uniformly or by the policy, each with a support and a query set, which enter the memory."""
         args, anybody = self.args, torch.randint(len(self.teachers), (self.args.teacher_batch,)).tolist()
         chosen = self.policy.choose(args.teacher_batch) if args.schedule_weight else anybody
-        teachers = [self.teachers[teacher_id].narrowed(args.way_train) for teacher_id in chosen]
+        teachers = self.teachers.some(chosen, args.way_train)
         support, query = (self.invert(teachers, per_class) for per_class in (self.shape.shot, self.shape.query))
         tasks = list(zip(teachers, [one.batch for one in support], [one.batch for one in query], strict=True))
         for _, *sets in tasks:
@@ -155,9 +156,7 @@ class TEAPOT(FewShotMethod):
     def follow(self, tasks: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """A step of Adam along the gradient of the mean loss."""
         losses, hits = (torch.stack(list(part)) for part in zip(*tasks, strict=True))
-        params = self.learner.params
-        found = torch.autograd.grad(losses.mean(), list(params.values()), allow_unused=True, materialize_grads=True)
-        self.outer.follow(dict(zip(params, found, strict=True)))
+        self.outer.follow(gradient_at(self.learner.params, losses.mean()))
         return {"loss": float(losses.detach().mean()), "accuracy": float(hits.mean())}
 
     def accuracy_on_meta_val(self) -> float:
@@ -214,12 +213,12 @@ class TEAPOT(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
-        if args.reward == "meta_val" and (args.dataset is None or args.dataset == "mix"):
+        if args.reward == "meta_val" and (args.dataset is None or is_mix(args.dataset)):
             raise UserError("--reward meta_val: real episodes are those of one image set; name it by --dataset")
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
         """Query sets as the run makes them."""
-        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
+        teachers = self.teachers.some(teacher_ids, self.args.way_train)
         return [one.batch for one in self.invert(teachers, self.shape.query)]
 
     def pictures(self) -> dict[str, Grid]:

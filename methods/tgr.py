@@ -9,9 +9,9 @@ Deviations
 ----------
 From the released code:
 - Groups are formed over the whole pool; with several image sets or architectures the code cuts the matrix to a block.
-- The Fisher information squares each image's own gradient; squaring a batch's mean gradient is something else.
+- The Fisher information squares each image's own gradient; the square of a batch's mean gradient would not be it.
 - `--kd_loss_weight` is read, and the divergence is the mean over images of log-probabilities: about a third of the cross
-  entropy. The code never reads the flag, and its reduction makes distillation .3 % of it.
+  entropy. The code never reads the flag, and its reduction makes the divergence 0.3 % of it.
 - The displaced parameters count as constants. The code differentiates through the displacement, which doubles
   `--displace_lr` where networks are smooth and is something else where they have kinks.
 - eps of the dissimilarity is 1e-3 of a layer's mean, so that small layers count as much as large ones; the code's is 1e-6.
@@ -21,7 +21,7 @@ From the released code:
 - Groups are cut by cluster_qr, which needs no starts; the code by k-means with 30. Where there is structure they agree.
 - Every image is cropped and mirrored by itself; the code crops and mirrors a batch alike.
 - A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
-- Bytes in memory are rounded; the code cuts them.
+- Bytes in memory are rounded; the code truncates them.
 Our own:
 - `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`; EfficientNet-Lite0 where that is out of reach). The
   default needs no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator
@@ -105,10 +105,11 @@ class TGR(FewShotMethod):
         return show_groups(self.teachers.rows, matrix, self.groups, title, folder)
 
     def train_iteration(self, iteration: int) -> dict[str, float]:
+        """Inversion of a few teachers of one group, the regularised step on their tasks, then replay of memory."""
         args = self.args
         group = self.groups[int(torch.randint(len(self.groups), ()))]
         chosen = torch.randperm(len(group))[: args.teacher_batch].tolist()
-        teachers = [self.teachers[group[place]].narrowed(args.way_train) for place in chosen]
+        teachers = self.teachers.some([group[place] for place in chosen], args.way_train)
         with self.clock("generation"):
             found = invert_each(teachers, args.num_recover, fresh(self.device), self.loss, self.descent)
         self.memory.add(*[one.batch for one in found])
@@ -167,7 +168,7 @@ class TGR(FewShotMethod):
         add_replay_flags(group)
 
     def recover(self, teacher_ids: list[int]) -> list[PseudoBatch]:
-        teachers = [self.teachers[teacher_id].narrowed(self.args.way_train) for teacher_id in teacher_ids]
+        teachers = self.teachers.some(teacher_ids, self.args.way_train)
         found = invert_each(teachers, self.args.num_recover, fresh(self.device), self.loss, self.descent)
         return [one.batch for one in found]
 

@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.backbone import Backbone
+from models.backbone import Backbone, Norm
 from models.conv4 import Conv4
-from models.foreign import create_foreign, is_code, is_foreign
+from models.foreign import create_foreign, is_foreign
 from models.norm import BatchStatsNorm2d, FixedNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.vgg import VGG
 from models.wide_resnet import WideResNet
+from utils.code import is_code
 from utils.errors import UserError
 from utils.names import meant
-
-Norm = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every network of the few-shot zoo is: features and a linear head."""
+"""What every network here is: features and a linear head."""
 
 import math
 from collections.abc import Callable

@@ -23,7 +23,7 @@ class ConvBlock(nn.Module):
 class Conv4(Backbone):
     """Four blocks of `width` filters and a linear head.
 
-    `global_pool` ends the features in a global maximum (32 numbers), for learners that meet several image sizes.
+    `global_pool` ends the features in a global maximum (`width` numbers), for learners that meet several image sizes.
     """
 
     def __init__(

@@ -9,12 +9,20 @@ from torch import Tensor, nn
 
 from models.answers import refuse_sigmoid, squash_of
 from models.backbone import Backbone
-from utils.code import import_function
+from utils.code import import_function, is_code
 from utils.errors import UserError, in_words
 from utils.vision import import_torchvision
 
 TORCHSCRIPT = "torchscript"  # the arch of a file that is program and weights in one
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey
+
+
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda logits: logits,
+    "log-softmax": lambda logits: logits.log_softmax(1),
+    "softmax": lambda logits: logits.softmax(1),
+    "sigmoid": torch.sigmoid,
+}
 
 
 class Foreign(Backbone):
@@ -159,14 +167,6 @@ class Foreign(Backbone):
         return self.features_and_logits(x)[1]
 
 
-SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
-    "": lambda logits: logits,
-    "log-softmax": lambda logits: logits.log_softmax(1),
-    "softmax": lambda logits: logits.softmax(1),
-    "sigmoid": torch.sigmoid,
-}
-
-
 def _gives(output: Tensor, squash: str, answer: Tensor) -> bool:
     return output.shape == answer.shape and torch.allclose(SQUASHES[squash](output), answer, rtol=1e-4, atol=1e-6)
 
@@ -205,12 +205,8 @@ def _tensors(found: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def is_foreign(name: str) -> bool:
+    """Whether an architecture is another library's, or the user's own."""
     return name.startswith(("torchvision/", "timm/")) or is_code(name)
-
-
-def is_code(name: str) -> bool:
-    """Whether an architecture's name is `module:function` or `file.py:function`, which running it would execute."""
-    return ":" in name
 
 
 def create_foreign(name: str, num_classes: int, image_size: int, weights: str | None = None) -> Foreign:

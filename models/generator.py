@@ -1,4 +1,4 @@
-"""The generator of pseudo-images that FREE, TGR, BiDf-MKD and Fast-Datafree share."""
+"""The generator of pseudo-images that the papers share, and one that is told the class."""
 
 import torch
 import torch.nn.functional as F

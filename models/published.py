@@ -1,4 +1,4 @@
-"""The names that the five papers' code gives to the tensors of its networks, and ours for them."""
+"""The names that the papers' code gives to the tensors of its networks, and ours for them."""
 
 import re
 

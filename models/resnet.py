@@ -1,4 +1,4 @@
-"""ResNets for small images: 3x3 stem, no max-pool, adaptive average pool (the zoo of the five papers).
+"""ResNets for small images: 3x3 stem, no max-pool, adaptive average pool (the zoo of the papers).
 
 Two families share a name: in the few-shot papers' code no ReLU follows the stem and weights are drawn by He's rule; in
 Fast-Datafree's (`standard`) a ReLU follows it and weights are drawn as PyTorch draws them.
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Backbone):
-    """Stem, four stages of `depths` blocks with `widths` channels, global average, head."""
+    """Stem, a stage of that many blocks for each of `depths`, with `widths` channels, global average, head."""
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ ABOUT = (  # dicts in which files say such things
     "hyper_parameters", "datamodule_hyper_parameters", "hparams", "meta", "dataset_meta", "config", "args", "model_args",
 )  # fmt: skip
 AVERAGE = re.compile(r"ema|shadow|swa|averag", re.IGNORECASE)  # how keys of running averages are called
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
 DEPTH = 3  # of dicts in which weights and words are looked for
 
 
@@ -223,6 +224,3 @@ def _without_prefixes(state: State) -> State:
         if prefix is None:
             return state
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-
-
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others

@@ -19,12 +19,12 @@ from mutations import mutated
 import main
 import pretrain
 from methods.runs import page
+from methods.runs.run_log import RunLog
 from methods.teachers import __main__ as teachers_command
 from methods.teachers.manifest import read_manifest
 from utils import checkpoint, cli
 from utils.errors import UserError
 from utils.files import locked
-from utils.run_log import RunLog
 
 Flags = Callable[..., list[str]]
 

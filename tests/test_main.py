@@ -21,11 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 import pretrain
 from methods import METHODS, get_method, methods_of
+from methods.runs.run_log import RunLog, read_metrics
 from methods.runs.training import Training
 from utils import checkpoint, cli
 from utils.errors import UserError
 from utils.images import shown_in_rows
-from utils.run_log import RunLog, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = pd.read_csv(ROOT / "tests" / "commands.tsv", sep="\t").command.tolist()

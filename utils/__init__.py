@@ -1,1 +1,1 @@
-"""Tools that know nothing of this project: files, seeds, logs, numbers, pictures, the command line."""
+"""Tools that know nothing of this project: files, seeds, numbers, pictures, the command line."""

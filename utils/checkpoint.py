@@ -18,6 +18,12 @@ from safetensors.torch import load_file, save_file
 from utils.errors import UserError
 from utils.files import atomic_path
 
+SIGNS = {  # of files that are taken for checkpoints
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"\x89HDF": "in the format HDF5 (Keras?): only networks of PyTorch and ONNX can be teachers",
+    b"\x08": "not PyTorch's, but looks like ONNX: list it with the arch onnx",
+}
+
 
 def save(value: Any, path: str | Path) -> None:
     """Save `value` (tensors, numbers, strings, lists, dicts) to `path`; equal values give equal files.
@@ -87,13 +93,6 @@ def _what_else(path: Path) -> str:
             if safe and any(name.endswith("data.pkl") for name in names):
                 return "in PyTorch's format: call it .pth"
     return "" if safe else next((what for start, what in SIGNS.items() if head.startswith(start)), "")
-
-
-SIGNS = {  # of files that are taken for checkpoints
-    b"\x1f\x8b": "compressed by gzip: unpack it",
-    b"\x89HDF": "in the format HDF5 (Keras?): only networks of PyTorch and ONNX can be teachers",
-    b"\x08": "not PyTorch's, but looks like ONNX: list it with the arch onnx",
-}
 
 
 def _check_sums(path: Path) -> None:

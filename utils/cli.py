@@ -5,7 +5,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -35,7 +35,8 @@ class _HelpAll(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes flags unabbreviated and raises `UserError` instead of leaving the program.
+    """An argument parser that takes flags unabbreviated, spelled with hyphens or underscores, and raises `UserError` instead
+    of leaving the program.
 
     first: names of the flags that --help shows, beside a whole `group`; --help_all then shows all.
     """
@@ -67,7 +68,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does; without `args`, what was typed."""
+        return super().parse_known_args(underscored(sys.argv[1:] if args is None else args), namespace)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
         """As argparse does, with a question about what was meant by what nobody knows."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -80,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown: {' '.join(unknown)}{meant(flag, flags_of(self))}")
 
 
-def underscored(argv: Sequence[str]) -> list[str]:
+def underscored(argv: Iterable[str]) -> list[str]:
     """Spell every flag with underscores: `--batch-size` and `--batch_size` are the same flag."""
     spelled = []
     for token in argv:

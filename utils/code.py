@@ -8,6 +8,11 @@ from types import ModuleType
 from typing import Any
 
 
+def is_code(name: str) -> bool:
+    """Whether a name is `module:function` or `file.py:function` of the user's own, which choosing it would execute."""
+    return ":" in name
+
+
 def import_function(place: str) -> Any:
     """The function that `module:function` or `file.py:function` names; what lies beside the file can be imported by it."""
     module_name, _, function_name = place.rpartition(":")

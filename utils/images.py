@@ -20,6 +20,11 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.get_default_dtype()).div_(255.0)
 
 
+def as_many(count: int, size: int) -> int:
+    """How many images of `size` pixels a side take at most the memory of `count` with 84: from 1 to `count`."""
+    return max(1, min(count, count * 84**2 // size**2))
+
+
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float in [0, 1] to uint8, rounded; values outside are clipped."""
     return (images.detach() * 255.0).round_().clamp_(0, 255).to(torch.uint8)

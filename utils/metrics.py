@@ -35,9 +35,6 @@ class Score:
         """The paired difference over the same episodes; one beats the other when its interval excludes 0."""
         return Score([a - b for a, b in zip(self.values, other.values, strict=True)])
 
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
-
 
 ROUNDING = 1e-6  # by which accuracies of the same hits differ when they are added up in another order
 

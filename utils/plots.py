@@ -22,6 +22,12 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def save_figure(figure: "Figure", target: Path) -> None:
+    """Write a figure as a picture, whole or not at all."""
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
 def draw_matrix(
     matrix: Sequence[Sequence[float]], groups: Sequence[int], labels: Sequence[str], title: str, target: Path
 ) -> None:
@@ -36,8 +42,7 @@ def draw_matrix(
     axes.set(title=title, xticks=[])
     axes.set_yticks(range(len(labels)), labels, fontsize=6)
     figure.colorbar(image)
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, target)
 
 
 def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], classes: Sequence[int], target: Path) -> None:
@@ -52,8 +57,7 @@ def draw_embedding(places: Sequence[Sequence[float]], kinds: Sequence[str], clas
         axes.scatter([], [], c="grey", marker=marker, label=kind)
     axes.set(xticks=[], yticks=[], title="the teacher's features; colour: the class it names")
     axes.legend()
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, target)
 
 
 def draw_validations(
@@ -85,8 +89,7 @@ def draw_curve(lines: Sequence[Mapping[str, float]], title: str, target: Path) -
     draw_validations(axes, validations, "seconds", "")
     axes.set(xlabel="minutes", ylabel="accuracy in %", title=title)
     axes.grid(alpha=0.3)
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, target)
 
 
 @dataclass(frozen=True)
@@ -129,5 +132,4 @@ def draw_scores(
     left, right = axes.get_xlim()
     axes.set_xlim(left, right + 0.35 * (right - left))  # room for the marks' names
     axes.grid(axis="x", alpha=0.3)
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, target)

@@ -17,10 +17,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generator(seed: int, *names: object, device: str | torch.device = "cpu") -> torch.Generator:
+def generator(seed: int, *names: object) -> torch.Generator:
     """A generator whose stream depends on `seed` and `names` only, never on what was drawn before."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @contextmanager

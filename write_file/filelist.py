@@ -1,6 +1,5 @@
 """What the scripts of this folder share: finding images, checking them, writing lists, comparing the counts."""
 
-import argparse
 import itertools
 import shutil
 import tarfile
@@ -13,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.image_files import class_folders, decode
-from datasets.registry import SPLITS, DatasetSpec, get_spec
+from datasets.registry import DATA_ROOT, SPLITS, DatasetSpec, get_spec
 from datasets.split import csv_path, list_of
-from utils.cli import exit_with_message
+from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
 from utils.names import check_different_classes, check_same_classes
@@ -70,9 +69,10 @@ def fetch_cifar(
             shutil.move(Path(temporary) / split, folder / split)
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of all image sets")
+def make_parser(script: str, description: str | None) -> cli.Parser:
+    """The parser of `write_file/<script>.py` with the flag that all of them have."""
+    parser = cli.Parser(f"write_file/{script}.py", description=description)
+    parser.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of all image sets")
     return parser
 
 
@@ -80,18 +80,14 @@ def run_script(
     name: str, collect: Callable[[DatasetSpec, Path], Mapping[str, ClassFiles]], data_root: Path, task: str = "few_shot"
 ) -> None:
     """Collect the splits of set `name`, check every image, write their lists, and print the counts."""
-
-    def work() -> None:
-        spec = get_spec(name, task)
-        splits = collect(spec, data_root)
-        check_classes(spec, splits)
-        for split, classes in splits.items():
-            check(classes, f"{spec.folder}/{split}")
-        for split, classes in splits.items():
-            write_list(spec, split, classes, data_root)
-        print_counts(spec, splits)
-
-    exit_with_message(work)
+    spec = get_spec(name, task)
+    splits = collect(spec, data_root)
+    check_classes(spec, splits)
+    for split, classes in splits.items():
+        check(classes, f"{spec.folder}/{split}")
+    for split, classes in splits.items():
+        write_list(spec, split, classes, data_root)
+    print_counts(spec, splits)
 
 
 def split_folders(folder: Path) -> dict[str, ClassFiles]:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from datasets.image_files import class_folders
 from datasets.registry import DatasetSpec
+from utils import cli
 from write_file.filelist import ClassFiles, make_parser, run_script, unpack
 
 ARCHIVE = "CUB_200_2011.tgz"
@@ -31,9 +32,9 @@ def collect(spec: DatasetSpec, data_root: Path) -> dict[str, ClassFiles]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(__doc__).parse_args(argv)
+    args = make_parser("write_CUB_filelist", __doc__).parse_args(argv)
     run_script("cub", collect, args.data_root)
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

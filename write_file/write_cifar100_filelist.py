@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 from datasets.registry import SPLITS, DatasetSpec
+from utils import cli
 from write_file.filelist import ClassFiles, fetch_cifar, make_parser, run_script, split_folders
 
 # The official split; every class that is in neither list is in meta_train.
@@ -27,7 +28,7 @@ def split_of(label: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(__doc__)
+    parser = make_parser("write_cifar100_filelist", __doc__)
     parser.add_argument("--download", action="store_true", help="make the image tree from the ordinary CIFAR-100 files")
     args = parser.parse_args(argv)
 
@@ -42,4 +43,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

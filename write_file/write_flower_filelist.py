@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import scipy.io
 
 from datasets.registry import DatasetSpec
+from utils import cli
 from utils.errors import UserError, in_words
 from write_file.filelist import ClassFiles, make_parser, run_script, unpack
 
@@ -52,9 +53,9 @@ def collect(spec: DatasetSpec, data_root: Path) -> dict[str, ClassFiles]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(__doc__).parse_args(argv)
+    args = make_parser("write_flower_filelist", __doc__).parse_args(argv)
     run_script("flower", collect, args.data_root)
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

@@ -111,7 +111,7 @@ def make(folder: Path, images: int, seed: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(__doc__)
+    parser = make_parser("write_glyphs_filelist", __doc__)
     parser.add_argument("--images", type=cli.count, default=200, help="images of a letter (splits that exist are kept)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of all that varies")
     args = parser.parse_args(argv)
@@ -124,4 +124,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

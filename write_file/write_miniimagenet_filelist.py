@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 from datasets.registry import DatasetSpec
+from utils import cli
 from utils.errors import UserError
 from utils.files import path_below, read_csv
 from utils.names import tidy_class
@@ -41,9 +42,9 @@ def collect(spec: DatasetSpec, data_root: Path) -> dict[str, ClassFiles]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser(__doc__).parse_args(argv)
+    args = make_parser("write_miniimagenet_filelist", __doc__).parse_args(argv)
     run_script("miniimagenet", collect, args.data_root)
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

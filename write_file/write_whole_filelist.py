@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from datasets.image_files import class_folders
 from datasets.registry import WHOLE_SPECS, DatasetSpec, get_spec
+from utils import cli
 from utils.errors import UserError
 from write_file.filelist import ClassFiles, fetch_cifar, make_parser, run_script, split_folders
 
@@ -32,7 +33,7 @@ def from_few_shot(data_root: Path) -> dict[str, ClassFiles]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(__doc__)
+    parser = make_parser("write_whole_filelist", __doc__)
     parser.add_argument("--dataset", required=True, choices=tuple(WHOLE_SPECS), help="which set")
     parser.add_argument("--download", action="store_true", help="make the image tree from the ordinary CIFAR files")
     parser.add_argument("--from_few_shot", action="store_true", help="cifar100 from CIFAR-FS's images")
@@ -54,4 +55,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.exit_with_message(main)

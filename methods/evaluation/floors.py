@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.evaluation.exams import Exam, Indices, examine
+from methods.evaluation.yardsticks import ANSWERS_ALONE, ONE_TEACHER, PIXELS, RANDOM, RANDOM_READ, all_teachers
 from methods.metalearners.base import Metalearner
 from methods.metalearners.learner import Learner
 from methods.metalearners.protonet import ProtoNet
@@ -21,8 +22,6 @@ from utils.images import to_float
 from utils.kept import Kept
 from utils.metrics import Score
 from utils.progress import Progress
-
-RANDOM, RANDOM_READ = "random learner, adapted", "random learner, read the same way"
 
 
 @torch.no_grad()
@@ -114,7 +113,7 @@ def floors(
 
         def compute(exam: Exam = exam) -> dict[str, list[float]]:
             untrained = Learner(learner.spec, pool.device)
-            scores = {"raw pixels, nearest class mean": pixel_floor(exam, pool.device)}
+            scores = {PIXELS: pixel_floor(exam, pool.device)}
             scores[RANDOM] = examine(untrained, metalearner, exam, steps)
             if isinstance(metalearner, ProtoNet) and list(words) != ["plain"]:
                 untrained.readout = metalearner.fit_readout(words, untrained, mirrors)
@@ -132,8 +131,8 @@ def _frozen(exam: Exam, pool: TeacherPool, inside: bool) -> dict[str, Score]:
     if not len(pool) or pool.servers:  # servers are asked for what a run learns, not for a yardstick
         return {}
     distances = teacher_distances(pool, exam, "features" if inside else "answers")
-    how = "" if inside else ", answers alone"
+    how = "" if inside else ANSWERS_ALONE
     return {
-        f"one frozen teacher (mean){how}": ensemble_score(distances, 1),
-        f"all {len(pool)} frozen teachers{how}": ensemble_score(distances, len(pool)),
+        ONE_TEACHER + how: ensemble_score(distances, 1),
+        all_teachers(len(pool)) + how: ensemble_score(distances, len(pool)),
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from datasets.registry import SPECS, DatasetSpec, get_spec
 from datasets.split import ImageSplit, csv_path, load_split
 from methods.inversion.pseudo_batch import PseudoBatch
+from methods.teachers.manifest import class_of
 from methods.teachers.pool import TeacherPool
 from methods.teachers.pretraining import Recipe, train_teacher
 from models import create_model
@@ -19,14 +20,16 @@ from utils.images import Grid, channels_last, normalise, resize, to_uint8
 from utils.names import shown
 from utils.progress import Progress
 
+JUDGE_SEED = 1  # the same judge for every run
 
-def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8, seed_value: int = 1) -> Backbone:
+
+def train_judge(split: ImageSplit, spec: DatasetSpec, device: torch.device, epochs: int = 8) -> Backbone:
     """A conv4 over all classes of the real split; no inversion ever sees it."""
     network = create_model("conv4", len(split.class_names), split.images.shape[-1]).to(device)
     images, labels = split.images.to(device), split.labels.to(device)
-    order = torch.randperm(len(images), generator=seed.generator(seed_value, "judge")).to(device)
+    order = torch.randperm(len(images), generator=seed.generator(JUDGE_SEED, "judge")).to(device)
     train, held_out = order[len(order) // 10 :], order[: len(order) // 10]
-    stream = seed.generator(seed_value, "judge", "batches")
+    stream = seed.generator(JUDGE_SEED, "judge", "batches")
     with Progress(total=epochs, desc="judge on real images", unit="epoch", leave=False) as progress:
         data, others = ((images[part], labels[part]) for part in (train, held_out))
         state, _ = train_teacher(network, "conv4", data, others, spec, Recipe(epochs=epochs), stream, progress)
@@ -76,7 +79,7 @@ def judge(
     hits, tiles, shows = [], [], []
     for row, batch in zip(rows, batches, strict=True):
         split = splits[row.dataset]
-        labels = [pool.class_names[class_id].split("/", 1)[1] for class_id in batch.class_ids]
+        labels = [class_of(pool.class_names[class_id]) for class_id in batch.class_ids]
         if strange := [label for label in labels if label not in split.class_names]:
             raise UserError(f"--judge: {row.path} knows {shown(strange)}, of which {row.dataset} has no images")
         classes = [split.class_names.index(label) for label in labels]

@@ -25,6 +25,12 @@ LAST_RATE = 2e-4
 SHORT: dict[str, Any] = {"epochs": 20, "ep_steps": 40, "batch_size": 64}
 
 
+# Flags of generation that not every method has -> what they are where they are not typed
+OPTIONAL: dict[str, Any] = {
+    "T": 1.0, "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3, "bn_mmt": 0.0, "reset_l0": 0, "reset_bn": 0, "is_maml": 1,
+}  # fmt: skip
+
+
 class DataFreeDistillation(WholeClassMethod):
     """Epochs of `ep_steps` student steps, `kd_steps` of them after each call of `synthesize`.
 
@@ -53,7 +59,7 @@ class DataFreeDistillation(WholeClassMethod):
         self.weights = weights_of(args)
         if args.bn and not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in self.teacher.network.modules()):
             raise UserError(f"--bn {args.bn:g}: {args.teacher} has no batch normalisation to compare with; use --bn 0")
-        unread = [name for name in OPTIONAL if name not in self.READS and getattr(args, name) not in (OPTIONAL[name], 0)]
+        unread = [name for name in OPTIONAL if name not in self.READS and getattr(args, name) != OPTIONAL[name]]
         if unread:
             print(f"note: --method {args.method} has no {', '.join(unread)}: what was typed has no effect", file=sys.stderr)
 
@@ -133,12 +139,6 @@ class PooledDistillation(DataFreeDistillation):
         return {"synthetic": Grid(self.images.newest(64), 8)}
 
 
-# Flags of generation that not every method has -> what they are where they are not typed
-OPTIONAL: dict[str, Any] = {
-    "T": 1.0, "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3, "bn_mmt": 0.0, "reset_l0": 0, "reset_bn": 0, "is_maml": 1,
-}  # fmt: skip
-
-
 def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     """What the papers' scripts type for every method alike."""
     group.add_argument("--T", type=cli.rate, default=OPTIONAL["T"], help="temperature of the divergence from the teacher")
@@ -166,7 +166,7 @@ def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     )
     for name, text in (
         ("reset_l0", "draw the generator's linear layer and first normalisation anew, once (call 120 after warm-up)"),
-        ("reset_bn", "the same for all its normalisations' scales and shifts"),
+        ("reset_bn", "draw the scales and shifts of all its normalisations anew, at that call"),
         ("is_maml", "1: FOMAML, 0: Reptile"),
     ):
         group.add_argument(f"--{name}", type=int, choices=(0, 1), default=OPTIONAL[name], help=text)

@@ -10,7 +10,7 @@ import torch
 
 from datasets.episodes import Episodes, EpisodeShape
 from datasets.own import get_domains, is_own
-from datasets.registry import HALF, SPLITS, DatasetSpec
+from datasets.registry import DATA_ROOT, HALF, SPLITS, DatasetSpec
 from datasets.split import csv_path
 from methods import short_name
 from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
@@ -49,7 +49,7 @@ class FewShotMethod(Method):
     TASK = "few_shot"
     NEEDS_TEACHERS: ClassVar[bool] = True
     COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
-    SUMS_EPISODES: ClassVar[bool] = False  # whether the outer Adam also sees other gradients, beside a sum over episodes
+    SUMS_EPISODES: ClassVar[bool] = False  # whether the outer loss is the sum over episodes (see OuterStep)
     memory: MemoryBank  # of the methods whose STATE has it
 
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: LearnerSpec) -> None:
@@ -87,6 +87,8 @@ class FewShotExperiment:
 
     Raises `UserError`, before any work is done, for whatever is missing, with the commands that make it.
     """
+
+    EARLIER: ClassVar[dict[str, Any]] = {"readout": ["plain"]}  # what runs did before there was the flag
 
     def __init__(self, method_class: type[FewShotMethod], args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device = args, device
@@ -132,8 +134,6 @@ class FewShotExperiment:
             print(f"note: teachers know {number}: scores are not on new classes alone", file=sys.stderr)
         return known
 
-    EARLIER: ClassVar[dict[str, Any]] = {"readout": ["plain"]}  # what runs did before there was the flag
-
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser, method_class: type[FewShotMethod]) -> None:
         """The flags that all few-shot methods share."""
@@ -153,7 +153,7 @@ class FewShotExperiment:
                 "--pretrain trains the teachers and stops, which python pretrain.py does, too: leave out --dry_run and --seeds"
             )
         if args.pretrain and args.teachers:
-            raise UserError("--pretrain trains teachers and --teachers names some that are there: leave one away")
+            raise UserError("--pretrain trains teachers and --teachers names some that are there: leave one of them out")
         if args.dataset is None and not args.teachers:
             args.dataset = "cifar100"
         for name in ("dataset", "testdataset"):
@@ -347,7 +347,7 @@ def learner_spec(args: argparse.Namespace, domains: list[DatasetSpec], rows: lis
 def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
     """What must be done before this command line can run, in order, with the commands."""
     steps = []
-    elsewhere = "" if args.data_root == Path("DFL2Ldata") else f" --data_root {args.data_root}"
+    elsewhere = "" if args.data_root == DATA_ROOT else f" --data_root {args.data_root}"
     names = dict.fromkeys(name for name in (args.dataset, args.testdataset) if name)
     for domain in dict.fromkeys(spec for name in names for spec in get_domains(name, args.data_root)):
         if domain.root is None and not all(csv_path(domain, split, args.data_root).is_file() for split in SPLITS):

@@ -24,7 +24,7 @@ def add_teacher_batch_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def add_augment_flag(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--augment", action="store_true", help="crop and mirror pseudo-images in replay, too")
+    group.add_argument("--augment", action="store_true", help="crop and mirror pseudo-images in meta-training, too")
 
 
 def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = False) -> None:

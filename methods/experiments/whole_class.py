@@ -85,6 +85,8 @@ class WholeClassExperiment:
     Raises `UserError`, before any work is done, for whatever is missing, with the commands that make it.
     """
 
+    EARLIER: ClassVar[dict[str, Any]] = {}  # what runs did before there was a flag
+
     def __init__(self, method_class: type[WholeClassMethod], args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device = args, device
         dataset = get_spec(args.dataset, WholeClassMethod.TASK)
@@ -95,15 +97,13 @@ class WholeClassExperiment:
         self.teachers = TeacherPool([], device)
         if method_class.NEEDS_TEACHER:
             if args.pretrained and args.teacher_ckpt:
-                raise UserError("--pretrained and --teacher_ckpt both say where the teacher's weights are: leave one away")
+                raise UserError("--pretrained and --teacher_ckpt both say where the teacher's weights are: leave one out")
             path = args.teacher_ckpt or (None if args.pretrained else default_path(args.dataset, args.teacher))
             teacher = load_classifier(args.teacher, path, dataset, names, size, device, self.spec.named)
             self.teachers = TeacherPool.of([teacher], dataset.name)
         if args.embed_plot and (self.test is None or not method_class.NEEDS_TEACHER):
             raise UserError("--embed_plot needs a teacher and test images to set beside the synthetic ones")
         self.method = method_class(args, self.teachers, self.spec)
-
-    EARLIER: ClassVar[dict[str, Any]] = {}  # what runs did before there was a flag
 
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser, method_class: type[WholeClassMethod]) -> None:
@@ -115,7 +115,7 @@ class WholeClassExperiment:
         """Fill what depends on other flags; raise `UserError` for values that contradict each other."""
         if args.save_dir:
             if args.run_name:
-                raise UserError("--save_dir and --run_name both name the run directory: leave one away")
+                raise UserError("--save_dir and --run_name both name the run directory: leave one of them out")
             args.out, args.run_name = args.save_dir.parent, args.save_dir.name
         method_class.finish_args(args)
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from datasets.registry import DATA_ROOT
 from methods.teachers.pool import add_allow_code_flag
 from models import BACKBONES
 from utils import cli
@@ -13,11 +14,11 @@ def add_whole_class_flags(parser: argparse.ArgumentParser) -> None:
     networks = f"{', '.join(BACKBONES)}, torchvision/NAME or timm/NAME"
     group = parser.add_argument_group("set and networks")
     group.add_argument("--dataset", default="cifar100", help="cifar10, cifar100 (whole sets) or imagenet")
-    group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets")
+    group.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets")
     group.add_argument("--image_size", type=cli.count, help="images' height and width (default: the set's own)")
     group.add_argument("--num_classes", type=cli.count, help="the teacher's classes, where there are no test images")
-    group.add_argument("--teacher", default="wrn40_2", help=networks)
-    group.add_argument("--student", "--model", dest="student", default="wrn16_1", help="the same")
+    group.add_argument("--teacher", default="wrn40_2", help=f"the teacher's architecture: {networks}")
+    group.add_argument("--student", "--model", dest="student", default="wrn16_1", help="the student's, named alike")
     group.add_argument(
         "--teacher_ckpt", type=Path, help="the teacher's file (default: checkpoints/pretrained/<set>_<arch>.pth)"
     )

@@ -26,6 +26,9 @@ TOGETHER = 20  # teachers, as many as a published iteration has at most
 Loss = Callable[[Any, Tensor, Tensor], Tensor]  # (teacher, images in [0, 1], labels) -> what a step descends on
 
 
+Descended = tuple[Tensor, Tensor, list[Tensor]]  # images and loss of the best step, gradient
+
+
 @dataclass(frozen=True)
 class Descent:
     """How to descend. `gradient_of` says what `Recovered.gradient` is: that of the "last" step, the "sum" over the steps,
@@ -86,6 +89,7 @@ def invert_one(
 
 
 def mean_loss(recovered: Sequence[Recovered]) -> float:
+    """The mean over teachers of the loss of the images that were kept."""
     return float(torch.stack([one.loss for one in recovered]).mean())
 
 
@@ -130,9 +134,6 @@ def _invert(
             teachers, descend_together(generators, latents, losses_of, descent), strict=True
         )
     ]
-
-
-Descended = tuple[Tensor, Tensor, list[Tensor]]  # images and loss of the best step, gradient
 
 
 def descend(
@@ -227,6 +228,7 @@ def add_descent_flags(group: argparse._ArgumentGroup, latents: bool = True) -> N
 
 
 def descent_of(args: argparse.Namespace, gradient_of: str = "last", together: int = 1) -> Descent:
+    """The descent that the flags of `add_descent_flags` and `add_precision_flag` ask for; latents move at --zlr, or --Glr."""
     lr_latent = args.Glr if args.zlr is None else args.zlr
     return Descent(args.inversion_steps, args.Glr, lr_latent, gradient_of, args.precision, together)
 

@@ -60,6 +60,7 @@ class Contrast:
         return torch.cat(means, 1)
 
     def project(self, described: Tensor) -> Tensor:
+        """Unit vectors (B, D) of described images (B, channels of all layers), between which cosines are taken."""
         return F.normalize(self.head(described))
 
     def loss(self, images: Tensor, shifted: Tensor) -> Tensor:

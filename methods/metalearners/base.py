@@ -123,8 +123,7 @@ class Metalearner:
             frozen = {name: value.detach() for name, value in params.items()}
             return self._piece(self, frozen, *tensors, episodes.way, steps, create_graph, of)
         loss, accuracy = self.outer_loss(params, episodes, steps, create_graph)
-        found = torch.autograd.grad(loss.sum() / of, list(params.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(params, found, strict=True)), loss.detach(), accuracy
+        return gradient_at(params, loss.sum() / of), loss.detach(), accuracy
 
     def _mapped_gradient(
         self,
@@ -169,6 +168,7 @@ class Metalearner:
         return results
 
     def call(self, params: Params, x: Tensor) -> Tensor:
+        """Logits (B, way) of x (B, C, H, W) under `params`."""
         return functional_call(self.network, dict(params), (x,))
 
     def features(self, params: Params, x: Tensor) -> Tensor:
@@ -224,6 +224,12 @@ class _Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network.features(x)
+
+
+def gradient_at(params: Params, loss: Tensor) -> dict[str, Tensor]:
+    """The gradient of a scalar with respect to each of `params`: zeros for those on which it does not depend."""
+    found = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(params, found, strict=True))
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:

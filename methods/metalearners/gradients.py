@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from datasets.episodes import Episodes
-from methods.metalearners.base import Metalearner, Params
+from methods.metalearners.base import Metalearner, Params, gradient_at
 from utils import distributed
 
 
@@ -50,8 +50,7 @@ def aligned_gradient(
     def gradient_of(loss: Callable[[Params], Tensor], where: Params) -> tuple[dict[str, Tensor], Tensor]:
         leaves = {name: value.detach().requires_grad_() for name, value in where.items()}
         value = loss(leaves)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(leaves, found, strict=True)), value.detach()
+        return gradient_at(leaves, value), value.detach()
 
     def mean_of(gradients: Sequence[Params]) -> dict[str, Tensor]:
         return {name: torch.stack([gradient[name] for gradient in gradients]).mean(0) for name in params}

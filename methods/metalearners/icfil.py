@@ -16,7 +16,7 @@ from torch import Tensor
 
 from methods.inversion.bn_statistics import distance, record_statistics
 from methods.inversion.terms import total_variation
-from methods.metalearners.base import Metalearner, Params
+from methods.metalearners.base import Metalearner, Params, gradient_at
 from methods.metalearners.readout import Readout
 from models.norm import BatchStatsNorm2d
 from utils import cli, seed
@@ -66,6 +66,7 @@ def add_icfil_flags(group: _ArgumentGroup) -> None:
 
 
 def icfil_settings(args: Namespace) -> IcfilSettings:
+    """The settings that the flags ask for."""
     return IcfilSettings(args.icfil_images, args.icfil_steps, args.icfil_lr, args.icfil_calibration, args.icfil_tau)
 
 
@@ -120,9 +121,6 @@ class ICFIL(Metalearner):
             fast = {name: value.detach().requires_grad_() for name, value in fast.items()}
             loss = supervised_contrastive(self.features(fast, images), image_labels, self.settings.temperature)
             loss = loss + F.cross_entropy(self.inner.classify(fast, support, labels, images, way), image_labels)
-            gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True, materialize_grads=True)
-            fast = {
-                name: value.detach() - self.inner_lr * gradient
-                for (name, value), gradient in zip(fast.items(), gradients, strict=True)
-            }
+            gradient = gradient_at(fast, loss)
+            fast = {name: value.detach() - self.inner_lr * gradient[name] for name, value in fast.items()}
         return fast

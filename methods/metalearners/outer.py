@@ -15,8 +15,8 @@ from methods.metalearners.learner import Learner
 class OuterStep:
     """Moves the learner's parameters by Adam(`lr`); `inner_steps` of the metalearner in each episode.
 
-    sums: the outer loss is the sum over a batch's episodes, as in the papers' code, and not their mean. Adam makes the same
-    of both, but where it also sees the gradient of another loss.
+    sums: the outer loss is the sum over a batch's episodes, as in the papers' code, and not their mean. Adam ignores
+    such a factor, unless gradients of another loss pass through the same optimizer, too (TGR, BiDf-MKD).
     """
 
     def __init__(

@@ -5,19 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS, get_method, is_code, spelled
+from methods import METHODS, get_method, spelled
 from methods.experiments.few_shot import FewShotExperiment, FewShotMethod
 from methods.experiments.method import Method
 from methods.experiments.settings import settings_for
 from methods.experiments.whole_class import WholeClassExperiment
 from methods.runs.config import chosen, read_config
+from methods.runs.run_log import RunLog
 from methods.teachers.manifest import as_place, is_own_code
 from utils import cli
+from utils.code import is_code
 from utils.errors import UserError
 from utils.names import meant
-from utils.run_log import RunLog
 
-EXPERIMENTS: dict[str, type[FewShotExperiment] | type[WholeClassExperiment]] = {  # by task
+Experiment = FewShotExperiment | WholeClassExperiment
+EXPERIMENTS: dict[str, type[Experiment]] = {  # by task
     "few_shot": FewShotExperiment,
     "classification": WholeClassExperiment,
 }
@@ -31,7 +33,7 @@ HELP = {"-h", "--help", "--help_all"}
 ABOUT = "Meta-train a learner, or distil a student, without data: `python main.py --method free --dataset cifar100`."
 
 
-def experiment_of(method_class: type[Method]) -> type[FewShotExperiment] | type[WholeClassExperiment]:
+def experiment_of(method_class: type[Method]) -> type[Experiment]:
     """What wires and runs a method of that task."""
     return EXPERIMENTS[method_class.TASK]
 

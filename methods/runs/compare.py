@@ -3,24 +3,21 @@
 python -m methods.runs.compare runs/free runs/chorus --out side_by_side.png
 """
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from methods.evaluation.yardsticks import ONE_TEACHER, is_all_teachers, is_random
 from methods.runs.scores import Run, in_terminal, read_run
 from utils import cli
 from utils.errors import UserError
 from utils.plots import Line, draw_scores
-
-ONE, ALL = "one frozen teacher", "all "  # how the labels of these floors begin
 
 
 def verdict(run: Run) -> str:
     """What a run's score means beside one frozen teacher and all of them, where it has these floors."""
     name, said = run.name, []
     for label, by_set in run.result["yardsticks"].items():
-        if label.startswith((ONE, ALL)):
+        if label.startswith(ONE_TEACHER) or is_all_teachers(label):
             for image_set, numbers in by_set.items():
                 where = f" on {image_set}" if len(by_set) > 1 else ""
                 if "above" in numbers:
@@ -49,7 +46,7 @@ def lines_of(runs: Sequence[Run]) -> tuple[list[Line], list[Line]]:
     for run in runs:
         scores += [line_of(run.name, name, numbers) for name, numbers in run.result["accuracy"].items()]
         for label, by_set in run.result["yardsticks"].items():
-            if not label.startswith("random learner"):  # it depends on how a run's learner is adapted
+            if not is_random(label):  # it depends on how a run's learner is adapted
                 for name, numbers in by_set.items():
                     line = line_of(label, name, numbers)
                     marks.setdefault(line.label, line)
@@ -60,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("python -m methods.runs.compare", description="A few runs side by side.")
     parser.add_argument("runs", type=Path, nargs="+", help="finished run directories of one setting")
     parser.add_argument("--out", type=Path, default=Path("side_by_side.png"), help="the picture")
-    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     runs = [read_run(folder) for folder in args.runs]
     for run in runs:
         if not run.result.get("evaluated") or "way" not in run.result:

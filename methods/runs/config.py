@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from methods.runs.run_log import RunLog
 from utils import cli
 from utils.errors import UserError
 from utils.names import meant
-from utils.run_log import RunLog
 
 NAME = "config.yaml"
 HEADER = "# The flags of this run: python main.py --config {name} repeats it. What is typed besides takes precedence.\n"

@@ -12,28 +12,25 @@ import torch
 
 from methods.evaluation.floors import floors
 from methods.evaluation.judge import judge
+from methods.evaluation.yardsticks import CEILINGS, WORTH, is_ceiling
 from methods.experiments.few_shot import FewShotExperiment
 from methods.runs.arguments import build_parser
 from methods.runs.config import OF_ONE_RUN, changed
-from methods.runs.scores import WORTH, below
+from methods.runs.run_log import RunLog, read_metrics
+from methods.runs.scores import below
 from utils import checkpoint, cli, seed, tables
 from utils.metrics import Score
 from utils.plots import draw_curve
-from utils.run_log import RunLog, read_metrics
 
 TEACHERS_JUDGED = 3
-CEILINGS = {  # methods that see real images: what they are called beside others, and what the other must share
-    "real": ("real data (ceiling)", ("backbone", "metalearner", "batch_statistics", "readout", "test_inner_steps")),
-    "real_classifier": ("one classifier of all real classes (ceiling)", ("backbone",)),
-}
 
 
-def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, name: str = "result") -> dict[str, float]:
+def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, again: bool = False) -> dict[str, float]:
     """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result.
 
-    Returns the mean of each score.
+    `again`, for --evaluate, writes evaluate-<way>w<shot>s.json instead of result.json. Returns the mean of each score.
     """
-    args, method, pool = experiment.args, experiment.method, experiment.teachers
+    args, method = experiment.args, experiment.method
     entered = time.perf_counter()
     best = log.folder / "best.pt"
     kept = checkpoint.load(best, experiment.device) if best.is_file() else {}
@@ -43,34 +40,34 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
     each = (time.perf_counter() - begin) / max(1, args.episode_test * len(scores))
     about = _about(experiment)
     yardsticks = _yardsticks(experiment, about)
-    temperature = kept.get("temperature")
-    if method.TRAINS and name == "result" and "temperature" not in kept:
-        temperature = experiment.one_shot_temperature()
-        log.save("best.pt", kept | {"temperature": temperature})
-    elif method.TRAINS and read_anew:  # that temperature is of another read-out
-        temperature = experiment.one_shot_temperature()
-    summary = {"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()
-    content = {
-        "method": args.method,
-        "task": method.TASK,
-        "paper": method.PAPER,
-        **about,
-        "evaluated": bool(scores),
-        "way": args.way_test,
-        "shot": args.shot_test,
-        "query": args.query_test,
-        "teachers": len(pool),
-        "teacher_accuracies": [row.accuracy if math.isfinite(row.accuracy) else None for row in pool.rows],
-        "head": _head_note(experiment),
+    temperature = _temperature(experiment, log, kept, read_anew, again)
+    content = _facts(experiment) | about
+    content |= {
         "seconds_of_an_episode": each,
-        "test_classes_known_to_teachers": experiment.known,
-        "selected_on": args.select_on,
         "selected_at": kept.get("iteration", 0),
-        "image_size": experiment.spec.image_size,
-        **summary,
         "one_shot_temperature": temperature,
         "calibration": experiment.calibration(temperature or 1.0) if scores and method.TRAINS else {},
+        **_scores(scores, yardsticks),
+        **({"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()),
         "seconds": method.clock.seconds | {"total": seconds + time.perf_counter() - entered},
+    }
+    draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
+    if args.judge:
+        content["recognised"] = _judge(experiment, log)
+    if again:
+        where = f"-{content['testdataset']}" if content["testdataset"] else ""
+        content["changed"] = _changed(experiment, log)
+        log.result(content, f"evaluate-{args.way_test}w{args.shot_test}s{where}")
+    else:
+        log.result(content)
+    log.say("\n" + result_table(args, content))
+    return {label: score.mean for label, score in scores.items()}
+
+
+def _scores(scores: Mapping[str, Score], yardsticks: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    """Accuracy by image set, that of the yardsticks with the paired difference, and the accuracy in every episode."""
+    return {
+        "evaluated": bool(scores),
         "accuracy": {name: score.numbers() for name, score in scores.items()},
         "yardsticks": {
             label: {name: score.numbers() | _beside(scores[name], score) for name, score in by_set.items()}
@@ -78,15 +75,22 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, n
         },
         "episodes": {name: list(score.values) for name, score in scores.items()},
     }
-    if name != "result":
-        content["changed"] = _changed(experiment, log)
-    draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
-    if args.judge:
-        content["recognised"] = _judge(experiment, log)
-    where = f"-{content['testdataset']}" if content["testdataset"] else ""
-    log.result(content, name if name == "result" else f"{name}-{args.way_test}w{args.shot_test}s{where}")
-    log.say("\n" + result_table(args, content))
-    return {label: score.mean for label, score in scores.items()}
+
+
+def _temperature(
+    experiment: FewShotExperiment, log: RunLog, kept: dict[str, Any], read_anew: bool, again: bool
+) -> float | None:
+    """The temperature of one-shot answers: that of best.pt, or fitted where it has none yet, or one of another read-out.
+
+    The first is kept in best.pt. None for what is not trained.
+    """
+    if not experiment.method.TRAINS:
+        return None
+    if not again and "temperature" not in kept:
+        found = experiment.one_shot_temperature()
+        log.save("best.pt", kept | {"temperature": found})
+        return found
+    return experiment.one_shot_temperature() if read_anew else kept.get("temperature")
 
 
 def _changed(experiment: FewShotExperiment, log: RunLog) -> dict[str, Any]:
@@ -94,6 +98,25 @@ def _changed(experiment: FewShotExperiment, log: RunLog) -> dict[str, Any]:
     args = experiment.args
     may = cli.changeable(build_parser(args.method), evaluating=True) - OF_ONE_RUN - cli.MACHINE
     return changed(experiment.EARLIER | RunLog.read_flags(log.folder), args, may)
+
+
+def _facts(experiment: FewShotExperiment) -> dict[str, Any]:
+    """What a result says of its run, whatever the scores are."""
+    args, method, pool = experiment.args, experiment.method, experiment.teachers
+    return {
+        "method": args.method,
+        "task": method.TASK,
+        "paper": method.PAPER,
+        "way": args.way_test,
+        "shot": args.shot_test,
+        "query": args.query_test,
+        "teachers": len(pool),
+        "teacher_accuracies": [row.accuracy if math.isfinite(row.accuracy) else None for row in pool.rows],
+        "head": _head_note(experiment),
+        "test_classes_known_to_teachers": experiment.known,
+        "selected_on": args.select_on,
+        "image_size": experiment.spec.image_size,
+    }
 
 
 def _about(experiment: FewShotExperiment) -> dict[str, Any]:
@@ -158,8 +181,8 @@ def _yardsticks(experiment: FewShotExperiment, about: Mapping[str, Any]) -> dict
     exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
     steps, pool = args.test_inner_steps, experiment.teachers
     read = args.readout, experiment.mirrors
-    below = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, *read)
-    return below | ceilings(args, about)
+    found = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, *read)
+    return found | ceilings(args, about)
 
 
 def ceilings(args: argparse.Namespace, about: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
@@ -191,9 +214,9 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     marks += ["head rebuilt from class means"] if content["head"] != "as trained" else []
     marks += [content["examined"]] if content["examined"] else []
     own = args.method + (f" ({', '.join(marks)})" if marks else "")
-    ceiling = {label: line for label, line in content["yardsticks"].items() if "ceiling" in label}
-    below = {label: line for label, line in content["yardsticks"].items() if label not in ceiling}
-    for label, line in (below | {own: content["accuracy"]} | ceiling).items():
+    above = {label: line for label, line in content["yardsticks"].items() if is_ceiling(label)}
+    others = {label: line for label, line in content["yardsticks"].items() if label not in above}
+    for label, line in (others | {own: content["accuracy"]} | above).items():
         rows.append([label, *[_cell(line.get(name, {})) for name in sets]])
     title = f"{args.way_test}-way {args.shot_test}-shot, {args.episode_test} episodes of meta_test, accuracy in %"
     notes = [f"{name} {tables.duration(value)}" for name, value in content["seconds"].items()]

@@ -6,20 +6,18 @@ What `--evaluate` has scored of a few-shot run is taken, too. A run replaces an 
 seed. Nothing in the page is typed by hand.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from methods.runs.few_shot_result import CEILINGS
+from methods.evaluation.yardsticks import ANSWERS_ALONE, CEILINGS, ITS_TEACHER, is_random
+from methods.runs.run_log import RunLog
 from methods.runs.scores import NO_RESULTS, Run, read_run
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
-from utils.run_log import RunLog
 from utils.tables import duration
 
 PLACES = {f"--{name}" for name in NO_RESULTS - {"config"}}  # of a command, what is not its result's
@@ -191,9 +189,9 @@ def _lines(figures: Sequence[Figure]) -> list[tuple[float, list[str]]]:
     floors: dict[str, Figure] = {}
     for figure in figures:
         for label, scores in figure["yardsticks"].items():
-            own = f" ({', '.join([figure['metalearner'], *_network(figure)])})" if label.startswith("random learner") else ""
-            own += "".join(f", {word}" for word in _named(figure, SAID)) if label.endswith("answers alone") else ""
-            own += f": {figure['networks'][0]}" if label.startswith("its teacher") else ""
+            own = f" ({', '.join([figure['metalearner'], *_network(figure)])})" if is_random(label) else ""
+            own += "".join(f", {word}" for word in _named(figure, SAID)) if label.endswith(ANSWERS_ALONE) else ""
+            own += f": {figure['networks'][0]}" if label.startswith(ITS_TEACHER) else ""
             floors.setdefault(label + own, scores)
     for label, scores in floors.items():
         rows.append((_mean(scores), [f"*{label}*", _interval(scores), "", "", "", "", "", ""]))
@@ -266,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("python -m methods.runs.figures", description="The figures behind the tables of docs/.")
     parser.add_argument("runs", type=Path, nargs="*", help="finished run directories; none: write the page anew")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of figures.json and results.md")
-    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     path = args.docs / "figures.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     figures = merged(before, [one for folder in args.runs for one in figures_of(read_run(folder))])

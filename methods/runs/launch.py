@@ -12,12 +12,13 @@ from methods.runs.arguments import build_parser, experiment_of, parse_typed
 from methods.runs.config import NAME, OF_ONE_RUN, changed, config_of, note_changes
 from methods.runs.few_shot_result import report_learner
 from methods.runs.plan import dry_run, opening
+from methods.runs.run_log import RunLog, SilentLog
+from methods.runs.scores import in_terminal, read_run
 from methods.runs.training import Training
 from methods.runs.whole_class_result import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
 from utils import cli, distributed, seed
 from utils.errors import UserError
-from utils.run_log import RunLog, SilentLog
 
 REPORTS: dict[str, Callable[..., dict[str, float]]] = {"few_shot": report_learner, "classification": report_student}  # by task
 
@@ -36,8 +37,6 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
                 continue
             _launch(one, argv, device)
         if distributed.rank() == 0 and not args.dry_run:
-            from methods.runs.scores import in_terminal, read_run
-
             finished = [run for one in runs if (run := read_run(one.out / one.run_name)).result.get("evaluated")]
             print(in_terminal(finished) if finished else "no run has a score")
 
@@ -81,7 +80,7 @@ def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device)
         return
     if args.evaluate:
         log.check_kept_learner()
-        report(experiment, log, training.seconds, "evaluate")
+        report(experiment, log, training.seconds, again=True)
         return
     with log.alone(), log.stoppable(new=not args.resume):
         if args.resume:

@@ -1,11 +1,9 @@
-"""All runs on one page: `python -m methods.runs.page runs/* --out report.html`.
+"""All runs on one page: `python -m utils.report runs/* --out report.html`.
 
 A self-contained HTML file with the results drawn and as tables, floors and ceilings, curves, recovered images, teachers, times,
 and the settings in which the runs differ; the tables also as report.md, and as numbers in report.csv beside it.
 """
 
-import argparse
-import base64
 import contextlib
 import io
 import math
@@ -19,10 +17,11 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from methods import is_code
+from methods.evaluation.yardsticks import is_random
 from methods.runs.arguments import build_parser
 from methods.runs.scores import NO_RESULTS, Run, Scores, as_numbers, as_table, read_run, side_by_side
 from utils import cli
+from utils.code import is_code
 from utils.errors import UserError
 from utils.files import write_text
 from utils.images import shown_in_rows
@@ -32,7 +31,6 @@ from utils.tables import duration
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
 AXIS = (8.0, 412.0)  # where the axis of a chart begins and ends, in its own unit
 ROW = 36.0  # height of a line of a chart
-MARKED = ("raw pixels", "one frozen teacher", "all ")  # floors that are drawn: how their labels begin
 
 
 def chart(lines: Sequence[Scores], name: str, way: int) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def chart(lines: Sequence[Scores], name: str, way: int) -> dict[str, Any]:
     beside += [
         (line.what, line.numbers[name][0])
         for line in lines
-        if name in line.numbers and (line.kind == "ceiling" or line.what.startswith(MARKED))
+        if name in line.numbers and (line.kind == "ceiling" or (line.kind == "floor" and not is_random(line.what)))
     ]
     ends = [value for _, value in beside]
     ends += [value + sign * spread for line in shown for value, spread in [line.numbers[name]] for sign in (-1, 1)]
@@ -99,8 +97,8 @@ def _in_words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _as_data(content: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _as_data(content: bytes) -> str:
+    return "data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _picture(path: Path) -> dict[str, Any]:
@@ -197,10 +195,10 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser("python -m methods.runs.page", description="All runs on one page.")
+    parser = cli.Parser("python -m utils.report", description="All runs on one page.")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories; what is none is passed over")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page; .md and .csv stand beside it")
-    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     folders = [folder for folder in args.runs if (folder / "args.json").is_file()]
     if not folders:
         raise UserError(f"{args.runs[0]} is no run directory, nor is any other that was named: expected folders of main.py")
@@ -216,7 +214,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     for suffix, content in ((".html", page), (".md", markdown), (".csv", csv)):
         write_text(args.out.with_suffix(suffix), content)
     print(f"{len(runs)} runs: {args.out.with_suffix('.html')}, .md and .csv")
-
-
-if __name__ == "__main__":
-    cli.exit_with_message(main)

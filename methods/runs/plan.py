@@ -4,17 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from methods.experiments.few_shot import FewShotExperiment
-from methods.experiments.whole_class import WholeClassExperiment
+from methods.runs.arguments import Experiment
 from methods.runs.config import OF_ONE_RUN
+from methods.runs.run_log import RunLog, read_metrics
 from utils.errors import UserError
-from utils.run_log import RunLog, read_metrics
 from utils.tables import duration
 
 NO_MATTER = OF_ONE_RUN | {"seed", "data_root"}  # flags that cost no time
-
-
-Experiment = FewShotExperiment | WholeClassExperiment
 
 
 def opening(experiment: Experiment, folder: Path, iteration: int) -> str:

@@ -1,13 +1,11 @@
 """Using a learner: a few labelled images of new classes in, classes of further images out.
 
-    python -m methods.runs.predict --run runs/x --support DIR --query DIR --out predictions.csv
+    python -m methods.predict --run runs/x --support DIR --query DIR --out predictions.csv
 
 DIR/<class>/ holds the labelled images of a class; the query folder any images, in folders or not. With --save the learner
 goes into a folder, with the classes it was shown. In Python: `methods.runs.classifier`.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +27,7 @@ def labelled_below(folder: Path) -> tuple[list[Path], list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(
-        "python -m methods.runs.predict", description="Classify images by a learner and a few labelled examples, or keep it."
+        "python -m methods.predict", description="Classify images by a learner and a few labelled examples, or keep it."
     )
     parser.add_argument("--run", type=Path, required=True, help="run directory, its best.pt, or a folder of --save")
     parser.add_argument("--support", type=Path, help="labelled images, DIR/<class>/<image>")
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--transductive", action="store_true", help="normalise the queries by their own statistics")
     cli.add_machine_flags(parser)
-    args: argparse.Namespace = parser.parse_args(cli.underscored(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     if not (args.query or args.save or args.export):
         raise UserError("nothing to do: give --query DIR to classify, --save or --export FOLDER to keep the learner")
     classifier = FewShotClassifier.load(args.run, cli.prepare_machine(args), args.transductive, args.metalearner)
@@ -83,7 +81,3 @@ def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: floa
     if set(folders) <= set(classifier.classes):
         right = sum(own == named for own, named in zip(folders, answers["class"], strict=True))
         print(f"{right} of them ({100 * right / len(queries):.0f} %) lie in a folder of the class that was named")
-
-
-if __name__ == "__main__":
-    cli.exit_with_message(main)

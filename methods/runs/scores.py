@@ -9,20 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from methods.evaluation.yardsticks import WORTH, is_ceiling
 from methods.runs.config import OF_ONE_RUN
+from methods.runs.run_log import RunLog, read_metrics
 from utils import cli
 from utils.errors import UserError
-from utils.run_log import RunLog, read_metrics
 from utils.tables import table
 
 SHOWN = {"data_root", "embed_plot", "judge", "no_floors", "save_images"}  # where data lie, and what is shown beside a score
 NO_RESULTS = OF_ONE_RUN | cli.MACHINE | SHOWN | {"seed"}  # flags on which no score depends, but for the seed
 PICTURES_SHOWN = 4  # of a kind and run, over its course
-WORTH = {  # floors that need no training, by how their labels begin, and what a score below one means
-    "raw pixels": "what it learnt tells classes apart worse than the pixels themselves",
-    "random learner, read": "what it learnt tells them apart worse than numbers drawn at random, read the same way",
-    "one frozen teacher": "a single teacher as it is, without any training, does better",
-}
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def side_by_side(runs: Iterable[Run]) -> list[Scores]:
         own.append(Scores(run.name, "run", _in_percent(run.result["accuracy"]), note=note))
         groups.setdefault(_without_seed(run), {})[run.flags.get("seed", 0)] = run
         for label, scores in run.result["yardsticks"].items():
-            kind = "ceiling" if "ceiling" in label else "floor"
+            kind = "ceiling" if is_ceiling(label) else "floor"
             line, known = Scores(label, kind, _in_percent(scores)), beside[kind]
             if line.numbers in [one.numbers for one in known.values() if one.what.startswith(label)]:
                 continue

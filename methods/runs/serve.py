@@ -37,7 +37,7 @@ from methods.services.api import api_of
 from methods.services.black_box import LocalService
 from methods.services.client import TOKEN
 from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
-from methods.teachers.manifest import add_pool_flags, find_rows
+from methods.teachers.manifest import add_pool_flags, class_of, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
@@ -92,7 +92,7 @@ class ModelServer:
         teacher_id = self.teacher_id(request)
         row = self.pool.rows[teacher_id]
         parameters = {
-            "class_names": [key.split("/", 1)[1] for key in row.class_keys],
+            "class_names": [class_of(key) for key in row.class_keys],
             "image_size": row.image_size,
             "dataset": row.dataset,
             "fingerprint": self._fingerprint(teacher_id),

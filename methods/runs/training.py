@@ -11,14 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from methods.experiments.few_shot import FewShotExperiment
-from methods.experiments.whole_class import WholeClassExperiment
+from methods.runs.arguments import Experiment
+from methods.runs.run_log import RunLog
 from utils import checkpoint, distributed, seed, tables
 from utils.errors import Stopped, UserError
 from utils.progress import Progress
-from utils.run_log import RunLog
 
-Experiment = FewShotExperiment | WholeClassExperiment
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
 

@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 
+from methods.evaluation.yardsticks import ITS_TEACHER
 from methods.experiments.whole_class import WholeClassExperiment
+from methods.runs.run_log import RunLog, read_metrics
 from utils import checkpoint, tables
 from utils.images import to_float
 from utils.metrics import Score
 from utils.plots import draw_curve, draw_embedding
-from utils.run_log import RunLog, read_metrics
 
 POINTS = 400  # of each kind in the picture of features
 
 
-def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float, name: str = "result") -> dict[str, float]:
+def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float, again: bool = False) -> dict[str, float]:
     """Score the selected student on the test split once, set its teacher beside it, print the table, write the result.
 
-    Returns the mean of each score.
+    `again`, for --evaluate, writes evaluate.json instead of result.json. Returns the mean of each score.
     """
     args, method, best = experiment.args, experiment.method, log.folder / "best.pt"
     entered = time.perf_counter()
@@ -29,7 +30,7 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
     scores = experiment.evaluate()
     yardsticks: dict[str, dict[str, Score]] = {}
     if scores and method.NEEDS_TEACHER and not args.no_floors:
-        yardsticks["its teacher (ceiling)"] = {experiment.spec.dataset.name: experiment.score(method.teacher)}
+        yardsticks[ITS_TEACHER] = {experiment.spec.dataset.name: experiment.score(method.teacher)}
     content = {
         "method": args.method,
         "task": method.TASK,
@@ -52,10 +53,9 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
     draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
     if args.embed_plot:
         draw_features(experiment, log, args.embed_plot)
-    log.result(content, name)
+    log.result(content, "evaluate" if again else "result")
     log.say("\n" + student_table(args, content))
-    news = experiment.finish() if name == "result" else ""
-    if news:
+    if not again and (news := experiment.finish()):
         log.say(news)
     return {name: score.mean for name, score in scores.items()}
 

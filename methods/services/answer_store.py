@@ -44,6 +44,7 @@ class AnswerStore:
         return np.frombuffer(data, dtype).reshape(shape).copy()
 
     def put(self, request: bytes, answer: np.ndarray) -> None:
+        """Keep the answer to a request; the first one that was kept stays."""
         form = json.dumps([answer.dtype.str, answer.shape])
         self._do("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (request, form, answer.tobytes()))
 

@@ -57,6 +57,7 @@ def _shares(weights: Tensor) -> Tensor:
 
 
 def answers_flag(text: str) -> str:
+    """The type of --answers: probabilities, label, or topK."""
     if text not in ("probabilities", "label") and not TOP.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected probabilities, label, or top1, top2, top5, ...")
     return text
@@ -78,4 +79,5 @@ def add_api_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def api_of(args: argparse.Namespace) -> Api:
+    """What an API shows of its answers, by the flags."""
     return Api(args.api_dtype, args.answers, args.digits)

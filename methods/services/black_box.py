@@ -29,7 +29,7 @@ class Service(Protocol):
     def query(self, images: Tensor) -> Tensor: ...
 
 
-class Metered(ABC):
+class RemoteService(ABC):
     """A service behind HTTP, which says itself what it sends: its requests may have to be repeated."""
 
     @property
@@ -98,7 +98,7 @@ class BlackBox:
 
     def __init__(
         self,
-        service: Service | Metered,
+        service: Service | RemoteService,
         name: str,
         class_ids: Sequence[int],
         image_size: int,
@@ -137,7 +137,7 @@ class BlackBox:
         Raises `BudgetSpent`, and `UserError` naming the service for an answer that is none.
         """
         shown, service = self.as_sent(resize(images.detach(), self.image_size)), self.service
-        if isinstance(service, Metered):
+        if isinstance(service, RemoteService):
             with self.meter.charge(len(images), -(-len(images) // service.batch)):
                 answer = service.ask(shown, self.meter)
         else:
@@ -168,10 +168,10 @@ class BlackBox:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedService:
     """A service and what it says of itself, as `teachers.csv` says it of a file."""
 
-    service: Service | Metered
+    service: Service | RemoteService
     name: str
     class_names: tuple[str, ...]
     image_size: int
@@ -184,7 +184,7 @@ class Listed:
         return self.known_as or getattr(self.service, "fingerprint", "")
 
 
-def services_of(place: str) -> list[Listed]:
+def services_of(place: str) -> list[ListedService]:
     """The services that a user's `module:function` or `file.py:function` returns.
 
     The function takes nothing and returns a list of objects with `query(images)`, `class_names` and `image_size`, and if
@@ -192,7 +192,7 @@ def services_of(place: str) -> list[Listed]:
     """
     try:
         return [
-            Listed(
+            ListedService(
                 service,
                 getattr(service, "name", f"{place}[{number}]"),
                 different_classes(map(str, service.class_names), place),
@@ -211,4 +211,4 @@ def services_of(place: str) -> list[Listed]:
 def add_black_box_flags(group: argparse._ArgumentGroup) -> None:
     """For methods that ask: what it may cost."""
     group.add_argument("--query_budget", type=cli.count, help="images that services may be asked about in all (default: any)")
-    group.add_argument("--price_per_1000", type=cli.weight, help="of as many images, for the result to say what was spent")
+    group.add_argument("--price_per_1000", type=cli.weight, help="price of 1,000 images, for the result to say what was spent")

@@ -81,7 +81,8 @@ def whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A value that should be a list, as one: empty where it is something else."""
     return value if isinstance(value, list) else []
 
 
@@ -92,7 +93,7 @@ def parameters_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_of(metadata: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
     """What is said of the input or output `name`, or of the first."""
-    said = [one for one in listed(metadata.get(side)) if isinstance(one, dict)]
+    said = [one for one in as_list(metadata.get(side)) if isinstance(one, dict)]
     return next((one for one in said if name in ("", one.get("name"))), {})
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.services.answer_store import AnswerStore
-from methods.services.black_box import Metered, check_probabilities
+from methods.services.black_box import RemoteService, check_probabilities
 from methods.services.client import Client, TooLarge
-from methods.services.form import LAYOUTS, ModelForm, completed, first_of, from_classification, listed, parameters_of
+from methods.services.form import LAYOUTS, ModelForm, as_list, completed, first_of, from_classification, parameters_of
 from methods.services.meter import Meter
 from methods.services.protocol import TEXT, Named, decode, encode
 from utils.errors import UserError
@@ -30,7 +30,7 @@ SUM = 1e-3  # by which the sum of probabilities may differ from 1
 SAME = 1e-3  # by which two answers of one model to one question may differ
 
 
-class RemoteModel(Metered):
+class RemoteModel(RemoteService):
     """A model of a server: `ask(images, meter)`. The server is looked at when it is first needed."""
 
     def __init__(self, client: Client, form: ModelForm, num_classes: int, image_size: int, store: AnswerStore | None) -> None:
@@ -75,7 +75,7 @@ class RemoteModel(Metered):
     def fingerprint(self) -> str:
         """What changes when the model does, as far as somebody says so; else nothing."""
         said = self._form.fingerprint or parameters_of(self.metadata).get("fingerprint") or ""
-        versions = listed(self.metadata.get("versions")) or [self._form.version]
+        versions = as_list(self.metadata.get("versions")) or [self._form.version]
         word = said or ",".join(map(str, versions))
         return f"{self.client.url}{self.path}@{word}" if word else ""
 

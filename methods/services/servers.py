@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from methods.services.answer_store import AnswerStore
-from methods.services.black_box import Listed
+from methods.services.black_box import ListedService
 from methods.services.client import IN_FLIGHT, Client, Credential
-from methods.services.form import ModelForm, listed, parameters_of
+from methods.services.form import ModelForm, as_list, parameters_of
 from methods.services.remote import RemoteModel
 from utils.errors import UserError
 from utils.names import different_classes
@@ -24,7 +24,7 @@ class Asking:
         return self._clients.setdefault((url, credential), Client(url, credential, self.in_flight))
 
 
-def models_of(url: str, asking: Asking) -> list[Listed]:
+def models_of(url: str, asking: Asking) -> list[ListedService]:
     """The models of a server that says itself what their classes are called, as this project's does.
 
     Raises `UserError` for another: its models are listed in a manifest.
@@ -41,7 +41,7 @@ def models_of(url: str, asking: Asking) -> list[Listed]:
         model = RemoteModel(client, ModelForm(name), 0, 0, asking.store)
         said = parameters_of(model.metadata)
         try:
-            classes, size = different_classes(map(str, listed(said["class_names"])), url), int(said["image_size"])
+            classes, size = different_classes(map(str, as_list(said["class_names"])), url), int(said["image_size"])
             if not classes or size < 1:
                 raise ValueError("no classes, or no size")
         except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
@@ -50,7 +50,7 @@ def models_of(url: str, asking: Asking) -> list[Listed]:
                 "(docs/services.md)"
             ) from error
         model.num_classes, model.image_size = len(classes), size
-        found.append(Listed(model, model.place, classes, size, str(said.get("dataset") or "service")))
+        found.append(ListedService(model, model.place, classes, size, str(said.get("dataset") or "service")))
     return found
 
 

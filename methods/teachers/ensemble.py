@@ -12,8 +12,8 @@ from methods.services.black_box import centred_answers
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
-from models.foreign import is_code
 from utils import checkpoint
+from utils.code import is_code
 from utils.errors import UserError
 
 ENSEMBLE = "ensemble"  # the arch of its spec

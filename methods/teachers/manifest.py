@@ -6,23 +6,24 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
 
 from datasets.own import get_domains
-from datasets.registry import IMAGENET, SPECS, DatasetSpec, is_mix
+from datasets.registry import DATA_ROOT, IMAGENET, SPECS, DatasetSpec, is_mix
 from methods.services.answer_store import AnswerStore
-from methods.services.black_box import Listed, services_of
+from methods.services.black_box import ListedService, services_of
 from methods.services.client import TOKEN, Client, Credential
 from methods.services.form import ModelForm, check_form
 from methods.services.onnx_model import ONNX, OnnxModel
 from methods.services.remote import RemoteModel
 from methods.services.servers import Asking, check_url, models_of
 from models import MIXED_ARCHITECTURES, model_names
-from models.foreign import TORCHSCRIPT, is_code, is_foreign
+from models.foreign import TORCHSCRIPT, is_foreign
 from utils import cli
-from utils.code import beside
+from utils.code import beside, is_code
 from utils.errors import UserError
 from utils.files import digest, read_csv, write_text
 from utils.names import meant, tidy, tidy_class
@@ -54,7 +55,7 @@ class TeacherRow:
     seed: int = 0
     weights: str = ""  # the key of the file's weights, where it has several
     network: str = ""  # the arch as it is built: of code, the file beside the list where it lies there
-    listed: Listed | None = None  # for a service, whose `path` is only its name
+    listed: ListedService | None = None  # for a service, whose `path` is only its name
 
     @property
     def code(self) -> str:
@@ -68,11 +69,16 @@ class TeacherRow:
         return tuple(f"{self.dataset}/{name}" for name in names)
 
 
+def class_of(key: str) -> str:
+    """The class's own name in a key of `class_keys`."""
+    return key.split("/", 1)[1]
+
+
 def add_pool_flags(parser: ArgumentParser) -> None:
     """The flags that say which pool of teachers is meant, for training it and for using it."""
     group = parser.add_argument_group("teachers")
     group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, mix, or a folder")
-    group.add_argument("--data_root", type=Path, default=Path("DFL2Ldata"), help="folder of image sets and teachers")
+    group.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets and teachers")
     group.add_argument(
         "--pre_backbone",
         default="conv4",
@@ -102,7 +108,7 @@ def pool_specs(args: Namespace) -> list[tuple[DatasetSpec, str]]:
 
 def teacher_size(args: Namespace, spec: DatasetSpec) -> int:
     """The image size of a set's teachers; in a mixture --image_size is the learner's, and teachers keep their own."""
-    return spec.image_size if args.image_size is None or args.dataset == "mix" else args.image_size
+    return spec.image_size if args.image_size is None or is_mix(args.dataset) else args.image_size
 
 
 def pool_folder(args: Namespace, spec: DatasetSpec, arch: str) -> Path:
@@ -146,16 +152,17 @@ def _as_many(rows: list[TeacherRow], count: int | None, remedy: str) -> list[Tea
 
 
 def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
+    """The command that trains the pool that a command line asks for, of one image set and architecture."""
     way = (
         f"--num_class_per_task {args.num_class_per_task}" if args.num_class_per_task else f"--way_pretrain {args.way_pretrain}"
     )
-    parts = ["python pretrain.py", f"--dataset {spec.root or spec.name}", f"--pre_backbone {arch}", way]
+    parts = ["python pretrain.py", f"--dataset {quote(str(spec.root or spec.name))}", f"--pre_backbone {arch}", way]
     if args.pre_model_num and not args.num_class_per_task:
         parts.append(f"--pre_model_num {args.pre_model_num}")
-    if args.image_size and args.dataset != "mix":
+    if args.image_size and not is_mix(args.dataset):
         parts.append(f"--image_size {args.image_size}")
-    if args.data_root != Path("DFL2Ldata"):
-        parts.append(f"--data_root {args.data_root}")
+    if args.data_root != DATA_ROOT:
+        parts.append(f"--data_root {quote(str(args.data_root))}")
     return " ".join(parts)
 
 
@@ -192,7 +199,7 @@ def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
     raise UserError(f"--teachers {place} does not exist: give a teachers.csv or a folder of teachers")
 
 
-def _row_of_service(listed: Listed) -> TeacherRow:
+def _row_of_service(listed: ListedService) -> TeacherRow:
     spec = SPECS.get(listed.dataset)
     mean, std = (spec.mean, spec.std) if spec else IMAGENET
     ids, size = tuple(range(len(listed.class_names))), listed.image_size
@@ -288,15 +295,15 @@ def _service(row: TeacherRow, form: ModelForm, client: Client, store: AnswerStor
         raise ValueError("column class_names is empty: a server does not say what its classes are called")
     check_form(form)
     model = RemoteModel(client, form, len(row.class_names), row.image_size, store)
-    listed = Listed(model, model.place, row.class_names, row.image_size, row.dataset)
+    listed = ListedService(model, model.place, row.class_names, row.image_size, row.dataset)
     return replace(row, path=Path(model.place), listed=listed)
 
 
-def _onnx(row: TeacherRow) -> Listed:
+def _onnx(row: TeacherRow) -> ListedService:
     if not row.path.is_file():
         raise ValueError(f"{row.path} does not exist")
     service = OnnxModel(row.path, len(row.class_ids), row.mean, row.std, row.class_names)
-    return Listed(service, str(row.path), row.class_names, row.image_size, row.dataset, digest(row.path))
+    return ListedService(service, str(row.path), row.class_names, row.image_size, row.dataset, digest(row.path))
 
 
 def check_row(row: TeacherRow) -> None:

@@ -14,17 +14,17 @@ from torch import nn
 
 from datasets.registry import SPECS, DatasetSpec
 from methods.services.api import NO_LIMITS, Api, add_api_flags
-from methods.services.black_box import BlackBox, LocalService, Metered
+from methods.services.black_box import BlackBox, LocalService, RemoteService
 from methods.services.meter import Meter
 from methods.teachers.inspection import Finding, check_said, inspect
 from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place, check_row
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.backbone import Backbone
-from models.foreign import TORCHSCRIPT, Foreign, is_code, load_torchscript
+from models.foreign import TORCHSCRIPT, Foreign, load_torchscript
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
-from utils.code import file_of
+from utils.code import file_of, is_code
 from utils.errors import UserError
 from utils.files import digest, text_of
 from utils.images import Augmentation
@@ -124,22 +124,23 @@ class TeacherPool:
         return self.api.images == "uint8" or (server is not None and server.takes_bytes)
 
     @property
-    def servers(self) -> list[Metered]:
+    def servers(self) -> list[RemoteService]:
         """The teachers behind HTTP, whom asking costs somebody something."""
         return [server for teacher_id in range(len(self)) if (server := self.server_of(teacher_id))]
 
-    def server_of(self, teacher_id: int) -> Metered | None:
+    def server_of(self, teacher_id: int) -> RemoteService | None:
         """A teacher behind HTTP, which says itself how it is asked."""
         listed = self.rows[teacher_id].listed
-        return listed.service if listed is not None and isinstance(listed.service, Metered) else None
+        return listed.service if listed is not None and isinstance(listed.service, RemoteService) else None
+
+    def some(self, teacher_ids: Iterable[int], way: int | None = None) -> list[Teacher]:
+        """These teachers; with `way`, one that knows more classes is asked about so many of them alone."""
+        chosen = [self[teacher_id] for teacher_id in teacher_ids]
+        return [teacher.narrowed(way) for teacher in chosen] if way else chosen
 
     def sample(self, count: int, way: int | None = None) -> list[Teacher]:
-        """`count` different teachers at random (all, in random order, where there are fewer).
-
-        With `way`, a teacher that knows more classes is asked about so many of them alone.
-        """
-        chosen = [self[teacher_id] for teacher_id in torch.randperm(len(self))[:count].tolist()]
-        return [teacher.narrowed(way) for teacher in chosen] if way else chosen
+        """`count` different teachers at random (all, in random order, where there are fewer), as `some` gives them."""
+        return self.some(torch.randperm(len(self))[:count].tolist(), way)
 
     @cached_property
     def augmentation(self) -> Augmentation:

@@ -44,13 +44,15 @@ class Recipe:
     clip: float = 50.0
     together: int | None = None  # teachers trained at once; None: one on a CPU, tens on a GPU
 
+    def milestones_of(self, arch: str) -> list[int]:
+        """The epochs after which the rate falls: the recipe's own, or those of the architecture."""
+        return list(BACKBONES.get(arch, FOREIGN).trained_by.milestones if self.milestones is None else self.milestones)
+
     def settings(self, arch: str, epochs: int, seed_value: int) -> dict[str, Any]:
         """What a teacher's weights depend on, beside its images."""
-        how = BACKBONES.get(arch, FOREIGN).trained_by
-        milestones = list(how.milestones if self.milestones is None else self.milestones)
         return {
-            "epochs": epochs, "seed": seed_value, "lr": self.lr, "batch_size": self.batch_size, "milestones": milestones,
-            "clip": self.clip,
+            "epochs": epochs, "seed": seed_value, "lr": self.lr, "batch_size": self.batch_size,
+            "milestones": self.milestones_of(arch), "clip": self.clip,
         }  # fmt: skip
 
 
@@ -70,6 +72,7 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
 
 
 def recipe_from(args: Namespace) -> Recipe:
+    """The recipe that the flags of `add_recipe_flags` ask for."""
     milestones = None if args.milestones is None else tuple(args.milestones)
     return Recipe(args.pretrain_epochs, args.pretrain_lr, args.batch_size, milestones, together=args.together)
 
@@ -80,8 +83,7 @@ def make_optimizer(
     """As the table of backbones says the architecture is trained, where the recipe does not name other milestones."""
     how = BACKBONES.get(arch, FOREIGN).trained_by
     optimizer = how.optimizer(parameters, lr=recipe.lr, **how.settings)  # type: ignore[call-arg]
-    milestones = how.milestones if recipe.milestones is None else recipe.milestones
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.2)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, recipe.milestones_of(arch), gamma=0.2)
 
 
 def train_together(
@@ -245,26 +247,14 @@ def train_pool(
     epochs = recipe.epochs or spec.pretrain_epochs
     manifest = folder / "teachers.csv"
     names = [f"teacher_{teacher_id:03d}.pth" for teacher_id in range(len(groups))]
+    wanted = recipe.settings(arch, epochs, seed_value)
     rows = {row.path.name: row for row in read_manifest(manifest)} if manifest.is_file() else {}
     if overwrite:  # before any new file is there, no line of an old one is left to say what it is
         rows = {name: row for name, row in rows.items() if name not in names}
         if distributed.rank() == 0:
             _list(rows, manifest)
     finished = {name: row for name, row in rows.items() if row.path.is_file()}
-    for row in finished.values():
-        if strange := [name for name in row.class_names if name not in split.class_names]:
-            raise UserError(
-                f"{row.path} knows {shown(strange)}, which {spec.name} does not have: were folders renamed? "
-                "Rename them back, or train the pool again with --overwrite"
-            )
-    wanted = recipe.settings(arch, epochs, seed_value)
-    others = [kept for row in finished.values() if (kept := _settings_of(row)) != {name: wanted[name] for name in kept}]
-    if others:
-        how = ", ".join(f"{name} {value}" for name, value in others[0].items())
-        print(
-            f"note: {len(others)} finished teachers in {folder} were trained with other settings "
-            f"({how}) and are kept; --overwrite trains them again"
-        )
+    _check_finished(list(finished.values()), split, spec, wanted)
     share = range(len(groups))[distributed.share()]
     todo = [teacher_id for teacher_id in share if names[teacher_id] not in finished]
     at_once = recipe.together or (TOGETHER_ON_A_GPU if device.type == "cuda" and arch in model_names() else 1)
@@ -300,6 +290,23 @@ def train_pool(
         if distributed.rank() == 0:
             _list(rows, manifest)
     return [rows[name] for name in names]
+
+
+def _check_finished(finished: Sequence[TeacherRow], split: ImageSplit, spec: DatasetSpec, wanted: dict[str, Any]) -> None:
+    """Raise `UserError` for teachers of classes that the set no longer has; say which were trained with other settings."""
+    for row in finished:
+        if strange := [name for name in row.class_names if name not in split.class_names]:
+            raise UserError(
+                f"{row.path} knows {shown(strange)}, which {spec.name} does not have: were folders renamed? "
+                "Rename them back, or train the pool again with --overwrite"
+            )
+    others = [kept for row in finished if (kept := _settings_of(row)) != {name: wanted[name] for name in kept}]
+    if others:
+        how = ", ".join(f"{name} {value}" for name, value in others[0].items())
+        print(
+            f"note: {len(others)} finished teachers in {finished[0].path.parent} were trained with other settings "
+            f"({how}) and are kept; --overwrite trains them again"
+        )
 
 
 def _settings_of(row: TeacherRow) -> dict[str, Any]:

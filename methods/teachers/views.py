@@ -14,7 +14,7 @@ from methods.services.black_box import centred_answers
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
 from utils import distributed
-from utils.images import to_float
+from utils.images import as_many, to_float
 from utils.kept import Kept
 from utils.progress import Progress
 
@@ -35,7 +35,7 @@ def _centred(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter) -
 def shown_at_once(pool: TeacherPool, teacher_id: int) -> int:
     """Images that a teacher sees together: what its layers make of them must fit into memory; a server knows itself."""
     server, size = pool.server_of(teacher_id), pool.rows[teacher_id].image_size
-    return server.at_once if server else max(1, min(SHOWN_AT_ONCE, SHOWN_AT_ONCE * 84**2 // size**2))
+    return server.at_once if server else as_many(SHOWN_AT_ONCE, size)
 
 
 def calls_for(pool: TeacherPool, teacher_id: int, images: int) -> int:
@@ -78,11 +78,9 @@ def side_by_side(
     teacher_ids: Iterable[int],
     view: str,
     images: Tensor,
-    meter: Meter | None = None,
-    told: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """The `view` of several teachers on uint8 images (M, C, S, S), each at length 1: (M, D)."""
-    return torch.cat([view_of(pool, teacher_id, view, images, meter, told) for teacher_id in teacher_ids], 1)
+    return torch.cat([view_of(pool, teacher_id, view, images) for teacher_id in teacher_ids], 1)
 
 
 def ask_everybody(pool: TeacherPool, view: str, images: Tensor, said: Tensor, kept: Kept, number: int, meter: Meter) -> None:

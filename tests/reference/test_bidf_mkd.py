@@ -344,7 +344,7 @@ DIVERGENCE = (
     "The divergence is averaged over images, from log-probabilities; the code feeds probabilities and averages over entries."
 )
 ADVERSARY = "`--adv 1` is another strength: without `--ZO` the code feeds probabilities to `F.kl_div`"
-BYTES = "Bytes in memory are rounded; the code cuts them"
+BYTES = "Bytes in memory are rounded; the code truncates them"
 SLOW, FAST = ("--inner_lr", "0.01"), ("--inner_lr", "1")
 FIRST = "--first_order"
 

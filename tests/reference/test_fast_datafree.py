@@ -304,7 +304,7 @@ def pool(bench: Bench) -> Outputs:
 FORWARD: dict[str, Callable[[Bench], Outputs]] = {
     name: partial(forward, name[8:]) for name in ENTRIES if name.startswith("forward")
 }
-IMAGENET = "On ImageNet the code has a script of its own, which is not built here: a generator of 1.4 million numbers"
+IMAGENET = "On ImageNet the code has a script of its own, which is not built here"
 
 CASES: dict[str, Case] = {
     "initialisation": Case("equal", initialisation, tolerance=5e-2, relative=True),
@@ -361,7 +361,7 @@ CASES: dict[str, Case] = {
     "imagenet_reptile": Case(
         "differs",
         partial(imagenet_calls, 2),
-        "Its Reptile follows the bare difference at a rate of its own (1e-4), from a latent that stays",
+        "Its Reptile follows the bare difference at a rate of 1e-4",
         ("call*/loss",),
     ),
     "imagenet_reinit": Case(
@@ -374,14 +374,14 @@ CASES: dict[str, Case] = {
     "schedule_imagenet": Case(
         "differs",
         partial(schedule, "schedule_imagenet", "--warmup 0 --epochs 400 --lr 0.1"),
-        "the student's rate falls to 0, ours to 2e-4",
+        "Its student's rate falls to 0, ours to 2e-4",
         ("rates/[1-9]*",),
     ),
     "imagenet_recipe": Case("nothing", note="a description of logs and transforms"),
     "pool": Case(
         "differs",
         pool,
-        "Pixels are rounded to bytes; the code cuts them, which makes them half a grey level darker",
+        "Pixels are rounded to bytes; the code truncates them, which makes them half a grey level darker",
         ("bytes", "equal_to_*", "mean_of_stored_minus_true", "batch_sizes_of_4_from_6_pictures"),
     ),
 }

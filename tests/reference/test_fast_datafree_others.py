@@ -221,14 +221,14 @@ def vanilla_kd(beta: float, bench: Bench) -> Outputs:
     parts: list[float] = []
     loss_of = method.loss_of
 
-    def in_parts(images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def in_parts(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             method.args.beta = 0.0
             parts.append(float(whole(logits, labels).detach()))
             method.args.beta = beta
             return whole(logits, labels)
 
-        whole = loss_of(images, labels)
+        whole = loss_of(images)
         return loss
 
     method.loss_of = in_parts
@@ -245,7 +245,7 @@ def scratch(bench: Bench) -> Outputs:
 def schedule(name: str, flags: str, entry: str, bench: Bench) -> Outputs:
     method = on_real_images(name, f"--lr_decay_milestones 120,150,180 --lr 0.1 --epochs 200 {flags}", (9300,), bench)
     method.student.update = lambda images, labels, loss_of: (torch.zeros(()), torch.zeros(len(images), 10))
-    method.loss_of = lambda images, labels: None
+    method.loss_of = lambda images: None
     return {"rates": rates(method, ENTRIES[entry]["outputs"]["rates"])}
 
 

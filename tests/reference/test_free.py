@@ -435,7 +435,7 @@ CASES: dict[str, Case] = {
     "synthesize_adv | with the released term": Case("equal", adversarial_released),
     "synthesize_adv | images": Case("differs", kept_images, "images kept are those of the step with the lowest loss"),
     "memory": Case("differs", classes_kept, "All teachers' images enter the memory bank"),
-    "memory | bytes": Case("differs", bytes_kept(cut=False), "Bytes in memory are rounded; the code cuts them"),
+    "memory | bytes": Case("differs", bytes_kept(cut=False), "Bytes in memory are rounded; the code truncates them"),
     "memory | of images that were cut": Case("equal", bytes_kept(cut=True)),
     "stale_fast_weights": Case("differs", after_an_episode, "whatever fast weights the last episode left behind"),
     "bell": Case("differs", bell_divergence, "The Kullback-Leibler divergence takes log-probabilities and is averaged"),

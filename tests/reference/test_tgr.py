@@ -288,7 +288,7 @@ def replay(count: int) -> Any:
     return run
 
 
-KL = "its reduction makes distillation .3 % of it"
+KL = "its reduction makes the divergence 0.3 % of it"
 DISPLACEMENT = "The displaced parameters count as constants"
 CLUSTERS = "Groups are cut by cluster_qr, which needs no starts"
 CASES: dict[str, Case] = {

@@ -9,6 +9,7 @@ import scipy.io
 from PIL import Image
 
 from datasets.registry import SPECS
+from utils.errors import UserError
 from utils.files import write_text
 from utils.vision import import_torchvision
 from write_file import (
@@ -28,13 +29,10 @@ def read(root: Path, name: str, split: str) -> pd.DataFrame:
     return pd.read_csv(root / folder / "split" / f"{split}.csv", dtype=str)
 
 
-def fails(script, root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    with pytest.raises(SystemExit) as stop:
+def fails(script, root: Path, *more: str) -> str:
+    with pytest.raises(UserError) as error:
         script.main(["--data_root", str(root), *more])
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    return message
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name", list(SPECS))
@@ -121,24 +119,24 @@ def test_hostile_and_broken_archives(tmp_path: Path, capsys: pytest.CaptureFixtu
     root.mkdir()
     with tarfile.open(root / "CUB_200_2011.tgz", "w:gz") as tar:
         tar.add(secret, "../../escaped.txt")
-    assert "CUB_200_2011.tgz" in fails(write_CUB_filelist, root, capsys)
+    assert "CUB_200_2011.tgz" in fails(write_CUB_filelist, root)
     assert not (tmp_path.parent / "escaped.txt").exists()
     (root / "CUB_200_2011.tgz").write_bytes(b"not an archive")
-    assert "download it again" in fails(write_CUB_filelist, root, capsys)
+    assert "download it again" in fails(write_CUB_filelist, root)
     assert not (root / "CUB_200_2011" / "images").exists()
 
 
 def test_bad_folders_are_named(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for script in (write_cifar100_filelist, write_miniimagenet_filelist, write_CUB_filelist, write_flower_filelist):
-        assert "missing" in fails(script, tmp_path, capsys)
+        assert "missing" in fails(script, tmp_path)
     shutil.copytree(data_root / "cifar100", tmp_path / "cifar100")
     folder = tmp_path / "cifar100" / "meta_val" / "meta_val_1"
     broken = sorted(folder.iterdir())[3]
     broken.write_bytes(broken.read_bytes()[:80])
-    assert str(broken) in fails(write_cifar100_filelist, tmp_path, capsys)
+    assert str(broken) in fails(write_cifar100_filelist, tmp_path)
     shutil.rmtree(folder)
     folder.mkdir()
-    assert "'meta_val_1'" in fails(write_cifar100_filelist, tmp_path, capsys)
+    assert "'meta_val_1'" in fails(write_cifar100_filelist, tmp_path)
 
 
 def test_a_label_file_that_is_none(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,9 +144,9 @@ def test_a_label_file_that_is_none(data_root: Path, tmp_path: Path, capsys: pyte
     labels = tmp_path / "flower" / "imagelabels.mat"
     for wrong in ({"other": [1]}, {"labels": [1.5, 2.0]}, {"labels": [1, 103]}, {"labels": ["a", "b"]}, {"labels": [1, 2]}):
         scipy.io.savemat(labels, wrong)  # the last ones are fewer than there are images
-        assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path, capsys)
+        assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path)
     labels.write_bytes(b"")
-    assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path, capsys)
+    assert "imagelabels.mat" in fails(write_flower_filelist, tmp_path)
 
 
 def outline(letter: str, face: Path) -> np.ndarray:
@@ -212,9 +210,7 @@ def test_the_tree_is_made_from_ordinary_cifar_100(
         "cifar100/meta_val/otter/train_00004.png",
     ]
     assert "(published: 64)" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        write_cifar100_filelist.main(["--data_root", str(tmp_path), "--download"])
-    assert "is there already" in capsys.readouterr().err
+    assert "is there already" in fails(write_cifar100_filelist, tmp_path, "--download")
 
 
 def test_whole_sets_from_folders(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,8 +218,8 @@ def test_whole_sets_from_folders(data_root: Path, tmp_path: Path, capsys: pytest
     write_whole_filelist.main(["--data_root", str(tmp_path), "--dataset", "cifar10"])
     assert read(tmp_path, "cifar10", "test").filename[0] == "cifar10/test/class_0/000.png"
     assert "(published: 10)" in capsys.readouterr().out
-    assert "cifar100_whole/train is missing" in fails(write_whole_filelist, tmp_path, capsys, "--dataset", "cifar100")
-    assert "--download knows" in fails(write_whole_filelist, tmp_path, capsys, "--dataset", "imagenet", "--download")
+    assert "cifar100_whole/train is missing" in fails(write_whole_filelist, tmp_path, "--dataset", "cifar100")
+    assert "--download knows" in fails(write_whole_filelist, tmp_path, "--dataset", "imagenet", "--download")
 
 
 def test_a_whole_set_of_few_shot_images(data_root: Path, tmp_path: Path) -> None:
@@ -248,7 +244,7 @@ def test_train_and_test_of_a_whole_set_have_the_same_classes(tmp_path: Path, cap
     for split, names in (("train", ("Airplane", "bird")), ("test", ("airplane", "bird"))):
         for name in names:
             coloured(tmp_path / "cifar10" / split / name)
-    message = fails(write_whole_filelist, tmp_path, capsys, "--dataset", "cifar10")
+    message = fails(write_whole_filelist, tmp_path, "--dataset", "cifar10")
     assert "cifar10/train alone has Airplane; cifar10/test alone has airplane" in message
     assert not (tmp_path / "cifar10" / "split").exists()
 
@@ -257,7 +253,7 @@ def test_no_class_stands_in_two_splits_of_a_few_shot_set(tmp_path: Path, capsys:
     for split, names in (("meta_train", "ab"), ("meta_val", "cd"), ("meta_test", "eb")):
         for name in names:
             coloured(tmp_path / "cifar100" / split / name)
-    assert "meta_train and meta_test both have b" in fails(write_cifar100_filelist, tmp_path, capsys)
+    assert "meta_train and meta_test both have b" in fails(write_cifar100_filelist, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +277,7 @@ def test_no_list_is_written_empty_or_with_labels_lost(
         (folder / f"{split}.csv").write_text(f"filename,label\na.png,{split}\n")
     (folder / "test.csv").write_bytes(content)
     if labels is None:
-        assert "test" in fails(write_miniimagenet_filelist, tmp_path, capsys)
+        assert "test" in fails(write_miniimagenet_filelist, tmp_path)
         assert not (folder / "split").exists()
         return
     write_miniimagenet_filelist.main(["--data_root", str(tmp_path)])

@@ -15,7 +15,7 @@ def content(above: float, half_width: float = 0.01) -> dict[str, Any]:
 def test_a_score_below_the_pixels_says_so(above: float, warned: bool) -> None:
     """Only where the paired interval lies below 0; an untrained learner is no floor that must be passed to be of use."""
     said = warnings(argparse.Namespace(method="free"), content(above))
-    assert [line.startswith("note: free is below raw pixels on cub") for line in said] == [True] * warned
+    assert [line.startswith("note: free is below raw pixels, nearest class mean on cub") for line in said] == [True] * warned
 
 
 def test_where_nothing_is_paired_nothing_is_said() -> None:

@@ -143,7 +143,7 @@ def test_a_chart_has_what_it_needs_in_order(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "a", 0.5), write_run(tmp_path, "b", 0.6)]
     drawn = report_page.chart(side_by_side(map(read_run, runs)), "letters", 5)
     places = [mark["x"] for mark in drawn["marks"]]
-    assert [mark["label"] for mark in drawn["marks"]] == ["chance", "real data (ceiling)"]
+    assert [mark["label"] for mark in drawn["marks"]] == ["chance", "raw <pixels>", "real data (ceiling)"]
     assert places == sorted(places)
     first, second = drawn["dots"]
     assert places[0] < first["x0"] < first["x"] < first["x1"] < second["x"] < places[-1]

@@ -5,7 +5,7 @@ import pytest
 
 import main
 from methods.chorus import Chorus
-from methods.memory.sources import Sources
+from methods.teachers.sources import Sources
 
 Flags = Callable[..., list[str]]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datasets.registry import CIFAR
-from methods.services.black_box import Listed
+from methods.services.black_box import ListedService
 from methods.services.form import ModelForm
 from methods.services.remote import RemoteModel
 from methods.services.servers import Asking
@@ -13,7 +13,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.views import DIRECTIONS, SHOWN_AT_ONCE, calls_for, in_directions, shown_at_once, widths_of
 
 
-def pool_of(size: int, listed: Listed | None = None) -> TeacherPool:
+def pool_of(size: int, listed: ListedService | None = None) -> TeacherPool:
     return TeacherPool(
         [TeacherRow(Path("one"), "conv4", (0, 1), ("a", "b"), size, *CIFAR, "own", listed=listed)], torch.device("cpu")
     )
@@ -50,6 +50,6 @@ def test_a_wide_one_is_told_along_the_directions_in_which_it_differs_most() -> N
 def test_a_server_is_asked_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RemoteModel, "form", ModelForm("m", batch=20))
     service = RemoteModel(Asking(in_flight=3).client("http://nowhere"), ModelForm("m"), 2, 224, None)
-    pool = pool_of(224, Listed(service, "m", ("a", "b"), 224))
+    pool = pool_of(224, ListedService(service, "m", ("a", "b"), 224))
     assert shown_at_once(pool, 0) == 60
     assert calls_for(pool, 0, 61) == 4

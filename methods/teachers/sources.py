@@ -21,7 +21,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from utils import cli, distributed, seed
 from utils.errors import UserError
-from utils.images import resize, to_uint8
+from utils.images import as_many, resize, to_uint8
 from utils.kept import Kept
 from utils.progress import Progress
 
@@ -37,7 +37,7 @@ GENERATOR_LR, LATENT_LR = 5e-3, 1e-2
 
 def at_once(size: int) -> int:
     """How many images of a size are drawn together: what is drawn on the way is many times as large."""
-    return max(1, min(AT_ONCE, AT_ONCE * 84**2 // size**2))
+    return as_many(AT_ONCE, size)
 
 
 class Sources:
@@ -117,8 +117,8 @@ def add_source_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--num_images", type=cli.count, default=30_000, help="images that the teachers are asked about")
     group.add_argument(
         "--sources", nargs="+", choices=SOURCES, default=None,
-        help="where they come from, in equal parts; a name may stand twice (default: natural natural procedural pixel; with "
-        "--black_box without pixel); photos, crops of scikit-learn's two photographs, and real, the images of meta_train "
+        help="where the images come from, in equal parts; a name may stand twice (default: natural natural procedural pixel; "
+        "with --black_box without pixel); photos, crops of scikit-learn's two photographs, and real, the images of meta_train "
         "without labels, are there to compare with",
     )  # fmt: skip
     group.add_argument(

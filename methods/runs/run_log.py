@@ -122,7 +122,7 @@ class RunLog:
     def save(self, name: str, content: Any) -> None:
         checkpoint.save(content, self.folder / name)
 
-    def result(self, content: Mapping[str, Any], name: str) -> None:
+    def result(self, content: Mapping[str, Any], name: str = "result") -> None:
         """Write <name>.json; one that is there already is kept as earlier-<name>-1.json, or the next free number."""
         path, number = self.folder / f"{name}.json", 1
         if path.exists():
@@ -184,7 +184,7 @@ class SilentLog(RunLog):
 
     def save(self, name: str, content: Any) -> None: ...
 
-    def result(self, content: Mapping[str, Any], name: str) -> None: ...
+    def result(self, content: Mapping[str, Any], name: str = "result") -> None: ...
 
     def final_scores(self, flags: Mapping[str, Any], scores: Mapping[str, float]) -> None: ...
 
