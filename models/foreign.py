@@ -62,7 +62,9 @@ class Foreign(Backbone):
                 logits = logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
             return logits, logits
         seen: list[tuple[Tensor, Tensor]] = []
-        handle = self.head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].clone(), output)))
+        handle = self.head.register_forward_hook(
+            lambda module, args, kwargs, output: seen.append((_given(args, kwargs).clone(), output)), with_kwargs=True
+        )
         try:
             answer = self._answer(x)
         finally:
@@ -70,7 +72,7 @@ class Foreign(Backbone):
         wanted = answer.detach()
         of_answer = (call for call in reversed(seen) if len(seen) == 1 or _gives(call[1].detach(), self.squash, wanted))
         features, logits = next(of_answer, seen[-1])  # a head may be called more than once
-        return features.flatten(1), logits  # (B, feature_dim), (B, num_classes)
+        return features.flatten(1).to(x.dtype), logits.to(x.dtype)  # (B, feature_dim), (B, num_classes)
 
     @torch.no_grad()
     def settle(self, x: Tensor) -> list[str]:
@@ -87,25 +89,28 @@ class Foreign(Backbone):
 
     def _settle(self, x: Tensor) -> list[str]:
         notes = self._settle_channels(x)
-        inputs: list[tuple[nn.Linear, Tensor]] = []
+        outputs: list[tuple[nn.Linear, Tensor]] = []
         handles = [
-            layer.register_forward_pre_hook(lambda layer, given: inputs.append((layer, given[0].clone())))
+            layer.register_forward_hook(lambda layer, given, output: outputs.append((layer, output.clone())))
             for layer in self.network.modules()
             if isinstance(layer, nn.Linear)
         ]
         try:
-            answer = self._answer(x)
+            answer = self._answer(x.clone())  # here and below: it may change what it is given
         finally:
             for handle in handles:
                 handle.remove()
+        if not bool(answer.isfinite().all()):
+            raise UserError("its answers are not finite")
         expected = (len(x), self.num_classes)
         if tuple(answer.shape) != expected:
             raise UserError(f"answered {tuple(answer.shape)} for {self.num_classes} classes; expected {expected}")
-        fed = [(layer, name) for layer, given in inputs for name in SQUASHES if _gives(layer(given), name, answer)]
-        self.has_head, self.squash = bool(fed), fed[-1][1] if fed else squash_of(self._answer, x)
+        fed = [(layer, name) for layer, output in outputs for name in SQUASHES if _gives(output, name, answer)]
+        self.has_head = bool(fed)
+        self.squash = fed[-1][1] if fed else squash_of(lambda images: self._answer(images.clone()), x)
         self.head = fed[-1][0] if fed else _identity(self.num_classes).to(answer)
         refuse_sigmoid(self.squash)
-        self.answers_logits = any(layer is self.head and torch.equal(layer(given), answer) for layer, given in inputs)
+        self.answers_logits = any(layer is self.head and torch.equal(output, answer) for layer, output in outputs)
         self.settled = True
         if self.squash == "softmax":
             taken = "what goes into its softmax is taken" if fed else "their logarithm is taken"
@@ -130,7 +135,7 @@ class Foreign(Backbone):
     def _tried(self, x: Tensor) -> Tensor | None:
         """The answer to images (B, 3, S, S), if there is one."""
         try:
-            answer = self._answer(x)
+            answer = self._answer(x.clone())
         except Exception:  # somebody's network may raise anything
             return None
         return answer if tuple(answer.shape) == (len(x), self.num_classes) else None
@@ -138,7 +143,7 @@ class Foreign(Backbone):
     def _settle_channels(self, x: Tensor) -> list[str]:
         wanted = [layer.in_channels for layer in self.network.modules() if isinstance(layer, nn.Conv2d)][:1]
         try:
-            found = self.network(x)
+            found = self.network(x.clone())
         except RuntimeError:
             if wanted in ([], [3]):
                 raise
@@ -167,7 +172,13 @@ class Foreign(Backbone):
         return self.features_and_logits(x)[1]
 
 
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer was given, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def _gives(output: Tensor, squash: str, answer: Tensor) -> bool:
+    output = output.to(answer.dtype)
     return output.shape == answer.shape and torch.allclose(SQUASHES[squash](output), answer, rtol=1e-4, atol=1e-6)
 
 
@@ -212,7 +223,7 @@ def is_foreign(name: str) -> bool:
 def create_foreign(name: str, num_classes: int, image_size: int, weights: str | None = None) -> Foreign:
     """An untrained `torchvision/NAME`, `timm/NAME`, or what `module:function` returns for the number of classes.
 
-    timm's networks that are made for one size of image are made for `image_size`.
+    Networks that are made for one size of image (ViT) are made for `image_size`.
     `weights` names a set of weights that torchvision downloads for the first kind ("DEFAULT": its best).
     Raises `UserError` for a name that nobody knows, for a function that gives no network, and where weights cannot be had.
     """
@@ -226,6 +237,7 @@ def create_foreign(name: str, num_classes: int, image_size: int, weights: str | 
 
             # with weights the width of the head is theirs
             own = {"num_classes": num_classes} if weights is None else {}
+            own |= {"image_size": image_size} if rest.startswith("vit_") else {}
             return Foreign(get_model(rest, weights=weights, **own), num_classes)
         import_torchvision()  # timm needs it, and would fail where its operators are missing
         import timm

@@ -1,29 +1,25 @@
 """Other people's checkpoint files: what they hold, what they say of themselves, and their names for our tensors."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from models.backbone import Backbone
 from models.foreign import Foreign
 from models.published import to_our_names
+from models.said import Said, said_in
 from utils import checkpoint
 from utils.errors import UserError
 from utils.names import shown
 
-State = dict[str, torch.Tensor]
+State = dict[str, Tensor]
 COUNTER = "num_batches_tracked"  # of batch normalisation, which files from before PyTorch 0.4.1 lack and nothing here reads
-NUMBER_FIRST = ("idx_to_class", "index_to_class", "id2label")  # dicts of {number: name}, as their name says
-CLASS_LISTS = (  # where files name their classes
-    "class_names", "classes", "CLASSES", "names", "label_names", "target_names", "categories", "labels", "vocab",
-    "class_to_idx", "class_to_index", "label2id", *NUMBER_FIRST,
-)  # fmt: skip
-SAID = ("mean", "std", "image_size", "arch")
 ABOUT = (  # dicts in which files say such things
     "hyper_parameters", "datamodule_hyper_parameters", "hparams", "meta", "dataset_meta", "config", "args", "model_args",
+    "transform", "transforms", "preprocessing", "normalize", "normalization", "data_config",
 )  # fmt: skip
 AVERAGE = re.compile(r"ema|shadow|swa|averag", re.IGNORECASE)  # how keys of running averages are called
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
@@ -34,16 +30,15 @@ DEPTH = 3  # of dicts in which weights and words are looked for
 class Content:
     """What a checkpoint file holds: weights, in its own names, and what it says.
 
-    class_ids and accuracy (0..1): of the papers' teachers; class_names: first output first; class_numbers: the same, where a
-    file has whole numbers in their place, which may be names or not; about: mean, std, image_size, arch.
+    class_ids and accuracy (0..1): of the papers' teachers; said: what else it says of itself; whole: the dict that the weights
+    lie in, with what is no tensor.
     """
 
     state: State
     class_ids: list[int] | None = None
     accuracy: float | None = None
-    class_names: list[str] | None = None
-    class_numbers: list[str] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
+    whole: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_content(content: Any, source: str, which: str = "") -> Content:
@@ -55,10 +50,10 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
     if not isinstance(content, Mapping):
         raise UserError(f"{source} holds a {type(content).__name__}; expected a state_dict, or a dict with one")
     found = dict(_states(content))
-    most = max(map(len, found.values()), default=0)
-    found = {place: state for place, state in found.items() if 2 * len(state) > most}  # metrics and random states are small
+    sizes = {place: len(_tensors(whole)) for place, whole in found.items()}  # metrics and random states are small
+    found = {place: whole for place, whole in found.items() if 2 * sizes[place] > max(sizes.values())}
     if which:
-        found = {place: state for place, state in found.items() if place == which or place.startswith(f"{which}.")}
+        found = {place: whole for place, whole in found.items() if place == which or place.startswith(f"{which}.")}
         if len(found) != 1:
             places = shown(place or "the file itself" for place, _ in _states(content))
             raise UserError(f"{source} has no weights under {which!r} alone; they are under {places}")
@@ -68,115 +63,79 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
         )
     if not found:
         raise UserError(f"{source} is no checkpoint this program knows: no state_dict in its keys {shown(map(str, content))}")
-    ((place, state),) = found.items()
+    ((place, whole),) = found.items()
     if not which and (average := next(_nameless_averages(content), None)):
         raise UserError(
             f"{source} has weights, and a running average of them without names under {average}: say that the former are meant "
             f"in a column `weights` of the list ({place or 'save them alone'}), or save the average as a state_dict"
         )
-    said = list(_said(content))
-    about = {key: value for one in reversed(said) for key, value in one.items() if key in SAID}
     ids, accuracy = content.get("specific"), content.get("acc")
     try:
         return Content(
-            state,
+            _tensors(whole),
             None if ids is None else [int(label) for label in ids],
             None if ids is None or accuracy is None else float(accuracy) / 100,
-            next(class_names_in(said), None),
-            next(_class_numbers(said), None),
-            about,
+            said_in(list(_about(content, own=place == ""))),
+            whole,
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"{source} says something of its classes that cannot be read: {error}") from error
 
 
-def _states(content: Mapping, place: str = "") -> Iterator[tuple[str, State]]:
-    """Every group of at least two tensors with names, and where it lies: "" for the content itself."""
-    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
-    if len(state) > 1:
-        yield place, state
+def _states(content: Mapping, place: str = "") -> Iterator[tuple[str, Mapping]]:
+    """Every dict with at least two named tensors, and where it lies: "" for the content itself."""
+    if len(_tensors(content)) > 1:
+        yield place, content
     for key, value in content.items():
         if isinstance(value, Mapping) and place.count(".") < DEPTH and not str(key).startswith("optim"):
             yield from _states(value, f"{place}.{key}".lstrip("."))
 
 
+def _tensors(content: Mapping) -> State:
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
 def _nameless_averages(content: Mapping, place: str = "", averages: bool = False) -> Iterator[str]:
-    """Where a list of tensors lies under the name of an average."""
+    """Where tensors lie under the name of an average and not as a state_dict: in a list, under numbers, in an optimizer's."""
     for key, value in content.items():
         below, named = f"{place}.{key}".lstrip("."), averages or bool(AVERAGE.search(str(key)))
         if isinstance(value, Mapping) and place.count(".") < DEPTH:
             yield from _nameless_averages(value, below, named)
-        if named and isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(v, torch.Tensor) for v in value):
+        if not named:
+            continue
+        if isinstance(value, Mapping):
+            numbered = [one for name, one in value.items() if not isinstance(name, str) or below.startswith("optim")]
+        else:
+            numbered = list(value) if isinstance(value, (list, tuple)) else []
+        tensors = [one[-1] if isinstance(one, tuple) and one else one for one in numbered]  # or pairs of name and tensor
+        if len(tensors) > 1 and all(isinstance(one, Tensor) for one in tensors):
             yield below
 
 
-def _said(content: Mapping, depth: int = DEPTH) -> Iterator[Mapping[str, Any]]:
-    """The dicts in which a file may say something of itself: those called so, and those around weights."""
-    yield content
+def _about(content: Mapping, depth: int = DEPTH, own: bool = False) -> Iterator[Mapping[str, Any]]:
+    """The dicts in which a file may say something of itself: those called so, and those around weights.
+
+    Where the content is the weights themselves (`own`), its tensors are these, whatever their names.
+    """
+    yield {key: value for key, value in content.items() if not isinstance(value, Tensor)} if own else content
     for key, value in content.items():
         if depth and isinstance(value, Mapping) and (key in ABOUT or any(place for place, _ in _states(value))):
-            yield from _said(value, depth - 1)
+            yield from _about(value, depth - 1)
 
 
-def class_names_in(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """The classes that a file names, first output first. Raises `ValueError` where their numbers are not 0 to n - 1."""
-    for place in said:
-        for key in CLASS_LISTS:
-            names = place.get(key)
-            if (
-                isinstance(names, Mapping) and names and not any(map(_is_weight, names.values()))
-            ):  # weights may be called so, too
-                yield _in_order(names, key)
-            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
-                yield list(names)
-
-
-def _class_numbers(said: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """The same, of whole numbers."""
-    for place in said:
-        for key in CLASS_LISTS:
-            names = place.get(key)
-            names = names.tolist() if isinstance(names, torch.Tensor) and names.ndim == 1 else names
-            if isinstance(names, (list, tuple)) and names and all(type(name) is int for name in names):
-                yield [str(name) for name in names]
-
-
-def _in_order(numbered: Mapping[Any, Any], key: str) -> list[str]:
-    """The names of {name: number} or {number: name}; where both could be either, `key` says what stands first."""
-    firsts, seconds = (any(_is_word(one) for one in some) for some in (numbered, numbered.values()))
-    by_name = firsts or (not seconds and key not in NUMBER_FIRST and not all(isinstance(one, int) for one in numbered))
-    items = numbered.items() if by_name else [(_last(name), number) for number, name in numbered.items()]
-    pairs = sorted((int(number), str(name)) for name, number in items)
-    if [number for number, _ in pairs] != list(range(len(pairs))):
-        raise ValueError(f"classes are numbered {shown(str(number) for number, _ in pairs)}; expected 0 to {len(pairs) - 1}")
-    return [name for _, name in pairs]
-
-
-def _is_weight(one: Any) -> bool:
-    """Whether something is more than a number."""
-    return isinstance(one, torch.Tensor) and one.numel() > 1
-
-
-def _is_word(one: Any) -> bool:
-    """Whether something can only be a name."""
-    one = _last(one)
-    return isinstance(one, str) and not one.isdigit()
-
-
-def _last(name: Any) -> Any:
-    """Of a number's several words (a WordNet id and a name) the last."""
-    return name[-1] if isinstance(name, (list, tuple)) and name else name
-
-
-def load_into(network: Backbone, state: State, source: str) -> list[str]:
+def load_into(network: Backbone, content: Content, source: str) -> list[str]:
     """Load somebody's weights into a network; returns what a person should know of it.
 
-    Names that fit are taken as they are. Where they do not, a prefix is taken off (`module.`, `_orig_mod.`, `model.`, several),
-    and for our own architectures the papers' names are translated. Raises `UserError` naming what does not fit.
+    What the network takes as it is, by its own rules, is taken so. Where names do not fit, a prefix is taken off (`module.`,
+    `_orig_mod.`, `model.`, several), and for our own architectures the papers' names are translated. Raises `UserError` naming
+    what does not fit.
     """
-    target, notes = network.loadable, []
+    target, state = network.loadable, content.state
+    notes: list[str] = []
     own = target.state_dict()
     fitting = _fit(state, own)
+    if fitting is None and isinstance(network, Foreign) and checkpoint.takes(target, content.whole, source):
+        return notes
     if fitting is None and not isinstance(network, Foreign):
         fitting = _fit(in_our_names(state), own)
     if fitting is None:

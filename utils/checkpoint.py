@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.parameter import is_lazy
 
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -122,8 +124,9 @@ def _load_safetensors(path: Path, device: str | torch.device) -> dict[str, Any]:
     """The tensors, and beside them what the file's metadata say."""
     try:
         with safe_open(path, "pt") as file:
-            said = plain_values(file.metadata() or {})
-        return said | load_file(path, str(device))
+            file_says = file.metadata() or {}
+            said = plain_values(file_says)
+        return (file_says | said) | load_file(path, str(device))
     except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
 
@@ -146,11 +149,25 @@ def cached(folder: Path, key: object, compute: Callable[[], Any]) -> Any:
     return value
 
 
+def takes(module: torch.nn.Module, state: Mapping[str, Any], source: str | Path) -> bool:
+    """Load what lies in a file by the module's own rules (old names of its own, extra state), where that leaves nothing open.
+
+    What is loaded in part is loaded again by who asks. Raises `UserError` for numbers that are not finite.
+    """
+    try:
+        module.load_state_dict(state)
+    except Exception:  # somebody's module may raise anything
+        return False
+    _check_finite(module.state_dict(), {}, source)
+    return True
+
+
 def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
     """Load `state` into `module`, or raise one `UserError` that names the first thing that does not fit."""
     own = module.state_dict()
     missing, spare = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    sized = {name for name, tensor in own.items() if not is_lazy(tensor)}  # others take whatever comes
+    wrong = [name for name in sized & state.keys() if own[name].shape != state[name].shape]
     if missing or spare or wrong:
         detail = (
             f"it lacks {missing[0]!r}" + (f" and has {spare[0]!r} instead" if spare else "")
@@ -165,7 +182,26 @@ def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source
         raise UserError(
             f"{source}: {whole[0]!r} holds {state[whole[0]].dtype}, expected floats: save it before it is quantised"
         )
-    odd = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
-    if odd is not None:
-        raise UserError(f"{source}: {odd!r} holds numbers that are not finite: its training failed, or the file is damaged")
-    module.load_state_dict(state)
+    _check_finite(state, own, source)
+    named = OrderedDict(state)
+    named._metadata = own._metadata  # type: ignore[attr-defined]  # of the versions whose names these are
+    module.load_state_dict(named)
+
+
+def _check_finite(state: Mapping[str, Any], own: Mapping[str, Any], source: str | Path) -> None:
+    """Raise `UserError` for numbers that are not finite, but for those that a module itself began with (a mask's)."""
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        try:
+            odd = ~tensor.isfinite()
+            if name in own and not is_lazy(own[name]) and own[name].shape == tensor.shape:
+                odd &= tensor != own[name]
+            fine = not bool(odd.any())
+        except (RuntimeError, NotImplementedError, TypeError) as error:  # tensors that lie nowhere, are sparse, or of 8 bits
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise UserError(f"{source}: {name!r} is a tensor that cannot be read ({kind}): save it as plain floats") from error
+        if not fine:
+            raise UserError(
+                f"{source}: {name!r} holds numbers that are not finite: its training failed, or the file is damaged"
+            )

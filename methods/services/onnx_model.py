@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.answers import refuse_sigmoid, squash_of
-from models.state_dicts import class_names_in
+from models.said import check_said, said_in
 from utils.checkpoint import plain_values
 from utils.errors import UserError
 from utils.images import normalise
-from utils.names import check_same_order
 
 ONNX = "onnx"  # the arch of such a file in a list of teachers
 
@@ -27,9 +26,16 @@ class OnnxModel:
     """
 
     def __init__(
-        self, path: Path, num_classes: int, mean: Sequence[float], std: Sequence[float], class_names: Sequence[str] = ()
+        self,
+        path: Path,
+        num_classes: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        class_names: Sequence[str] = (),
     ) -> None:
-        self.path, self.num_classes, self.mean, self.std, self.class_names = path, num_classes, mean, std, class_names
+        self.path, self.num_classes, self.image_size, self.class_names = path, num_classes, image_size, class_names
+        self.mean, self.std = mean, std
         self._squash: str | None = None  # what makes its answer of the logits, once it is known
 
     def query(self, images: Tensor) -> Tensor:
@@ -58,17 +64,16 @@ class OnnxModel:
             session = onnxruntime.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no type
             raise UserError(f"{self.path} cannot be read as ONNX: {' '.join(str(error).split())}") from error
-        self._check_names(session.get_modelmeta().custom_metadata_map)
+        self._check_said(session.get_modelmeta().custom_metadata_map)
         return session
 
-    def _check_names(self, metadata: Mapping[str, str]) -> None:
-        """Raise `UserError` where the file says of its classes what its list does not."""
+    def _check_said(self, metadata: Mapping[str, str]) -> None:
+        """Raise `UserError` where the file says of itself what its list does not."""
         try:
-            said = next(class_names_in([plain_values(metadata)]), None)
+            said = said_in([dict(metadata) | plain_values(metadata)])
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.path} says something of its classes that cannot be read: {error}") from error
-        if said and self.class_names:
-            check_same_order(said, self.class_names, str(self.path), "what it is listed with")
+        check_said(said, self.class_names, self.image_size, self.mean, self.std, "", str(self.path))
 
     def _answer(self, prepared: Tensor) -> Tensor:
         wanted = self._session.get_inputs()[0]

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from datasets.registry import DatasetSpec
-from methods.teachers.inspection import check_said, inspect
+from methods.teachers.inspection import inspect
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_classifier
 from models.backbone import Backbone
 from models.foreign import Foreign
+from models.said import check_said
 from models.state_dicts import load_into, read_content
 from utils import checkpoint, seed
 from utils.errors import UserError
@@ -30,9 +31,9 @@ def read_weights(network: Backbone, path: Path, class_names: Sequence[str], form
     Raises `UserError` where it does not fit, or says of itself that it is something else; no `class_names`: nobody knows them.
     """
     content = read_content(checkpoint.load(path), str(path))
-    for note in load_into(network, content.state, str(path)):
+    for note in load_into(network, content, str(path)):
         print(f"note: {path}: {note}", file=sys.stderr)
-    check_said(content, class_names, form, arch, str(path))
+    check_said(content.said, class_names, form.size, form.mean, form.std, arch, str(path))
 
 
 def load_classifier(

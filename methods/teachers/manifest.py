@@ -302,7 +302,7 @@ def _service(row: TeacherRow, form: ModelForm, client: Client, store: AnswerStor
 def _onnx(row: TeacherRow) -> ListedService:
     if not row.path.is_file():
         raise ValueError(f"{row.path} does not exist")
-    service = OnnxModel(row.path, len(row.class_ids), row.mean, row.std, row.class_names)
+    service = OnnxModel(row.path, len(row.class_ids), row.image_size, row.mean, row.std, row.class_names)
     return ListedService(service, str(row.path), row.class_names, row.image_size, row.dataset, digest(row.path))
 
 

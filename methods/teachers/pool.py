@@ -16,12 +16,13 @@ from datasets.registry import SPECS, DatasetSpec
 from methods.services.api import NO_LIMITS, Api, add_api_flags
 from methods.services.black_box import BlackBox, LocalService, RemoteService
 from methods.services.meter import Meter
-from methods.teachers.inspection import Finding, check_said, inspect
+from methods.teachers.inspection import Finding, inspect
 from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place, check_row
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.backbone import Backbone
 from models.foreign import TORCHSCRIPT, Foreign, load_torchscript
+from models.said import check_said
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
 from utils.code import file_of, is_code
@@ -218,8 +219,8 @@ class TeacherPool:
                 content = self._published.get(row.path) or _read(row)
                 outputs = len(content.state["head.bias"]) if row.path in self._published else len(row.class_ids)
                 network = create_model(row.network or row.arch, outputs, row.image_size)
-                notes += load_into(network, content.state, str(row.path))
-                check_said(content, row.class_names, form, row.arch, str(row.path))
+                notes += load_into(network, content, str(row.path))
+                check_said(content.said, row.class_names, row.image_size, row.mean, row.std, row.arch, str(row.path))
         teacher = Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)
         notes += untrained(network)
         if teacher_id not in self._findings:  # our own networks are what they seem, whatever their weights

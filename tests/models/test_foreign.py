@@ -165,3 +165,40 @@ def test_what_is_done_to_the_answer_of_the_head_makes_it_no_head() -> None:
     features, logits = foreign.features_and_logits(x)
     assert torch.equal(logits, foreign.network(x))
     assert torch.equal(foreign.head(features), logits)
+
+
+class ByName(Net):
+    """Calls its head by the name of what it is given, and changes the images it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).div_(0.5)
+        return self.classifier(input=self.features(x))
+
+
+def test_images_and_head_are_given_anyhow() -> None:
+    network, images = made(ByName())
+    assert network.settle(images.clone()) == []
+    features, logits = network.features_and_logits(images.clone())
+    torch.testing.assert_close(logits, network.network.classifier(features))
+    torch.testing.assert_close(features, network.network.features((images - 0.5) / 0.5))
+
+
+class InHalf(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def test_a_network_that_computes_in_half() -> None:
+    network = Foreign(InHalf().eval(), 3)
+    images = torch.rand(8, 3, 9, 9, dtype=torch.float32)
+    network.float().settle(images)
+    features, logits = network.features_and_logits(images)
+    assert (features.dtype, logits.dtype, features.shape) == (torch.float32, torch.float32, (8, 4))
+
+
+def test_answers_that_are_not_finite_are_said_first() -> None:
+    network, images = made(Net())
+    network.network.norm.running_var.fill_(-1.0)
+    with pytest.raises(UserError, match="not finite"):
+        network.settle(images)

@@ -75,6 +75,6 @@ def test_fast_datafrees_names_are_understood(arch: str, prefix: str) -> None:
     source, target = create_classifier(arch, 5, 32).eval(), create_classifier(arch, 5, 32).eval()
     theirs = {prefix + name: value for name, value in fast_datafrees_names(arch, source.state_dict()).items()}
     content = read_content({"state_dict": theirs, "best_acc1": 70.0, "epoch": 3}, "a file")
-    assert load_into(target, content.state, "a file") == []
+    assert load_into(target, content, "a file") == []
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(source(x), target(x))

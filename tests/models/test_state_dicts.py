@@ -1,6 +1,7 @@
 """Other people's files: read right, or refused with what was found in them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 from models import create_model
 from models.foreign import Foreign
-from models.state_dicts import in_our_names, load_into, read_content
+from models.said import Said
+from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils.errors import UserError
 
 Rename = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -84,7 +86,7 @@ CHANGES = {
 def test_what_fits_is_loaded(change: str, make: type[nn.Module]) -> None:
     torch.manual_seed(0)
     source, target = make().eval(), Foreign(make(), 3).eval()
-    assert load_into(target, CHANGES[change](source.state_dict()), "file") == []
+    assert load_into(target, Content(CHANGES[change](source.state_dict())), "file") == []
     for name, tensor in target.network.state_dict().items():
         assert torch.allclose(tensor, source.state_dict()[name], atol=1e-2)
 
@@ -92,27 +94,27 @@ def test_what_fits_is_loaded(change: str, make: type[nn.Module]) -> None:
 def test_our_own_networks_take_what_wrappers_made_of_them() -> None:
     source, target = create_model("conv4", 3, 16), create_model("conv4", 3, 16)
     for change in CHANGES.values():
-        load_into(target, change(source.state_dict()), "file")
+        load_into(target, Content(change(source.state_dict())), "file")
         assert torch.allclose(target.head.weight, source.head.weight, atol=1e-2)
 
 
 def test_what_stands_beside_a_network_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     state = under("model.")(Own().state_dict())
-    notes = load_into(Foreign(Own(), 3), state | {"criterion.weight": torch.ones(3)}, "file")
+    notes = load_into(Foreign(Own(), 3), Content(state | {"criterion.weight": torch.ones(3)}), "file")
     assert notes == ["1 tensors outside of 'model.' were left out (criterion.weight)"]
     with pytest.raises(UserError, match=r"fit under model\., teacher\."):
-        load_into(Foreign(Own(), 3), state | under("teacher.")(Own().state_dict()), "file")
+        load_into(Foreign(Own(), 3), Content(state | under("teacher.")(Own().state_dict())), "file")
 
 
 def test_what_does_not_fit_is_named_with_what_is_there_instead() -> None:
     state = Own().state_dict()
     state["fc.weight"] = state.pop("linear.weight")
     with pytest.raises(UserError, match=r"lacks 'linear\.weight' and has 'fc\.weight' instead"):
-        load_into(Foreign(Own(), 3), state, "file")
+        load_into(Foreign(Own(), 3), Content(state), "file")
     broken = Own().state_dict()
     broken["linear.bias"][0] = torch.inf
     with pytest.raises(UserError, match=r"'linear\.bias' holds numbers that are not finite"):
-        load_into(Foreign(Own(), 3), broken, "file")
+        load_into(Foreign(Own(), 3), Content(broken), "file")
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict", "model_dict", "weights"])
@@ -151,7 +153,7 @@ def test_weights_are_found_at_any_depth_and_beside_small_things() -> None:
         assert torch.equal(read_content(both, "file", which).state["linear.bias"], state["linear.bias"] + 1)
     quantised = {name: (tensor * 100).to(torch.int8) for name, tensor in state.items()}
     with pytest.raises(UserError, match="before it is quantised"):
-        load_into(Foreign(Own(), 3), quantised, "file")
+        load_into(Foreign(Own(), 3), Content(quantised), "file")
 
 
 def test_what_a_file_says_of_its_classes() -> None:
@@ -168,24 +170,24 @@ def test_what_a_file_says_of_its_classes() -> None:
         {"class_to_idx": {"a": torch.tensor(1), "b": 0, "c": 2}},
     ]  # fmt: skip
     for names in forms:
-        assert read_content({"state_dict": state, **names}, "file").class_names == wanted
+        assert read_content({"state_dict": state, **names}, "file").said.class_names == wanted
     for wrong in ({"a": 1, "b": 2, "c": 3}, {"a": 0, "b": 0, "c": 1}):
         with pytest.raises(UserError, match="classes are numbered"):
             read_content({"state_dict": state, "class_to_idx": wrong}, "file")
-    assert read_content({"state_dict": state, "class_to_idx": {"1": 0, "10": 1, "2": 2}}, "file").class_names == [
+    assert read_content({"state_dict": state, "class_to_idx": {"1": 0, "10": 1, "2": 2}}, "file").said.class_names == [
         "1",
         "10",
         "2",
     ]
-    assert read_content({"state_dict": state, "classes": 3}, "file").class_names is None
-    assert read_content({"checkpoint": {"state_dict": state, "classes": wanted}}, "file").class_names == wanted
+    assert read_content({"state_dict": state, "classes": 3}, "file").said.class_names is None
+    assert read_content({"checkpoint": {"state_dict": state, "classes": wanted}}, "file").said.class_names == wanted
     numbered = {"a": torch.tensor(1), "b": torch.tensor(0), "c": torch.tensor(2)}
-    assert read_content({"state_dict": state, "class_to_idx": numbered}, "file").class_names == wanted
+    assert read_content({"state_dict": state, "class_to_idx": numbered}, "file").said.class_names == wanted
     digits = {0: "2", 1: "0", 2: "1"}
     for names in ({"idx_to_class": digits}, {"id2label": {str(number): name for number, name in digits.items()}}):
-        assert read_content({"state_dict": state, **names}, "file").class_names == ["2", "0", "1"]
+        assert read_content({"state_dict": state, **names}, "file").said.class_names == ["2", "0", "1"]
     numbers = read_content({"state_dict": state, "classes": torch.tensor([1, 10, 2])}, "file")
-    assert (numbers.class_names, numbers.class_numbers) == (None, ["1", "10", "2"])
+    assert (numbers.said.class_names, numbers.said.class_numbers) == (None, ["1", "10", "2"])
 
 
 def test_an_average_without_names_is_not_passed_over() -> None:
@@ -203,3 +205,88 @@ def test_the_numbers_of_an_optimizer_are_no_weights() -> None:
     state = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
     moments = {number: {"step": torch.ones(()), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)} for number in range(2)}
     assert read_content({"state_dict": state, "optimizer": {"state": moments}}, "file").state.keys() == state.keys()
+
+
+class Normalising(nn.Module):
+    """Keeps mean and std of its own, beside the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.4))
+        self.register_buffer("std", torch.full((1, 3, 1, 1), 0.2))
+        self.register_buffer("classes", torch.tensor([3, 1, 2]))
+        self.linear = nn.Linear(3, 3)
+
+
+def test_a_networks_own_buffers_say_nothing_of_the_list() -> None:
+    for content in (Normalising().state_dict(), {"state_dict": Normalising().state_dict()}):
+        assert read_content(content, "file").said == Said()
+    said = read_content({"state_dict": Normalising().state_dict(), "mean": torch.ones(3), "std": torch.ones(3)}, "file").said
+    assert said.about.keys() == {"mean", "std"}
+
+
+def test_an_average_as_pairs_or_numbers_or_an_optimizers() -> None:
+    state = Own().state_dict()
+    for average in (
+        {"ema": list(state.items())},
+        {"ema": dict(enumerate(state.values()))},
+        {"optimizer_state": {"ema": dict(state)}},
+    ):
+        with pytest.raises(UserError, match="a running average"):
+            read_content({"state_dict": state} | average, "file")
+
+
+class Renaming(nn.Module):
+    """Takes files of before, in which its layer had another name, and keeps more than tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest: Any) -> None:
+        for name in ("weight", "bias"):
+            if f"{prefix}old_{name}" in state:
+                state[f"{prefix}layer.{name}"] = state.pop(f"{prefix}old_{name}")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 2}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_what_a_network_takes_by_its_own_rules() -> None:
+    source, target = Renaming(), Foreign(Renaming(), 3)
+    assert load_into(target, read_content(source.state_dict(), "file"), "file") == []
+    torch.testing.assert_close(target.network.layer.weight, source.layer.weight)
+    old = {"old_weight": torch.ones(3, 3), "old_bias": torch.zeros(3), "_extra_state": {"version": 1}}
+    load_into(target, read_content(old, "file"), "file")
+    assert bool((target.network.layer.weight == 1).all())
+    with pytest.raises(UserError, match="not finite"):
+        load_into(target, read_content(old | {"old_bias": torch.full((3,), torch.nan)}, "file"), "file")
+
+
+def test_layers_that_take_their_size_from_the_file() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    weights = {"1.weight": torch.ones(3, 12), "1.bias": torch.zeros(3)}
+    load_into(Foreign(network, 3), read_content(weights, "file"), "file")
+    assert network(torch.ones(2, 3, 2, 2)).shape == (2, 3)
+
+
+def test_a_masks_infinities_are_no_damage() -> None:
+    network = nn.Linear(3, 3)
+    network.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    load_into(Foreign(network, 3), read_content(network.state_dict(), "file"), "file")
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(3, 3, device="meta"), torch.ones(3, 3).to_sparse()], ids=["meta", "sparse"])
+def test_tensors_that_hold_no_plain_numbers(tensor: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_into(Foreign(nn.Linear(3, 3), 3), read_content({"weight": tensor, "bias": torch.ones(3)}, "file"), "file")
+
+
+def test_a_network_whose_names_hang_on_a_version() -> None:
+    """torchvision's mnasnet asks the file's version, which a dict has lost."""
+    network = create_model("torchvision/mnasnet0_5", 3, 32)
+    load_into(network, read_content(dict(network.loadable.state_dict()), "file"), "file")

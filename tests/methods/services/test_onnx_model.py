@@ -53,18 +53,18 @@ def wanted(images: Tensor) -> Tensor:
 def test_the_answers_are_probabilities_whatever_the_file_gives(
     end: str, batch: int | str, layout: Sequence[int], tmp_path: Path
 ) -> None:
-    model, images = OnnxModel(write(tmp_path / "m.onnx", end, batch, layout), 4, HALF, QUARTER), torch.rand(6, 3, 6, 6)
+    model, images = OnnxModel(write(tmp_path / "m.onnx", end, batch, layout), 4, 6, HALF, QUARTER), torch.rand(6, 3, 6, 6)
     assert torch.allclose(model.query(images), wanted(images), atol=1e-5)
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     images = torch.rand(6, 3, 6, 6)
     with pytest.raises(UserError, match="take the sigmoid at its end off"):
-        OnnxModel(write(tmp_path / "m.onnx", "Sigmoid"), 4, HALF, QUARTER).query(images)
+        OnnxModel(write(tmp_path / "m.onnx", "Sigmoid"), 4, 6, HALF, QUARTER).query(images)
     with pytest.raises(UserError, match=r"answered \(6, 4\) for 3 classes"):
-        OnnxModel(write(tmp_path / "m.onnx"), 3, HALF, QUARTER).query(images)
+        OnnxModel(write(tmp_path / "m.onnx"), 3, 6, HALF, QUARTER).query(images)
     with pytest.raises(UserError, match=r"m\.onnx fails on images"):
-        OnnxModel(write(tmp_path / "m.onnx"), 4, HALF, QUARTER).query(torch.rand(6, 3, 7, 7))
+        OnnxModel(write(tmp_path / "m.onnx"), 4, 6, HALF, QUARTER).query(torch.rand(6, 3, 7, 7))
     names = onnx.helper.make_node("ArgMax", ["x"], ["answer"], axis=1)
     shape = (onnx.TensorProto.FLOAT, ["B", 3, 6, 6]), (onnx.TensorProto.INT64, ["B", 1, 6, 6])
     values = [onnx.helper.make_tensor_value_info(name, *one) for name, one in zip(("x", "answer"), shape, strict=True)]
@@ -72,10 +72,10 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     model.opset_import[0].version = 18
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(UserError, match=r"answers no floats first; its outputs: answer \(tensor\(int64\)\)"):
-        OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER).query(images)
+        OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER).query(images)
     (tmp_path / "m.onnx").write_text("nothing")
     with pytest.raises(UserError, match="cannot be read as ONNX"):
-        OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER).query(images)
+        OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER).query(images)
 
 
 def test_what_a_file_says_of_its_classes_is_held_against_its_list(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_what_a_file_says_of_its_classes_is_held_against_its_list(tmp_path: Path
     onnx.helper.set_model_props(model, {"names": "{0: 'b', 1: 'a', 2: 'c', 3: 'd'}", "task": "classify"})
     onnx.save(model, tmp_path / "m.onnx")
     images = torch.rand(2, 3, 6, 6)
-    OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER, ("b", "a", "c", "d")).query(images)
+    OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER, ("b", "a", "c", "d")).query(images)
     with pytest.raises(UserError, match="in the order b, a, c, d"):
-        OnnxModel(tmp_path / "m.onnx", 4, HALF, QUARTER, ("a", "b", "c", "d")).query(images)
+        OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER, ("a", "b", "c", "d")).query(images)
 
 
 def test_it_stands_in_a_list_as_a_black_box(tmp_path: Path) -> None:

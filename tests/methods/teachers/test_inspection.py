@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.services.meter import Meter
-from methods.teachers.inspection import check_said, inspect
+from methods.teachers.inspection import inspect
 from methods.teachers.manifest import OWN, TeacherRow
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.foreign import TORCHSCRIPT, Foreign
-from models.state_dicts import Content
+from models.said import Said, check_said
 from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -80,20 +80,20 @@ def test_what_cannot_be_used_is_named(change: dict[str, Callable[[Tensor], Tenso
     ],
 )
 def test_what_a_file_says_is_held_against_its_list(said: dict, names: Sequence[str] | None, words: str | None) -> None:
-    content = Content({}, class_names=names, about=said)
+    content = Said(class_names=names, about=said)
     if words is None:
-        check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
+        check_said(content, ("a", "b", "c"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
         return
     with pytest.raises(UserError, match=words):
-        check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
+        check_said(content, ("a", "b", "c"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
 
 
 def test_classes_that_a_file_numbers_are_names_only_where_the_list_has_the_same() -> None:
-    content = Content({}, class_numbers=["1", "10", "2"])
-    check_said(content, ("a", "b", "c"), FORM, "conv4", "file")
-    check_said(content, ("1", "10", "2"), FORM, "conv4", "file")
+    content = Said(class_numbers=["1", "10", "2"])
+    check_said(content, ("a", "b", "c"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
+    check_said(content, ("1", "10", "2"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
     with pytest.raises(UserError, match="in the order 1, 10, 2"):
-        check_said(content, ("1", "2", "10"), FORM, "conv4", "file")
+        check_said(content, ("1", "2", "10"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
 
 
 def test_a_network_that_takes_no_single_image_is_shown_it_twice() -> None:

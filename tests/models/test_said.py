@@ -1,0 +1,73 @@
+from typing import Any
+
+import pytest
+import torch
+
+from models.said import Said, check_said, said_in
+from utils.errors import UserError
+
+WANTED = ["owl", "kite", "wren"]
+FORM = (32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"idx2label": {0: "owl", 1: "kite", 2: "wren"}}, {"class2idx": {"kite": 1, "owl": 0, "wren": 2}},
+        {"classToIdx": {"kite": 1, "owl": 0, "wren": 2}}, {"index_to_name": {"0": "owl", "1": "kite", "2": "wren"}},
+        {"label_map": {"owl": 0, "wren": 2, "kite": 1}}, {"label_map": {0: "owl", 2: "wren", 1: "kite"}},
+        {"classnames": WANTED}, {"class_names": [name.encode() for name in WANTED]}, {"categories": "owl;kite;wren"},
+        {"classes": "owl\nkite\nwren\n"}, {"classes": "owl, kite, wren"}, {"classes": b'["owl", "kite", "wren"]'},
+        {"id2label": '{"0": "owl", "1": "kite", "2": "wren"}'},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_classes_in_whatever_form(place: dict[str, Any]) -> None:
+    assert said_in([place]).class_names == WANTED
+
+
+@pytest.mark.parametrize("place", [{"names": "notes, of a person"}, {"classes": "3"}, {"vocab": 5}, {"note": WANTED}], ids=str)
+def test_what_is_no_list_of_classes(place: dict[str, Any]) -> None:
+    assert said_in([place]).class_names is None
+
+
+def test_the_key_says_which_side_is_the_number() -> None:
+    """Where names are numbers, too."""
+    assert said_in([{"class_to_idx": {0: 1, 1: 2, 2: 0}}]).class_names == ["2", "0", "1"]
+    assert said_in([{"label2id": {1: 0, 10: 1, 2: 2}}]).class_names == ["1", "10", "2"]
+    assert said_in([{"idx_to_class": {0: 1, 1: 2, 2: 0}}]).class_names == ["1", "2", "0"]
+
+
+def check(place: dict[str, Any], arch: str = "torchvision/resnet18") -> None:
+    check_said(said_in([place]), WANTED, *FORM, arch, "file")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"img_size": "64"}, {"input_size": (3, 64, 64)}, {"image_mean": [0.1] * 3, "image_std": [0.2] * 3},
+        {"mean": "0.1,0.4,0.3", "std": "0.2,0.2,0.2"}, {"pixel_mean": torch.tensor([25.0] * 3), "pixel_std": [51.0] * 3},
+        {"arch": "resnet34"}, {"class_names": ["kite", "owl", "wren"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_contradicts_the_list_is_refused(place: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^file "):
+        check(place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"image_size": (3, 32, 32)}, {"img_size": "32x32"}, {"mean": 0.87}, {"std": 1.5, "loss": 0.1}, {"arch": "ResNet"},
+        {"arch": "torchvision.models.resnet18"}, {"arch": "resnet18.a1_in1k"}, {"mean": [127.5, 102, 76.5], "std": [51] * 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_contradict_it_passes(place: dict[str, Any]) -> None:
+    check(place)
+
+
+def test_an_architecture_may_be_nobodys_business() -> None:
+    check({"arch": "yolo"}, "")
+    assert said_in([]) == Said()
