@@ -16,12 +16,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from utils.errors import UserError
 from utils.names import tidy_class
 
-RULE = 3  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
+RULE = 4  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
 PHOTOS = (
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .heic .heif .jp2 .ppm .pgm .pbm .pnm .tga"
 ).split()
 IMAGE_SUFFIXES = {suffix for suffix in PHOTOS if Image.registered_extensions().get(suffix) in Image.OPEN}  # by this Pillow
-LEFT_BEHIND = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # by systems
+LEFT_BEHIND = {  # by systems, network drives and editors, in small letters
+    "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler",
+    "system volume information", "network trash folder", "temporary items", "lost+found", "found.000",
+    "thumbs.db", "desktop.ini",
+}  # fmt: skip
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE = (255, 255, 255)  # the ground under what is transparent
@@ -29,7 +34,7 @@ WHITE = (255, 255, 255)  # the ground under what is transparent
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is no data: what systems and editors leave behind (`.ipynb_checkpoints`, `__MACOSX`, `._x`)."""
-    return name.startswith(".") or name in LEFT_BEHIND or name.lower() in ("thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -65,6 +70,8 @@ def check_name(path: Path) -> None:
         path.name.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8: rename it") from error
+    if any(ord(sign) < 32 for sign in path.name):
+        raise UserError(f"the file name {str(path)!r} holds a line's end or another sign that cannot be written: rename it")
 
 
 def images_of(folder: Path, name: str = "") -> list[Path]:
@@ -96,13 +103,16 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     """The visible folders of `folder` as classes: name -> the images below it, both sorted.
 
     Raises `UserError` for a missing folder, for one without folders, for a class without images, and for two folders of
-    one name; images that lie beside the folders belong to no class, which a note on stderr says.
+    one name, and for a link to a folder that is not there; images and archives that lie beside the folders belong to no class,
+    which a note on stderr says.
     """
     if not folder.is_dir():
         raise UserError(f"folder {folder} is missing: expected {folder}/<class>/<image> (DFL2Ldata/README.md shows each set's)")
     entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     for entry in entries:
         check_name(entry)
+        if entry.is_symlink() and not entry.exists() and entry.suffix.lower() not in PHOTOS:
+            raise UserError(f"{entry} is a link to {entry.readlink()}, which is not there: bring it back, or remove the link")
     classes: dict[str, list[Path]] = {}
     for entry in (entry for entry in entries if entry.is_dir()):
         name = tidy_class(entry.name, str(folder))
@@ -111,7 +121,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
         classes[name] = images_of(entry, f"class {name!r} of {folder}")
     if not classes:
         raise UserError(f"folder {folder} has no class folders: expected {folder}/<class>/<image>")
-    astray = [entry for entry in entries if not entry.is_dir() and entry.suffix.lower() in PHOTOS]
+    astray = [entry for entry in entries if not entry.is_dir() and entry.suffix.lower() in ARCHIVES.union(PHOTOS)]
     if astray:
         print(f"note: {folder}: {kinds(astray)} beside the class folders left out", file=sys.stderr)
     return dict(sorted(classes.items()))
@@ -170,8 +180,10 @@ def shrink(picture: Image.Image, size: int, source: str) -> np.ndarray:
 
 
 def _scale_transparency(picture: Image.Image) -> None:
-    """Bring the grey that is transparent in a PNG of 2 or 4 bits to the 8 bits of the pixels, which Pillow forgets."""
+    """Bring the colour that is transparent in a PNG of 2, 4 or 16 bits to the 8 bits of the pixels, which Pillow forgets."""
     clear, raw = picture.info.get("transparency"), [args for *_, args in getattr(picture, "tile", [])]
+    if picture.format == "PNG" and isinstance(clear, tuple) and raw == ["RGB;16B"]:
+        picture.info["transparency"] = tuple(part >> 8 for part in clear)
     if picture.format == "PNG" and isinstance(clear, int) and raw in (["L;2"], ["L;4"]):
         picture.info["transparency"] = clear * 255 // (2 ** int(raw[0][-1]) - 1)
 
@@ -187,7 +199,7 @@ def _as_bytes(image: Image.Image, kind: str | None, white: int, inverted: bool, 
         return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(f"{source} has numbers of Pillow's mode {image.mode}, whose white nobody knows: save it with 8 bits")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or image.has_transparency_data:
         picture = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         ground = Image.new("RGBA", picture.size, (*WHITE, 255))
         return Image.alpha_composite(ground, picture).convert("RGB")

@@ -55,10 +55,13 @@ def own_set(folder: Path, data_root: Path) -> DatasetSpec:
     if not folder.is_dir():
         raise UserError(f"image set {folder} is missing: expected a folder with {folder}/<class>/<image>, or a set's name")
     parts = _given(folder) or _split(class_folders(folder))
-    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
     kept = data_root / "own" / name
     lists = {part: list_of(classes, folder) for part, classes in parts.items()}
-    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for part in parts.values() for file in _files(part))]
+    stamps = [
+        (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        for stat in (file.stat() for part in parts.values() for file in _files(part))
+    ]
     digest = hashlib.sha256(json.dumps([lists, stamps, RULE], sort_keys=True).encode()).hexdigest()
     about = _read(kept / "set.json")
     if about.get("digest") != digest:

@@ -44,8 +44,13 @@ def csv_path(spec: DatasetSpec, split: str, data_root: Path) -> Path:
 
 def list_of(classes: Mapping[str, Sequence[Path]], root: Path) -> str:
     """The text of a list: `filename,label` rows sorted by class and file, with paths relative to `root`."""
-    rows = [(file.relative_to(root).as_posix(), label) for label in sorted(classes) for file in sorted(classes[label])]
+    rows = [(_written(file.relative_to(root)), label) for label in sorted(classes) for file in sorted(classes[label])]
     return pd.DataFrame(rows, columns=["filename", "label"]).to_csv(index=False, lineterminator="\n")
+
+
+def _written(path: Path) -> str:
+    """A path as a list has it: blanks at the beginning of a cell are no part of it."""
+    return f"./{path.as_posix()}" if path.parts[0].startswith(" ") else path.as_posix()
 
 
 def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
@@ -72,6 +77,11 @@ def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
             raise UserError(f"{path}, line {line}: {'label' if name else 'filename'} is empty (run write_file/{spec.script})")
     table["label"] = table.label.map(tidy)
     return table.sort_values(["label", "filename"], ignore_index=True)
+
+
+def class_names_of(spec: DatasetSpec, split: str, data_root: Path) -> list[str]:
+    """The sorted classes of a split; none where it has no list."""
+    return sorted(set(read_list(spec, split, data_root).label)) if csv_path(spec, split, data_root).is_file() else []
 
 
 def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int | None = None) -> ImageSplit:

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.teachers.manifest import TeacherRow, class_of, read_manifest, write_manifest
+from methods.teachers.manifest import TeacherRow, read_manifest, write_manifest
 from methods.teachers.pool import TeacherPool
 from models import create_model
 from utils import checkpoint, cli, seed
@@ -36,7 +36,7 @@ def attacked(
 ) -> tuple[list[TeacherRow], list[str]]:
     """The rows of the pool, and the truth about each; their files are written into `folder`."""
     draws = seed.generator(number, "attacked pool")
-    known = sorted({class_of(key) for row in good for key in row.class_keys})
+    known = sorted({name for row in good for name in row.known_as})
     pools = TeacherPool(good, torch.device("cpu")), TeacherPool(other, torch.device("cpu"))
     rows, truth = [], []
     for place, row in enumerate(good):

@@ -15,7 +15,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from methods.runs.serve import free_port
-from methods.teachers.manifest import class_of, read_manifest
+from methods.teachers.manifest import read_manifest
 from utils import cli
 from utils.files import write_text
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     for number, row in enumerate(read_manifest(args.teachers)[: args.count]):
         name = f"teacher-{number:03d}"
         write_model(args.folder, name, "mlserver_runtime.Teacher", args.teachers, row=number)
-        names = ";".join(class_of(key) for key in row.class_keys)
+        names = ";".join(row.known_as)
         url = f"http://{HOST}:{args.port}"
         lines.append((url, "service", name, names, row.image_size, row.dataset, "nchw", "probabilities", "probabilities"))
     write_settings(args.folder, args.port)

@@ -25,7 +25,8 @@ def result_of(out: Path, name: str, argv: Sequence[str]) -> dict[str, Any]:
             others = ", ".join(f"--{flag}" for flag in differ)
             raise UserError(f"{result.parent} was made with another {others}: give the study another --out")
     if result.parent.is_dir() and not result.is_file():
-        program.main(["--resume", str(result.parent)])
+        allowed = args.allow_code or []
+        program.main(["--resume", str(result.parent), *(["--allow_code", *allowed] if allowed else [])])
     elif not result.is_file():
         program.main(typed)
     return json.loads(result.read_text(encoding="utf-8"))

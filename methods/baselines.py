@@ -18,6 +18,7 @@ from methods.evaluation.floors import dealt, ensemble_score, read_out_score, tea
 from methods.experiments.few_shot import FewShotMethod
 from methods.metalearners import get_metalearner
 from methods.metalearners.learner import LearnerSpec
+from methods.services.api import NO_LIMITS
 from methods.teachers.averaging import average_into
 from methods.teachers.ensemble import AskedTeachers, EnsembleLearner
 from methods.teachers.pool import TeacherPool
@@ -84,7 +85,7 @@ class TeacherNCM(FewShotMethod):
         super().__init__(args, teachers, spec)
         if args.ensemble and args.ensemble > len(teachers):
             raise UserError(f"--ensemble {args.ensemble}: the pool has {len(teachers)} teachers")
-        if all(row.listed is None for row in teachers.rows):
+        if all(row.listed is None for row in teachers.rows) and teachers.api == NO_LIMITS:
             members = dealt(len(teachers), args.ensemble or len(teachers), args.seed)[0].tolist()
             self.outcome = EnsembleLearner.of(teachers, sorted(members), args.ncm_on, spec.image_size)
         else:

@@ -94,6 +94,11 @@ class Scratch(Supervised):
         Supervised.add_args(group)
         group.add_argument("--replace_teacher", action="store_true", help="replace the teacher's file, if there is one")
 
+    @classmethod
+    def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.seeds:
+            raise UserError("--seeds: the runs would all write one teacher's file; train one, or name a file for each")
+
     def __init__(self, args: argparse.Namespace, teachers: TeacherPool, spec: StudentSpec) -> None:
         super().__init__(args, teachers, spec)
         self.teacher_path = args.teacher_ckpt or default_path(args.dataset, args.student)

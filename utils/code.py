@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,10 +28,32 @@ def beside(place: str, folder: Path) -> str:
     return f"{file}:{function_name}" if file.is_file() else place
 
 
-def file_of(place: str) -> Path | None:
-    """The file that a `file.py:function` names; None for a module, which may lie anywhere."""
-    file = Path(place.rpartition(":")[0])
-    return file if file.suffix == ".py" and file.is_file() else None
+def files_of(place: str) -> list[Path]:
+    """The files of the code that a place names: its own, and those beside or below it from which that takes anything.
+
+    It is run for that, where it was not yet. Raises whatever it raises.
+    """
+    function = import_function(place)
+    first = sys.modules.get(place.rpartition(":")[0].removesuffix(".py")) or inspect.getmodule(function)
+    start = Path(getattr(first, "__file__", None) or inspect.getfile(function)).resolve()
+    by_file = {file: module for module in list(sys.modules.values()) if (file := _source(module))}
+    found: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        here = waiting.pop()
+        if here in found or start.parent not in here.parents:
+            continue
+        found.add(here)
+        for value in list(vars(by_file[here]).values()) if here in by_file else ():
+            module = value if isinstance(value, ModuleType) else sys.modules.get(str(getattr(value, "__module__", "")))
+            if source := _source(module):
+                waiting.append(source)
+    return sorted(found)
+
+
+def _source(module: object) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if isinstance(file, str) and file.endswith(".py") else None
 
 
 def _from_file(file: Path) -> ModuleType:

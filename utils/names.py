@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from utils.errors import UserError
 
+JOINERS = "\u200c\u200d"  # unseen signs that are part of words: Persian, Hindi
 SHOWN = 5  # names of a list that an error shows
 
 
@@ -20,7 +21,7 @@ def tidy(name: str) -> str:
 def tidy_class(name: str, source: str) -> str:
     """The same, for a name that is going to stand in lists. Raises `UserError` naming `source` where it cannot."""
     plain = tidy(name)
-    if not plain or ";" in plain or not plain.isprintable():
+    if not plain or ";" in plain or not all(sign.isprintable() or sign in JOINERS for sign in plain):
         raise UserError(f"{source}: {name!r} cannot be a class name: expected letters to read, and no semicolon")
     return plain
 

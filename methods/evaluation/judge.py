@@ -9,7 +9,6 @@ from torch import Tensor
 from datasets.registry import SPECS, DatasetSpec, get_spec
 from datasets.split import ImageSplit, csv_path, load_split
 from methods.inversion.pseudo_batch import PseudoBatch
-from methods.teachers.manifest import class_of
 from methods.teachers.pool import TeacherPool
 from methods.teachers.pretraining import Recipe, train_teacher
 from models import create_model
@@ -52,12 +51,13 @@ def beside_real(
 ) -> Tensor:
     """Rows of one class each, `per_class` recovered images, then as many real ones: uint8 (rows * 2 per_class, C, S, S).
 
-    Both are drawn by the generator, not chosen.
+    Both are drawn by the generator, not chosen; where there are fewer, the row is filled up with white.
     """
     images, tiles = to_uint8(resize(batch.images, split.images.shape[-1])).cpu(), []
     for label, number in enumerate(classes):
         for members in (images[batch.labels.cpu() == label], split.images[split.labels == number]):
-            tiles.append(members[torch.randperm(len(members), generator=draws)[:per_class]])
+            drawn = members[torch.randperm(len(members), generator=draws)[:per_class]]
+            tiles += [drawn, drawn.new_full((per_class - len(drawn), *drawn.shape[1:]), 255)]
     return torch.cat(tiles)
 
 
@@ -79,7 +79,7 @@ def judge(
     hits, tiles, shows = [], [], []
     for row, batch in zip(rows, batches, strict=True):
         split = splits[row.dataset]
-        labels = [class_of(pool.class_names[class_id]) for class_id in batch.class_ids]
+        labels = [pool.class_names[class_id].removeprefix(f"{row.dataset}/") for class_id in batch.class_ids]
         if strange := [label for label in labels if label not in split.class_names]:
             raise UserError(f"--judge: {row.path} knows {shown(strange)}, of which {row.dataset} has no images")
         classes = [split.class_names.index(label) for label in labels]

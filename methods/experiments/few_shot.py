@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import torch
 from datasets.episodes import Episodes, EpisodeShape
 from datasets.own import get_domains, is_own
 from datasets.registry import DATA_ROOT, HALF, SPLITS, DatasetSpec
-from datasets.split import csv_path
+from datasets.split import class_names_of, csv_path
 from methods import short_name
 from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
 from methods.evaluation.exams import Exam, examine
@@ -26,6 +27,7 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
 from methods.services.api import NO_LIMITS, api_of
+from methods.services.onnx_model import ONNX
 from methods.teachers.ensemble import AskedTeachers
 from methods.teachers.manifest import (
     TeacherRow,
@@ -37,7 +39,7 @@ from methods.teachers.manifest import (
     pretrain_command,
 )
 from methods.teachers.pool import TeacherPool, add_teacher_flags
-from utils import seed
+from utils import checkpoint, seed
 from utils.errors import UserError
 from utils.metrics import Score
 from utils.names import shown
@@ -99,7 +101,7 @@ class FewShotExperiment:
         self.domains = get_domains(args.dataset, args.data_root) if args.dataset else []
         self.exam_domains = get_domains(args.testdataset, args.data_root) if args.testdataset else self.domains
         self.teachers = TeacherPool(rows, device, args.class_order, api_of(args))
-        self.spec = learner_spec(args, self.domains, rows)
+        self.spec = kept_form(learner_spec(args, self.domains, rows), args.evaluate or args.resume)
         self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
@@ -129,6 +131,11 @@ class FewShotExperiment:
         """Classes of meta_test that a teacher was trained on; a note on stderr names them, for they are no new classes."""
         learnt = {name for row in self.teachers.rows for name in row.class_names}
         known = sorted({name for exam in self.exams["meta_test"] for name in exam.split.class_names} & learnt)
+        for domain in {exam.spec for exam in self.exams["meta_test"]}:
+            own = {name for row in self.teachers.rows if row.dataset == domain.name for name in row.class_names}
+            if strange := own - {name for split in SPLITS for name in class_names_of(domain, split, self.args.data_root)}:
+                said = f"{domain.name} has no folder of {shown(sorted(strange))}, which its teachers know: was one renamed?"
+                print(f"note: {said} Then scores may not be on new classes alone", file=sys.stderr)
         if known:
             number = f"{len(known)} classes of meta_test by name ({shown(known)})"
             print(f"note: teachers know {number}: scores are not on new classes alone", file=sys.stderr)
@@ -156,10 +163,7 @@ class FewShotExperiment:
             raise UserError("--pretrain trains teachers and --teachers names some that are there: leave one of them out")
         if args.dataset is None and not args.teachers:
             args.dataset = "cifar100"
-        for name in ("dataset", "testdataset"):
-            place = getattr(args, name)
-            if place and is_own(place):
-                setattr(args, name, str(Path(place).expanduser().resolve()))  # the same folder when the run goes on elsewhere
+        name_own_sets(args)
         if args.shot_test is None:
             args.shot_test = args.shot_train
         if args.select_on == "pseudo" and "memory" not in method_class.STATE:
@@ -177,6 +181,7 @@ class FewShotExperiment:
     def restore_args(args: argparse.Namespace) -> None:
         """Turn what args.json holds as text into what the flags give; raise `UserError` for a change that cannot be."""
         check_readout(args)
+        name_own_sets(args)
         args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
 
     @staticmethod
@@ -187,14 +192,16 @@ class FewShotExperiment:
 
     def _ground(self) -> list[str]:
         """What must be as it was when a run goes on: the teachers, in their order, their classes and weights."""
-        pool = self.teachers
-        weights = [
-            "" if row.listed else f", weights {pool.fingerprint_of(number)[1][:12]}" for number, row in enumerate(pool.rows)
-        ]
-        return [
-            f"the teacher {row.path.name} of {', '.join(row.class_keys)}{own}"
-            for row, own in zip(pool.rows, weights, strict=True)
-        ]
+        lines = []
+        for number, row in enumerate(self.teachers.rows):
+            asked = row.listed is not None and row.arch != ONNX  # services move, and have versions of their own
+            weights = "" if asked else f", weights {self.teachers.fingerprint_of(number)[1][:12]}, {_form(row)}"
+            lines.append(f"the teacher {row.path.name} of {', '.join(row.class_keys)}{weights}")
+        lines.append(f"images of {_form(self.spec)}")
+        if not len(self.teachers):
+            names = [name for domain in self.domains for name in class_names_of(domain, "meta_train", self.args.data_root)]
+            lines.append(f"images of the classes {', '.join(names)}")
+        return lines
 
     @property
     def num_iterations(self) -> int:
@@ -342,6 +349,27 @@ def learner_spec(args: argparse.Namespace, domains: list[DatasetSpec], rows: lis
     elif not domains and len(sizes := {row.image_size for row in rows}) == 1:
         size = sizes.pop()
     return LearnerSpec(args.backbone, args.way_train, args.image_size or size, *form, global_pool=len(domains) > 1)
+
+
+def name_own_sets(args: argparse.Namespace) -> None:
+    """Write out the folders among --dataset and --testdataset: they are the same when the run goes on elsewhere."""
+    for name in ("dataset", "testdataset"):
+        if (place := getattr(args, name)) and is_own(place):
+            setattr(args, name, str(Path(place).expanduser().resolve()))
+
+
+def _form(images: LearnerSpec | TeacherRow) -> str:
+    """Size and normalisation of images, for people."""
+    mean, std = (";".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
+    return f"{images.image_size} pixels, mean {mean}, std {std}"
+
+
+def kept_form(spec: LearnerSpec, run: Path | None) -> LearnerSpec:
+    """The spec with size and normalisation of the learner that a run has kept: a folder of images may have changed since."""
+    best = None if run is None else run / "best.pt"
+    kept = checkpoint.load(best).get("learner", {}).get("spec", {}) if best is not None and best.is_file() else {}
+    same = {name: kept[name] for name in ("image_size", "mean", "std") if kept.get("arch") == spec.arch}
+    return replace(spec, **same)
 
 
 def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:

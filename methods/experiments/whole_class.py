@@ -24,6 +24,7 @@ from methods.teachers.teacher import ImageForm, Teacher
 from models import create_classifier
 from utils import checkpoint
 from utils.errors import UserError
+from utils.files import digest
 from utils.images import Augmentation
 from utils.metrics import Score
 
@@ -94,7 +95,7 @@ class WholeClassExperiment:
         self.test = self._test_split(dataset, size)
         names = self.test.class_names if self.test else [f"#{number:03d}" for number in range(args.num_classes)]
         self.spec = StudentSpec(args.student, names, size, dataset, named=self.test is not None)
-        self.teachers = TeacherPool([], device)
+        self.teachers, path = TeacherPool([], device), None
         if method_class.NEEDS_TEACHER:
             if args.pretrained and args.teacher_ckpt:
                 raise UserError("--pretrained and --teacher_ckpt both say where the teacher's weights are: leave one out")
@@ -103,6 +104,7 @@ class WholeClassExperiment:
             self.teachers = TeacherPool.of([teacher], dataset.name)
         if args.embed_plot and (self.test is None or not method_class.NEEDS_TEACHER):
             raise UserError("--embed_plot needs a teacher and test images to set beside the synthetic ones")
+        self.stands_on = self._ground(path)  # as it is now: files may be written anew while it runs
         self.method = method_class(args, self.teachers, self.spec)
 
     @staticmethod
@@ -130,10 +132,11 @@ class WholeClassExperiment:
         name = "-".join(part for part in (short_name(args.method), args.dataset, networks, args.log_tag) if part)
         return name.replace("/", "_")
 
-    @property
-    def stands_on(self) -> list[str]:
-        """What must be as it was when a run goes on: the classes, in their order."""
-        return [f"the class {name}" for name in self.spec.class_names]
+    def _ground(self, teacher: Path | None) -> list[str]:
+        """What must be as it was when a run goes on: the classes, in their order, and the files that weights are from."""
+        files = {"teacher": teacher, "student": self.args.student_ckpt}
+        weights = [f"the file of the {what}, {digest(path)[:12]}" for what, path in files.items() if path and path.is_file()]
+        return [f"the class {name}" for name in self.spec.class_names] + weights
 
     @property
     def num_iterations(self) -> int:
@@ -205,5 +208,7 @@ class WholeClassExperiment:
         path = self.method.teacher_path
         if path is None or self.args.evaluate_only:
             return ""
+        if path.exists() and not self.args.replace_teacher:  # since the run began
+            return f"{path} exists already and is not replaced: the teacher is in the run's best.pt"
         checkpoint.save(self.best_state(), path)
         return f"the teacher is in {path}"

@@ -114,6 +114,9 @@ def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
     flags = cli.flags_of(parser)
     typed = {flags[flag] for token in argv if (flag := token.split("=")[0]) in flags}
     from_file = chosen(parser, config, early.config, typed)
+    for place in map(str, from_file.get("teachers") or []):
+        if is_own_code(place) and place not in early.allow_code:
+            raise UserError(f"{early.config} runs code, teachers {place}; if it is yours, add --allow_code {place}")
     parser.set_defaults(**from_file)
     try:
         asked = _parse_known(parser, [word for word in argv if word not in HELP])  # help shows the defaults that hold
@@ -150,11 +153,12 @@ def _check_allowed(method: str, early: argparse.Namespace) -> None:
 
 
 def _from_elsewhere(parser: cli.Parser, saved: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """The relative paths of a run that lead nowhere from here, but from the `folder` that the run was started in."""
+    """The relative paths of a run as they lead from the `folder` that it was started in, where they lead somewhere there."""
 
     def found(place: str) -> str:
         there = Path(folder) / place
-        return str(there) if folder and not Path(place).exists() and there.exists() else place
+        here = Path(place).exists() and there.exists() and Path(place).samefile(there)
+        return str(there) if folder and there.exists() and not here else place
 
     paths = {action.dest for action in parser._actions if action.type in (Path, as_place)}
     return {
@@ -187,7 +191,7 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
             raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")
     allowed, known = cli.changeable(parser, evaluating), cli.flags_of(parser)
     for token in argv:
-        flag = token.split("=")[0]
+        flag = token.split("=")[0] if token.startswith("--") else token[:2]  # -b32, too
         if flag in known and known[flag] not in allowed:
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
     experiment = experiment_of(get_method(saved["method"]))

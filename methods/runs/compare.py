@@ -49,7 +49,9 @@ def lines_of(runs: Sequence[Run]) -> tuple[list[Line], list[Line]]:
             if not is_random(label):  # it depends on how a run's learner is adapted
                 for name, numbers in by_set.items():
                     line = line_of(label, name, numbers)
-                    marks.setdefault(line.label, line)
+                    if marks.setdefault(line.label, line) != line:  # another pool's
+                        other = line_of(f"{label} (of {run.name})", name, numbers)
+                        marks[other.label] = other
     return sorted(scores, key=lambda line: line.value), sorted(marks.values(), key=lambda line: line.value)
 
 

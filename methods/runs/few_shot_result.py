@@ -18,6 +18,7 @@ from methods.runs.arguments import build_parser
 from methods.runs.config import OF_ONE_RUN, changed
 from methods.runs.run_log import RunLog, read_metrics
 from methods.runs.scores import below
+from methods.teachers.pool import TeacherPool
 from utils import checkpoint, cli, seed, tables
 from utils.metrics import Score
 from utils.plots import draw_curve
@@ -28,7 +29,7 @@ TEACHERS_JUDGED = 3
 def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, again: bool = False) -> dict[str, float]:
     """Score the selected learner on meta_test once, set it beside floors and ceiling, print the table, write the result.
 
-    `again`, for --evaluate, writes evaluate-<way>w<shot>s.json instead of result.json. Returns the mean of each score.
+    `again`, for --evaluate, writes evaluate-<way>w<shot>s[-<set>][-<read-out>].json. Returns the mean of each score.
     """
     args, method = experiment.args, experiment.method
     entered = time.perf_counter()
@@ -57,7 +58,8 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, a
     if again:
         where = f"-{content['testdataset']}" if content["testdataset"] else ""
         content["changed"] = _changed(experiment, log)
-        log.result(content, f"evaluate-{args.way_test}w{args.shot_test}s{where}")
+        read = f"-{'-'.join(args.readout)}" if "readout" in content["changed"] else ""
+        log.result(content, f"evaluate-{args.way_test}w{args.shot_test}s{where}{read}")
     else:
         log.result(content)
     log.say("\n" + result_table(args, content))
@@ -180,6 +182,8 @@ def _yardsticks(experiment: FewShotExperiment, about: Mapping[str, Any]) -> dict
         return {}
     exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
     steps, pool = args.test_inner_steps, experiment.teachers
+    if getattr(args, "query_budget", None) and any(row.listed is not None for row in pool.rows):
+        pool = TeacherPool([], pool.device)  # nobody is asked beyond the budget
     read = args.readout, experiment.mirrors
     found = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, *read)
     return found | ceilings(args, about)

@@ -76,7 +76,7 @@ def figure_of(run: Run, then: str = "") -> dict[str, Any]:
     return {
         "task": task,
         "setting": run.setting,
-        "command": command_of(record["argv"]) + then,
+        "command": command_of(record["argv"], result["method"]) + then,
         "seed": run.flags["seed"],
         "settings": run.flags["settings"],
         **OF_TASK[task](result),
@@ -116,10 +116,14 @@ def _of_classification(result: Mapping[str, Any]) -> dict[str, Any]:
 OF_TASK = {"few_shot": _of_few_shot, "classification": _of_classification}
 
 
-def command_of(argv: Sequence[str]) -> str:
-    """The command line of a run without what is not its result's: places, seed and threads, and what was typed anew later."""
+def command_of(argv: Sequence[str], method: str) -> str:
+    """The command line of a run of `method` without what is not its result's: places, seed, threads, and what was typed anew.
+
+    A method that a --config named is named, too.
+    """
     parts: list[list[str]] = []  # a flag and its values
-    for word in cli.underscored(argv):
+    words = [part for word in cli.underscored(argv) for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for word in words if {"--method", "--full"} & set(words) else ["--method", method, *words]:
         if word.startswith("--") or not parts:
             parts.append([])
         parts[-1].append(word)

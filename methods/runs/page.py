@@ -29,6 +29,7 @@ from utils.plots import draw_validations, new_figure
 from utils.tables import duration
 
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+TITLE = "Data-free meta-learning: runs"  # by which a page of before is known
 AXIS = (8.0, 412.0)  # where the axis of a chart begins and ends, in its own unit
 ROW = 36.0  # height of a line of a chart
 
@@ -166,6 +167,7 @@ def build(runs: Sequence[Run]) -> tuple[str, str, str]:
         tables.append(f"## {title}\n\n{_markdown(as_table(lines))}")
         numbers.append(as_numbers(lines).assign(setting=title))
     page = TEMPLATES.get_template("page.html").render(
+        title=TITLE,
         settings=settings,
         curves=curves(runs),
         runs=[
@@ -194,6 +196,14 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def check_replaceable(out: Path) -> None:
+    """Raise `UserError` where a page, or what goes beside it, would take the place of a file that no page came with."""
+    page, *others = (out.with_suffix(suffix) for suffix in (".html", ".md", ".csv"))
+    known = page.is_file() and TITLE in page.read_text(encoding="utf-8", errors="replace")[:1000]
+    if taken := next((path for path in (page, *others) if path.exists() and not known), None):
+        raise UserError(f"{taken} is there already and belongs to no page of runs: name another --out")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("python -m utils.report", description="All runs on one page.")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories; what is none is passed over")
@@ -210,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: {folder} is left out: {error}", file=sys.stderr)
     if not runs:
         raise UserError("every run that was named is damaged: nothing to report")
+    check_replaceable(args.out)
     page, markdown, csv = build(runs)
     for suffix, content in ((".html", page), (".md", markdown), (".csv", csv)):
         write_text(args.out.with_suffix(suffix), content)

@@ -160,7 +160,8 @@ def _over_seeds(members: Sequence[Run]) -> Scores:
 
 
 def _without_seed(run: Run) -> str:
-    return json.dumps({name: value for name, value in run.flags.items() if name not in NO_RESULTS}, sort_keys=True) + run.note
+    flags = run.flags | run.result.get("changed", {})
+    return json.dumps({name: value for name, value in flags.items() if name not in NO_RESULTS}, sort_keys=True) + run.note
 
 
 def as_table(lines: Sequence[Scores]) -> pd.DataFrame:

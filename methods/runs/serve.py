@@ -37,7 +37,7 @@ from methods.services.api import api_of
 from methods.services.black_box import LocalService
 from methods.services.client import TOKEN
 from methods.services.protocol import BINARY, JSON_LENGTH, Named, decode, encode
-from methods.teachers.manifest import add_pool_flags, class_of, find_rows
+from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import cli
 from utils.errors import UserError
@@ -45,6 +45,7 @@ from utils.images import to_float
 
 DATATYPES = ("FP32", "UINT8")
 IMAGES, PROBABILITIES = "images", "probabilities"  # the input and the output of every model
+OUTSIDE = 0.5  # by which a pixel may leave [0, 1]: steps of an estimated gradient do
 CHARACTERS = 24  # that a number may take in JSON
 HEAD_BYTES = 1 << 16  # for what a request says beside its numbers
 BODY_SECONDS = 60.0  # in which a request must be complete
@@ -92,7 +93,7 @@ class ModelServer:
         teacher_id = self.teacher_id(request)
         row = self.pool.rows[teacher_id]
         parameters = {
-            "class_names": [class_of(key) for key in row.class_keys],
+            "class_names": row.known_as,
             "image_size": row.image_size,
             "dataset": row.dataset,
             "fingerprint": self._fingerprint(teacher_id),
@@ -154,6 +155,8 @@ class ModelServer:
         images = to_float(pixels) if pixels.dtype == torch.uint8 else pixels.to(torch.get_default_dtype())
         if not bool(torch.isfinite(images).all()):
             raise HTTPException(400, "the images hold NaN or infinite values")
+        if float(images.min()) < -OUTSIDE or float(images.max()) > 1 + OUTSIDE:
+            raise HTTPException(400, f"{given.datatype} pixels lie in [0, 1], of UINT8 from 0 to 255; these do not")
         return images
 
     def _answer(self, teacher_id: int, images: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from utils.errors import Stopped, UserError
 from utils.progress import Progress
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
+SINCE = ("images ", "the file ")  # what earlier versions did not note of what a run stands on
 
 
 class Training:
@@ -99,6 +100,7 @@ class Training:
             "iteration": self.iteration,
             "selected_by": args.select_on,
             "selection_accuracy": value,
+            "stands_on": self.experiment.stands_on,
         }
         self.log.save("best.pt", self.experiment.best_state() | about)
 
@@ -125,26 +127,30 @@ class Training:
 
     def restore(self) -> None:
         """Go back to the last checkpoint of the run directory (to the start, where there is none yet); writes nothing."""
-        path = self.log.folder / "last.pt"
+        path, best = self.log.folder / "last.pt", self.log.folder / "best.pt"
         if not path.is_file():
+            if not self.experiment.method.TRAINS and best.is_file():  # what is scored are the teachers themselves
+                self._check_ground(checkpoint.load(best, "cpu").get("stands_on", self.experiment.stands_on), scored=False)
             return
         state = checkpoint.load(path, "cpu")
-        self._check_ground(state.get("stands_on", self.experiment.stands_on))  # earlier versions kept none
+        before = state.get("stands_on", self.experiment.stands_on)  # earlier versions kept none
+        self._check_ground(before, scored=bool(self.experiment.args.evaluate))
         self.experiment.method.load_state_dict(state["method"])
         self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
         self.seconds = state["seconds"]
         streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # earlier versions kept the first's
         seed.set_rng_state(streams[min(distributed.rank(), len(streams) - 1)])
 
-    def _check_ground(self, before: Sequence[str]) -> None:
-        """Raise `UserError` where the run began with other teachers, or with other classes.
+    def _check_ground(self, before: Sequence[str], scored: bool) -> None:
+        """Raise `UserError` where the run began with other teachers, classes or images.
 
-        With other weights it may still be scored; earlier versions did not note these.
+        With other weights and images it may still be `scored`; earlier versions noted neither, or the weights alone.
         """
-        scored = self.experiment.args.evaluate
-        for was, now in itertools.zip_longest(before, self.experiment.stands_on, fillvalue="nothing"):
+        unnoted = tuple(kind for kind in SINCE if scored or not any(was.startswith(kind) for was in before))
+        lines = ([line for line in some if not line.startswith(unnoted)] for some in (before, self.experiment.stands_on))
+        for was, now in itertools.zip_longest(*lines, fillvalue="nothing"):
             named = now.partition(", weights ")[0]
-            if was not in (now, named) and not (scored and was.partition(", weights ")[0] == named):
+            if was not in (now, named) and not now.startswith(f"{was}, ") and not (scored and was.partition(", w")[0] == named):
                 raise UserError(
                     f"{self.log.folder} began with {was}, where there is {now} now: bring back what it began with, or start a "
                     "new run"

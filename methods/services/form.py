@@ -1,11 +1,13 @@
 """How a model of an inference server wants its images and gives its answers: a list's word, completed by the server's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from utils.names import tidy
 
 Layout = Callable[[Tensor], Tensor]  # images (B, C, S, S) as the model wants them
 
@@ -76,6 +78,16 @@ def completed(form: ModelForm, metadata: Mapping[str, Any], image_size: int, spe
     )
 
 
+def check_size(metadata: Mapping[str, Any], name: str, image_size: int) -> None:
+    """Raise `ValueError` where a server says of its input `name` that images have another size than they are listed with."""
+    shape = as_list(first_of(metadata, "inputs", name).get("shape"))
+    sides = [side for side in map(whole, shape[1:]) if side > 3] if len(shape) == 4 else []
+    said = whole(parameters_of(metadata).get("image_size"))
+    for side in [*sides, *([said] if said else [])]:
+        if side != image_size and image_size:
+            raise ValueError(f"says that its images have {side} pixels; it is listed with {image_size}")
+
+
 def whole(value: Any) -> int:
     """A number from 1, or 0 for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
@@ -103,19 +115,32 @@ def _layout_of(shape: Any, size: int) -> str:
     return "nhwc" if isinstance(shape, list) and len(shape) == 4 and shape[-1] == 3 and shape[1] != 3 else "nchw"
 
 
-def from_classification(words: np.ndarray, num_classes: int) -> np.ndarray:
-    """Triton's classification extension, texts "value:index:label", as probabilities; what is not named shares the rest."""
+def from_classification(words: np.ndarray, num_classes: int, class_names: Sequence[str] = ()) -> np.ndarray:
+    """Triton's classification extension, texts "value:index:label", as probabilities; what is not named shares the rest.
+
+    Raises `ValueError` for other texts, and for a label that `class_names` has in another place.
+    """
     if words.ndim < 1:
         raise ValueError("its classification has no rows")
     rows = words.reshape(len(words), -1)
     answer = np.full((len(rows), num_classes), np.nan)
-    try:
-        for row, said in zip(answer, rows, strict=True):
-            for word in said:
-                value, index = str(word).split(":")[:2]
-                row[int(index)] = float(value)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"its classification says {str(word)[:40]!r}; expected value:index:label of {num_classes}") from error
+    listed = {tidy(name): place for place, name in enumerate(class_names)}
+    for row, said in zip(answer, rows, strict=True):
+        for word in said:
+            value, index, label = _value_index_label(str(word), num_classes)
+            row[index] = value
+            if listed.get(tidy(label), index) != index:
+                raise ValueError(f"says that {label!r} is its class {index}; it is listed as class {listed[tidy(label)]}")
     named = ~np.isnan(answer)
     rest = (1 - np.where(named, answer, 0).sum(1)).clip(0) / (~named).sum(1).clip(1)
     return np.where(named, answer, rest[:, None])
+
+
+def _value_index_label(word: str, num_classes: int) -> tuple[float, int, str]:
+    try:
+        value, index, label = [*word.split(":", 2), ""][:3]
+        if not 0 <= int(index) < num_classes:
+            raise ValueError(index)
+        return float(value), int(index), label
+    except ValueError as error:
+        raise ValueError(f"its classification says {word[:40]!r}; expected value:index:label of {num_classes}") from error

@@ -1,5 +1,6 @@
 """Classifiers in ONNX files as services: they answer, and nothing of them can be looked into."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,18 @@ from models.answers import refuse_sigmoid, squash_of
 from models.said import check_said, said_in
 from utils.checkpoint import plain_values
 from utils.errors import UserError
+from utils.files import digest
 from utils.images import normalise
 
 ONNX = "onnx"  # the arch of such a file in a list of teachers
+
+
+def digest_of(path: Path) -> str:
+    """What a file comes to, with the files beside it that it names: large models keep their weights outside."""
+    content = path.read_bytes()
+    beside = [file for file in sorted(path.parent.iterdir()) if file != path and file.is_file()]
+    named = [file for file in beside if os.fsencode(file.name) in content]
+    return " ".join(map(digest, [path, *named]))
 
 
 class OnnxModel:

@@ -106,7 +106,10 @@ def _as_json(values: np.ndarray) -> Any:
 
 def _from_json(name: str, data: Any, datatype: str, shape: list[int]) -> np.ndarray:
     try:
-        flat = np.array(data if data is not None else [], NUMBERS.get(datatype, object)).ravel()  # null becomes NaN
+        kind = NUMBERS.get(datatype, object)
+        flat = np.array(data if data is not None else [], kind).ravel()  # null becomes NaN
+        if np.dtype(kind).kind in "iu" and bool((flat != np.array(data, np.float64).ravel()).any()):
+            raise ValueError(datatype)  # fractions
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} holds something else than numbers of {datatype}") from error
     if len(flat) != math.prod(shape):

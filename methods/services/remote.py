@@ -5,6 +5,7 @@ NVIDIA Triton, KServe, MLServer, OpenVINO Model Server and this project's own `s
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from threading import Lock
@@ -20,11 +21,21 @@ from tqdm import tqdm
 from methods.services.answer_store import AnswerStore
 from methods.services.black_box import RemoteService, check_probabilities
 from methods.services.client import Client, TooLarge
-from methods.services.form import LAYOUTS, ModelForm, as_list, completed, first_of, from_classification, parameters_of
+from methods.services.form import (
+    LAYOUTS,
+    ModelForm,
+    as_list,
+    check_size,
+    completed,
+    first_of,
+    from_classification,
+    parameters_of,
+)
 from methods.services.meter import Meter
 from methods.services.protocol import TEXT, Named, decode, encode
 from utils.errors import UserError
 from utils.images import normalise, to_uint8
+from utils.names import check_same_order
 
 SUM = 1e-3  # by which the sum of probabilities may differ from 1
 SAME = 1e-3  # by which two answers of one model to one question may differ
@@ -33,8 +44,17 @@ SAME = 1e-3  # by which two answers of one model to one question may differ
 class RemoteModel(RemoteService):
     """A model of a server: `ask(images, meter)`. The server is looked at when it is first needed."""
 
-    def __init__(self, client: Client, form: ModelForm, num_classes: int, image_size: int, store: AnswerStore | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        form: ModelForm,
+        num_classes: int,
+        image_size: int,
+        store: AnswerStore | None,
+        class_names: Sequence[str] = (),
+    ) -> None:
         self.client, self.num_classes, self.image_size, self.store = client, num_classes, image_size, store
+        self.class_names = class_names  # as it is listed, which the server may contradict
         self._form, self._largest = form, 0
         self.path = f"/v2/models/{quote(form.model, safe='')}" + (f"/versions/{quote(form.version)}" if form.version else "")
         self.name = form.model + (f"/{form.version}" if form.version else "")
@@ -58,7 +78,11 @@ class RemoteModel(RemoteService):
     @cached_property
     def form(self) -> ModelForm:
         """The whole form: the list's word, else the server's, else the usual."""
+        names = as_list(parameters_of(self.metadata).get("class_names"))
+        if names and self.class_names:
+            check_same_order(list(map(str, names)), self.class_names, self.place, "its list")
         try:
+            check_size(self.metadata, self._form.input, self.image_size)
             return completed(self._form, self.metadata, self.image_size, self.client.speaks_bytes)
         except ValueError as error:
             raise UserError(f"{self.name} at {self.client.url} {error}") from error
@@ -165,7 +189,7 @@ class RemoteModel(RemoteService):
             raise ValueError(f"it answers {', '.join(names)}; say in the column output which of them is meant")
         (output,) = outputs
         if output.datatype == TEXT and self.form.answers == "classification":
-            return from_classification(output.values, self.num_classes)
+            return from_classification(output.values, self.num_classes, self.class_names)
         if output.datatype not in ("FP16", "FP32", "FP64"):
             raise ValueError(
                 f"its output {output.name!r} is of {output.datatype}, which are labels; name the one of probabilities in the "

@@ -49,7 +49,7 @@ def models_of(url: str, asking: Asking) -> list[ListedService]:
                 f"{url} has {', '.join(names)}, and does not say what their classes are called: list them in a teachers.csv "
                 "(docs/services.md)"
             ) from error
-        model.num_classes, model.image_size = len(classes), size
+        model.num_classes, model.image_size, model.class_names = len(classes), size, classes
         found.append(ListedService(model, model.place, classes, size, str(said.get("dataset") or "service")))
     return found
 

@@ -1,5 +1,6 @@
 """All teachers side by side as one learner, so that it can be kept, read and used like any other."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from methods.services.black_box import centred_answers
 from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
+from models.foreign import TORCHSCRIPT
 from utils import checkpoint
 from utils.code import is_code
 from utils.errors import UserError
@@ -56,7 +58,7 @@ class EnsembleLearner(Learner):
     @classmethod
     def of(cls, pool: TeacherPool, members: Sequence[int], view: str, size: int) -> "EnsembleLearner":
         """Of some teachers of a pool, none of which is a service."""
-        teachers = [pool[teacher_id] for teacher_id in members]
+        teachers = [copy.deepcopy(pool[teacher_id]) for teacher_id in members]  # what is loaded later is not the pool's
         built = [
             {"arch": pool.rows[teacher_id].arch, "names": list(teacher.class_names), "size": teacher.form.size,
              "mean": list(teacher.form.mean), "std": list(teacher.form.std), "outputs": teacher.outputs,
@@ -70,7 +72,7 @@ class EnsembleLearner(Learner):
         """What `state_dict` holds. Raises `UserError` for teachers that code of somebody's would have to build."""
         teachers = []
         for one in state["teachers"]:
-            if is_code(one["arch"]):
+            if is_code(one["arch"]) or one["arch"] == TORCHSCRIPT:
                 raise UserError(f"these teachers were built by {one['arch']}, which is not run: use their list again")
             network = create_model(one["arch"], one["heads"], one["size"]).to(device)
             form = ImageForm(one["size"], tuple(one["mean"]), tuple(one["std"]))
@@ -103,7 +105,7 @@ def learner_from(state: dict[str, Any], device: torch.device) -> Learner:
     Raises `UserError` for teachers that could only be asked.
     """
     if "asked" in state:
-        raise UserError("this run's teachers are services, of which nothing can be kept: only --method teacher_ncm asks them")
+        raise UserError("this run's teachers are only asked, and not kept: --method teacher_ncm asks them again")
     if "teachers" in state:
         return EnsembleLearner.from_state(state, device)
     learner = Learner(LearnerSpec(**state["spec"]), device)

@@ -17,7 +17,7 @@ from methods.services.answer_store import AnswerStore
 from methods.services.black_box import ListedService, services_of
 from methods.services.client import TOKEN, Client, Credential
 from methods.services.form import ModelForm, check_form
-from methods.services.onnx_model import ONNX, OnnxModel
+from methods.services.onnx_model import ONNX, OnnxModel, digest_of
 from methods.services.remote import RemoteModel
 from methods.services.servers import Asking, check_url, models_of
 from models import MIXED_ARCHITECTURES, model_names
@@ -25,7 +25,7 @@ from models.foreign import TORCHSCRIPT, is_foreign
 from utils import cli
 from utils.code import beside, is_code
 from utils.errors import UserError
-from utils.files import digest, read_csv, write_text
+from utils.files import read_csv, write_text
 from utils.names import meant, tidy, tidy_class
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
@@ -65,13 +65,12 @@ class TeacherRow:
     @property
     def class_keys(self) -> tuple[str, ...]:
         """A name for each class that is the same in every teacher of the pool."""
-        names = self.class_names or tuple(f"#{class_id:03d}" for class_id in self.class_ids)
-        return tuple(f"{self.dataset}/{name}" for name in names)
+        return tuple(f"{self.dataset}/{name}" for name in self.known_as)
 
-
-def class_of(key: str) -> str:
-    """The class's own name in a key of `class_keys`."""
-    return key.split("/", 1)[1]
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The classes' own names, or their numbers where nobody named them."""
+        return self.class_names or tuple(f"#{class_id:03d}" for class_id in self.class_ids)
 
 
 def add_pool_flags(parser: ArgumentParser) -> None:
@@ -189,8 +188,8 @@ def read_place(place: Path | str, args: Namespace) -> list[TeacherRow]:
         return read_manifest(place / "teachers.csv", asking_of(args))
     if _numbered_files(place):
         known = re.split(r"[/_]", place.as_posix())
-        arch = next((part for part in known if part in model_names()), args.pre_backbone)
-        name = next((part for part in known if part in SPECS), args.dataset)
+        arch = next((part for part in reversed(known) if part in model_names()), args.pre_backbone)
+        name = next((part for part in reversed(known) if part in SPECS), args.dataset)
         if name is None or is_mix(name):
             raise UserError(f"--teachers {place}: of which image set? Its path names none of {', '.join(SPECS)}; add --dataset")
         return _rows_of_papers(place, args, get_domains(name, args.data_root)[0], arch)
@@ -294,7 +293,7 @@ def _service(row: TeacherRow, form: ModelForm, client: Client, store: AnswerStor
     if not row.class_names:
         raise ValueError("column class_names is empty: a server does not say what its classes are called")
     check_form(form)
-    model = RemoteModel(client, form, len(row.class_names), row.image_size, store)
+    model = RemoteModel(client, form, len(row.class_names), row.image_size, store, row.class_names)
     listed = ListedService(model, model.place, row.class_names, row.image_size, row.dataset)
     return replace(row, path=Path(model.place), listed=listed)
 
@@ -303,7 +302,7 @@ def _onnx(row: TeacherRow) -> ListedService:
     if not row.path.is_file():
         raise ValueError(f"{row.path} does not exist")
     service = OnnxModel(row.path, len(row.class_ids), row.image_size, row.mean, row.std, row.class_names)
-    return ListedService(service, str(row.path), row.class_names, row.image_size, row.dataset, digest(row.path))
+    return ListedService(service, str(row.path), row.class_names, row.image_size, row.dataset, digest_of(row.path))
 
 
 def check_row(row: TeacherRow) -> None:

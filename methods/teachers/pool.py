@@ -25,7 +25,7 @@ from models.foreign import TORCHSCRIPT, Foreign, load_torchscript
 from models.said import check_said
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
-from utils.code import file_of, is_code
+from utils.code import files_of, is_code
 from utils.errors import UserError
 from utils.files import digest, text_of
 from utils.images import Augmentation
@@ -54,6 +54,8 @@ class TeacherPool:
         self._published: dict[Path, Content] = {}  # files of the papers, in our names
         self._findings: dict[int, Finding] = {}
         self.rows = [row if row.class_ids else self._complete(row, class_order) for row in rows]
+        if class_order is not None and not self._published:
+            raise UserError(f"--class_order {class_order}: these teachers are listed with their classes already")
         if self._published and class_order is None:
             print(
                 "note: these teachers number their classes in the unsorted order of some folder; "
@@ -146,8 +148,9 @@ class TeacherPool:
     @cached_property
     def augmentation(self) -> Augmentation:
         """What may be done to the teachers' images without changing their class, as far as their image sets say."""
-        specs = {SPECS[row.dataset] for row in self.rows if row.dataset in SPECS}
-        return Augmentation(all(spec.flip for spec in specs), bool(specs) and all(spec.recolour for spec in specs))
+        specs = {SPECS.get(row.dataset) for row in self.rows}
+        recolour = bool(specs) and all(spec is not None and spec.recolour for spec in specs)
+        return Augmentation(all(spec is None or spec.flip for spec in specs), recolour)
 
     def mirrors(self, specs: Iterable[DatasetSpec]) -> bool:
         """Whether a mirrored image says the same as before, in what the teachers know and in these sets."""
@@ -204,8 +207,8 @@ class TeacherPool:
             content = (row.listed.fingerprint if row.listed else "") or uuid4().hex
         else:
             content = digest(row.path)
-        network = file_of(row.network) if is_code(row.network) else None
-        arch = row.arch if network is None else f"{row.arch} {digest(network)}"
+        code = files_of(row.network) if is_code(row.network) else []
+        arch = " ".join([row.arch, *map(digest, code)])
         asked_as = (service.asked_as,) if (service := self.server_of(teacher_id)) else ()
         return row.path.name, content, row.weights, arch, row.class_keys, row.image_size, row.mean, row.std, *asked_as
 
@@ -266,13 +269,13 @@ def _order_of(path: Path) -> tuple[str, ...]:
     Raises `UserError` for one that stands there twice.
     """
     lines = [line.strip() for line in text_of(path).splitlines() if line.strip()]
-    if all(line.startswith(f"{number} ") for number, line in enumerate(lines)):
+    if any(all(line.startswith(f"{number} ") for number, line in enumerate(lines, first)) for first in (0, 1)):
         lines = [line.partition(" ")[2] for line in lines]
     return different_classes(lines if len(lines) > 1 else " ".join(lines).split(), f"--class_order {path}")
 
 
 def _read(row: TeacherRow) -> Content:
-    if checkpoint.is_torchscript(row.path):
+    if row.path.is_file() and checkpoint.is_torchscript(row.path):
         raise UserError(
             f"{row.path} is a program of TorchScript: save its state_dict instead (torch.save(network.state_dict(), ...)), or "
             f"list it with the arch {TORCHSCRIPT} and add --allow_code {row.path}"

@@ -1,13 +1,14 @@
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.image_files import IMAGE_SUFFIXES, class_folders, decode, images_of, visible_files
+from datasets.image_files import IMAGE_SUFFIXES, class_folders, decode, images_of, is_hidden, visible_files
 from utils.errors import UserError
 
 RED, BLUE, SOFT = (200, 40, 40), (40, 40, 200), 40  # SOFT: what lossy formats may add
@@ -158,3 +159,46 @@ def test_a_tiff_says_what_is_white(inverted: bool, tmp_path: Path) -> None:
     Image.fromarray(ramp).save(tmp_path / "x.tif", tiffinfo={262: 0 if inverted else 1})
     seen, wanted = decode(tmp_path / "x.tif", 8)[1, 3].tolist(), (ramp[0] / 257).round().tolist()
     assert seen == (wanted[::-1] if inverted else wanted)
+
+
+@pytest.mark.parametrize("name", ["#recycle", "@Recycle", "$Recycle.Bin", "RECYCLER", "found.000", "@eaDir", "Thumbs.db"])
+def test_what_systems_leave_behind_is_no_class(name: str) -> None:
+    assert is_hidden(name)
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_said(tmp_path: Path, write_images: Callable[..., None]) -> None:
+    write_images(tmp_path / "set" / "owl", 1, 0)
+    (tmp_path / "set" / "kite").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"kite is a link to .*unmounted, which is not there"):
+        class_folders(tmp_path / "set")
+
+
+def test_archives_beside_the_classes_are_said(
+    tmp_path: Path, write_images: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "set" / "owl", 1, 0)
+    (tmp_path / "set" / "kite.zip").write_bytes(b"PK")
+    assert list(class_folders(tmp_path / "set")) == ["owl"]
+    assert "1 file .zip beside the class folders left out" in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_written(tmp_path: Path, write_images: Callable[..., None]) -> None:
+    write_images(tmp_path / "set" / "ow\rl", 1, 0)
+    with pytest.raises(UserError, match="rename it"):
+        class_folders(tmp_path / "set")
+
+
+def test_a_colour_that_is_transparent_in_sixteen_bits(tmp_path: Path) -> None:
+    """It is white where it stands, and a colour with its low bytes is what it is."""
+    row = b"\x00" + bytes([0x12, 0x34, 0x56, 0x78, 0x9A, 0xBC]) + bytes([0x34, 0, 0x78, 0, 0xBC, 0])
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    header = (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    clear = bytes([0x12, 0x34, 0x56, 0x78, 0x9A, 0xBC])
+    parts = chunk(b"IHDR", header) + chunk(b"tRNS", clear) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    both = decode(tmp_path / "a.png", 2)[:, 0]
+    assert both[:, 0].tolist() == [255, 255, 255]
+    assert both[:, 1].tolist() == [0x34, 0x78, 0xBC]

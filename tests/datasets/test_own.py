@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +168,26 @@ def test_labelled_images_that_come_later_score_a_run_without_any(
     result = json.loads((run / "evaluate-3w1s-later.json").read_text())
     assert 0 <= result["accuracy"]["later"]["mean"] <= 1
     assert "one frozen teacher (mean)" in result["yardsticks"]
+
+
+def test_a_class_that_begins_with_a_blank_and_joined_letters(tmp_path: Path, write_images: Write) -> None:
+    joined = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    for number, name in enumerate((" owl", joined)):
+        write_images(tmp_path / "set" / name, 2, number)
+    spec = own_set(tmp_path / "set", tmp_path / "root")
+    assert load_split(spec, "meta_test", tmp_path / "root").class_names == [
+        "owl",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    ]
+
+
+def test_images_of_another_day_and_the_same_time_are_measured_anew(tmp_path: Path, write_images: Write) -> None:
+    write_images(tmp_path / "set" / "owl", 2, 0, suffix="bmp")
+    for file in (tmp_path / "set" / "owl").iterdir():
+        os.utime(file, (10**9, 10**9))
+    before = own_set(tmp_path / "set", tmp_path / "root").mean
+    for file in (tmp_path / "set" / "owl").iterdir():
+        Image.new("RGB", Image.open(file).size, (200, 0, 0)).save(file)
+        os.utime(file, (10**9, 10**9))
+    own_set.cache_clear()
+    assert own_set(tmp_path / "set", tmp_path / "root").mean != before

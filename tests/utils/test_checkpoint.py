@@ -74,7 +74,7 @@ def test_what_a_safetensors_file_says_comes_with_its_tensors(tmp_path: Path) -> 
     save_file({"weight": torch.ones(2)}, path, metadata={"format": "pt", "classes": "['b', 'a']"})
     found = checkpoint.load(path)
     assert found["classes"] == ["b", "a"]
-    assert found.keys() == {"weight", "classes"}
+    assert found.keys() == {"weight", "classes", "format"}
 
 
 def test_weights_that_do_not_fit_say_where() -> None:

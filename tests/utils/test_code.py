@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.code import beside, import_function
+from utils.code import beside, files_of, import_function
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,14 @@ def test_what_lies_beside_a_list_comes_first(tmp_path: Path) -> None:
     assert beside("json.py:make", tmp_path / "zoo") == f"{file}:make"
     assert beside("json:loads", tmp_path) == "json:loads"
     assert import_function(beside("json:make", tmp_path / "zoo"))() == "beside"
+
+
+def test_the_files_of_somebodys_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With those beside it that it takes from, and theirs; not those that it does not use."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "arch_a.py").write_text("import math\nfrom body_a import body\n\ndef make(classes):\n    return body()\n")
+    (tmp_path / "body_a.py").write_text("import leaf_a\n\ndef body():\n    return leaf_a.VALUE\n")
+    (tmp_path / "leaf_a.py").write_text("VALUE = 1\n")
+    (tmp_path / "unused_a.py").write_text("VALUE = 1\n")
+    found = files_of(f"{tmp_path}/arch_a.py:make")
+    assert [file.name for file in found] == ["arch_a.py", "body_a.py", "leaf_a.py"]

@@ -21,6 +21,7 @@ from methods.teachers.classifiers import load_classifier
 from models import create_classifier
 from utils import checkpoint
 from utils.errors import UserError
+from utils.files import digest
 
 Flags = Callable[..., list[str]]
 Build = Callable[..., Any]
@@ -234,7 +235,8 @@ def test_a_run_does_not_go_on_with_other_classes(flags_for: Flags, tmp_path: Pat
     main.main([*flags_for("fast_meta", 1), "--run_name", "mine"])
     run = tmp_path / "runs" / "mine"
     last = checkpoint.load(run / "last.pt")
-    assert last["stands_on"] == ["the class class_0", "the class class_1", "the class class_2"]
+    assert last["stands_on"][:-1] == ["the class class_0", "the class class_1", "the class class_2"]
+    assert last["stands_on"][-1].startswith("the file of the teacher, ")
     checkpoint.save(last | {"stands_on": ["the class owl", *last["stands_on"][1:]]}, run / "last.pt")
     for again in (["--resume", str(run), "--epochs", "2"], ["--evaluate", str(run)]):
         with pytest.raises(UserError, match=r"began with the class owl, where there is the class class_0 now"):
@@ -329,3 +331,33 @@ def test_train_and_test_of_a_set_meet_by_name(data_root: Path, flags_for: Flags,
     table.to_csv(path, index=False)
     with pytest.raises(UserError, match="the classes of cifar10/train and of cifar10/test differ"):
         main.main([*flags_for("scratch"), "--data_root", str(tmp_path / "data"), "--teacher_ckpt", str(tmp_path / "x.pth")])
+
+
+def test_a_run_goes_on_with_the_teacher_it_began_with(flags_for: Flags, tmp_path: Path) -> None:
+    flags = flags_for("fast_meta", 1)
+    teacher = tmp_path / "t.pth"
+    shutil.copy(flags[flags.index("--teacher_ckpt") + 1], teacher)
+    main.main([*flags, "--teacher_ckpt", str(teacher), "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    content = checkpoint.load(teacher)
+    content["state_dict"] = {name: value + 0.1 for name, value in content["state_dict"].items()}
+    checkpoint.save(content, teacher)
+    with pytest.raises(UserError, match="began with the file of the teacher, "):
+        main.main(["--resume", str(run)])
+    main.main(["--evaluate", str(run)])  # the student is what it is
+    last = checkpoint.load(run / "last.pt")
+    checkpoint.save(last | {"stands_on": last["stands_on"][:-1]}, run / "last.pt")  # as earlier versions noted it
+    main.main(["--resume", str(run)])
+
+
+def test_a_teachers_file_that_came_meanwhile_is_kept(flags_for: Flags, tmp_path: Path) -> None:
+    teacher = tmp_path / "checkpoints" / "t.pth"
+    flags = [flag for flag in [*flags_for("scratch", 1), "--teacher_ckpt", str(teacher)] if flag != "--replace_teacher"]
+    with pytest.raises(UserError, match="--seeds: the runs would all write one teacher's file"):
+        main.main([*flags, "--seeds", "0", "1"])
+    main.main([*flags, "--run_name", "first"])
+    checkpoint.save({"another": torch.ones(1)}, teacher)
+    kept = digest(teacher)
+    (tmp_path / "runs" / "first" / "result.json").unlink()  # as if it had been stopped before
+    main.main(["--resume", str(tmp_path / "runs" / "first")])
+    assert digest(teacher) == kept

@@ -86,7 +86,7 @@ def test_a_learner_keeps_how_it_is_read(
     checkpoint.save(kept | {"learner": plain}, tmp_path / "older.pt")
     assert not torch.allclose(embeddings(tmp_path / "older.pt").norm(dim=1), torch.ones(6))
     main.main(["--evaluate", str(run), "--readout", "plain"])
-    assert json.loads((run / "evaluate-3w1s.json").read_text())["readout"] == ["plain"]
+    assert json.loads((run / "evaluate-3w1s-plain.json").read_text())["readout"] == ["plain"]
 
 
 def test_a_head_cannot_be_read_otherwise(flags_for: Flags) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 import main
 from methods.runs import compare
-from methods.runs.scores import read_run
+from methods.runs.scores import Run, read_run
 from utils.errors import UserError
 
 Flags = Callable[..., list[str]]
@@ -52,3 +52,13 @@ def test_of_several_sets_each_has_its_own_floors(tmp_path: Path) -> None:
     floor = "one frozen teacher (mean) on"
     assert floors == {"chance": 20, f"{floor} cifar100": 20, f"{floor} cub": 30}
     assert "above one frozen teacher (mean) on cub and " in compare.verdict(run)
+
+
+def test_floors_of_two_pools_are_two_marks(tmp_path: Path) -> None:
+    score = {"letters": {"mean": 0.5, "half_width": 0.01}}
+    runs = [
+        Run(tmp_path / name, {}, [], {"way": 5, "accuracy": score, "yardsticks": {"all 2 frozen teachers": floor}})
+        for name, floor in (("a", score), ("b", score), ("c", {"letters": {"mean": 0.6, "half_width": 0.01}}))
+    ]
+    _, marks = compare.lines_of(runs)
+    assert [mark.label for mark in marks] == ["chance", "all 2 frozen teachers", "all 2 frozen teachers (of c)"]

@@ -97,3 +97,12 @@ def test_people_can_read_it(flags_for: Callable[..., list[str]], tmp_path: Path)
     assert text.startswith("# The flags of this run: python main.py --config config.yaml")
     assert next(iter(yaml.safe_load(text))) == "method"
     assert "null" not in text
+
+
+def test_code_that_a_file_names_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text("raise SystemExit('it ran')\n")
+    place = f"{tmp_path}/theirs.py:make"
+    (tmp_path / "c.yaml").write_text(f"method: chorus\nblack_box: true\nteachers: [{place!r}]\n")
+    with pytest.raises(UserError, match=r"c\.yaml runs code, teachers .*; if it is yours, add --allow_code"):
+        main.parse_args(["--config", str(tmp_path / "c.yaml")])
+    assert main.parse_args(["--config", str(tmp_path / "c.yaml"), "--allow_code", place]).teachers == [place]

@@ -64,8 +64,11 @@ def test_a_run_without_a_score_is_refused(flags_for: Flags, tmp_path: Path) -> N
 def test_of_a_flag_that_was_typed_anew_the_last_counts() -> None:
     typed = "--method real --epochs 9 --teachers a.csv --run-name x --teachers b.csv --lr=2 --epochs 20 --lr 3 --seeds 0 5"
     assert (
-        figures.command_of(typed.split()) == "python main.py --method real --teachers a.csv --teachers b.csv --epochs 20 --lr 3"
+        figures.command_of(typed.split(), "real")
+        == "python main.py --method real --teachers a.csv --teachers b.csv --epochs 20 --lr 3"
     )
+    assert figures.command_of(["--method=real", "--lr=3"], "real") == "python main.py --method real --lr 3"
+    assert figures.command_of(["--config", "c.yaml"], "real").startswith("python main.py --method real")
 
 
 def test_students_have_a_table_of_their_own(flags_for: Flags, tmp_path: Path) -> None:

@@ -202,3 +202,21 @@ def test_in_a_browser(scheme: int, background: int, tmp_path: Path) -> None:
         [*browser, "--window-size=500,900", "--dump-dom", url], capture_output=True, text=True, check=True, timeout=600
     )
     assert int(re.search(r"<title>width (\d+)", dom.stdout)[1]) <= 500
+
+
+def test_files_that_no_page_came_with_are_kept(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "a", 0.5)
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.md is there already and belongs to no page"):
+        report_page.main([str(run), "--out", str(tmp_path / "notes.html")])
+    assert (tmp_path / "notes.md").read_text() == "mine"
+    for _ in range(2):
+        report_page.main([str(run), "--out", str(tmp_path / "page.html")])
+
+
+def test_scores_that_were_typed_otherwise_are_no_seeds_of_one(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, name, value) for name, value in (("a", 0.5), ("b", 0.6))]
+    for number, run in enumerate(runs):
+        result = json.loads((run / "result.json").read_text()) | {"changed": {"readout": [str(number)]}}
+        (run / "result.json").write_text(json.dumps(result))
+    assert not [line for line in side_by_side(map(read_run, runs)) if line.kind == "seeds"]

@@ -104,6 +104,12 @@ def body_of(values: Any, datatype: str = "FP32", name: str = "images", binary: b
 
 
 GOOD, HEADERS = body_of(IMAGES[:2].numpy())
+
+
+def in_json(datatype: str, values: list[float]) -> bytes:
+    return json.dumps({"inputs": [{"name": "images", "datatype": datatype, "shape": [1, 3, 16, 16], "data": values}]}).encode()
+
+
 BAD = [
     ("/v2/models/nobody/infer", HEADERS, GOOD, 404, "no model 'nobody'"),
     ("/v2/models/{}/infer", *body_of(np.zeros((2, 3, 17, 16), "f4"))[::-1], 400, "expected [B, 3, 16, 16]"),
@@ -119,6 +125,10 @@ BAD = [
     ("/v2/models/{}/infer", HEADERS, b" " * (24 * 16 * 3 * 256 + 70_000), 413, "longer than"),
     ("/v2/models/{}/infer", HEADERS | {JSON_LENGTH: "5"}, b" " * (4 * 16 * 3 * 256 + 70_000), 413, "longer than"),
     ("/v2/models/{}/infer", HEADERS | {"Content-Encoding": "gzip"}, GOOD, 415, "compressed"),
+    ("/v2/models/{}/infer", *body_of(np.full((1, 3, 16, 16), 128, "f4"))[::-1], 400, "pixels lie in [0, 1]"),
+    ("/v2/models/{}/infer", *body_of(np.full((1, 3, 16, 16), -2, "f4"))[::-1], 400, "pixels lie in [0, 1]"),
+    ("/v2/models/{}/infer", {}, in_json("UINT8", [0.5] * 768), 400, "numbers of UINT8"),
+    ("/v2/models/{}/infer", {}, in_json("UINT8", [300] * 768), 400, "numbers of UINT8"),
     ("/elsewhere", {}, b"", 404, ""),
 ]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.services.meter import Meter
-from methods.services.onnx_model import OnnxModel
+from methods.services.onnx_model import OnnxModel, digest_of
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from utils.errors import UserError
@@ -101,3 +101,15 @@ def test_it_stands_in_a_list_as_a_black_box(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("m.onnx", "gone.onnx"))
     with pytest.raises(UserError, match=r"gone\.onnx does not exist"):
         read_manifest(path)
+
+
+def test_weights_outside_of_the_file_are_part_of_it(tmp_path: Path) -> None:
+    model, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    model.write_bytes(b"a graph, whose numbers lie in m.onnx.data")
+    (tmp_path / "other.txt").write_text("no part of it")
+    data.write_bytes(b"one")
+    first = digest_of(model)
+    (tmp_path / "other.txt").write_text("changed")
+    assert digest_of(model) == first
+    data.write_bytes(b"two")
+    assert digest_of(model) != first

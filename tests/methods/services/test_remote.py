@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from methods.services.answer_store import AnswerStore
-from methods.services.form import ModelForm
+from methods.services.form import ModelForm, from_classification
 from methods.services.meter import Meter
 from methods.services.protocol import JSON_LENGTH, Named, decode, encode
 from methods.services.remote import RemoteModel
@@ -381,3 +381,29 @@ def test_how_a_model_is_asked_is_part_of_what_is_kept_of_it(served: Served, stub
     asked = [model_of(url, **form).asked_as for form in forms]
     assert all(one != other for one, other in itertools.combinations(asked, 2))
     assert model_of(url, batch=2).asked_as == asked[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"parameters": {"class_names": ["bee", "ant", "cat"]}}, "has the classes in the order bee, ant, cat"),
+        ({"parameters": {"image_size": 64}}, "says that its images have 64 pixels; it is listed with 4"),
+        ({"inputs": [{"name": "x", "shape": [-1, 3, 64, 64]}]}, "says that its images have 64 pixels; it is listed with 4"),
+    ],
+    ids=["order", "size", "shape"],
+)
+def test_what_a_server_says_against_its_list(served: Served, stub: Stub, said: dict[str, Any], message: str) -> None:
+    stub.metadata |= said
+    model = RemoteModel(Asking().client(served(stub.app()).url), ModelForm("m"), 3, SIZE, None, CLASSES)
+    with pytest.raises(UserError, match=message):
+        model.contact()
+
+
+def test_a_classifications_labels_are_held_against_the_list() -> None:
+    words = np.array([["0.7:1:bee", "0.2:0:ant", "0.1:2:cat"]])
+    assert from_classification(words, 3, CLASSES).tolist() == [[0.2, 0.7, 0.1]]
+    assert from_classification(words, 3, ("x", "y", "z")).tolist() == [[0.2, 0.7, 0.1]]  # names of one's own
+    with pytest.raises(ValueError, match="'bee' is its class 1; it is listed as class 0"):
+        from_classification(words, 3, ("bee", "ant", "cat"))
+    with pytest.raises(ValueError, match="expected value:index:label of 3"):
+        from_classification(np.array([["0.7:-1:bee"]]), 3)

@@ -222,3 +222,12 @@ def test_a_network_that_was_never_trained_is_told(
     assert (NEVER_TRAINED in TeacherPool(read_manifest(listed), torch.device("cpu")).finding(0).notes) == doubtful
     command.main(["check", str(listed)])
     assert (f"doubtful: {NEVER_TRAINED}" in capsys.readouterr().out) == doubtful
+
+
+def test_colours_change_only_where_every_set_allows_it() -> None:
+    networks = [Teacher(create_model("conv4", 2, 16), ["a", "b"], ImageForm(16, (0.5,) * 3, (0.2,) * 3)) for _ in range(2)]
+    pool = TeacherPool.of(networks, "glyphs")
+    assert (pool.augmentation.flip, pool.augmentation.recolour) == (False, True)
+    mixed = TeacherPool.of(networks, "glyphs")
+    mixed.rows[1] = replace(mixed.rows[1], dataset="birds")
+    assert (mixed.augmentation.flip, mixed.augmentation.recolour) == (False, False)
