@@ -5,6 +5,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -60,12 +61,11 @@ def bandwidth(device: torch.device, megabytes: int = 256) -> float:
 
 
 def name_of(device: torch.device) -> str:
-    """The processor's name."""
+    """The processor's name, and the vector instructions that PyTorch uses of it: makers give one name to several."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            found = re.search(r"model name\s*:\s*(.*)", file.read())
-        return found[1].strip() if found else platform.processor()
-    except OSError:
-        return platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+        found = re.search(r"model name\s*:\s*(.*)", file.read())
+        name = found[1].strip() if found else name
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

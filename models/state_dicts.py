@@ -23,6 +23,8 @@ ABOUT = (  # dicts in which files say such things
 )  # fmt: skip
 AVERAGE = re.compile(r"ema|shadow|swa|averag", re.IGNORECASE)  # how keys of running averages are called
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
+INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of parts that were wrapped
+PROFILED = ("total_ops", "total_params")  # which thop counts
 DEPTH = 3  # of dicts in which weights and words are looked for
 
 
@@ -130,7 +132,7 @@ def load_into(network: Backbone, content: Content, source: str) -> list[str]:
     `_orig_mod.`, `model.`, several), and for our own architectures the papers' names are translated. Raises `UserError` naming
     what does not fit.
     """
-    target, state = network.loadable, content.state
+    target, state = network.loadable, _unwrapped(content.state)
     notes: list[str] = []
     own = target.state_dict()
     fitting = _fit(state, own)
@@ -163,6 +165,12 @@ def _fit(state: State, own: State) -> State | None:
     """The state with the counters it may lack, where its names are those of `own`; else `None`."""
     filled = state | {name: tensor for name, tensor in own.items() if name not in state and name.endswith(COUNTER)}
     return filled if filled.keys() == own.keys() else None
+
+
+def _unwrapped(state: State) -> State:
+    """The state without what wrappers put into the middle of names, and without what profilers leave there."""
+    kept = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in PROFILED}
+    return {INSIDE.sub("", name): tensor for name, tensor in kept.items()}
 
 
 def _prefixes(state: State) -> dict[str, State]:

@@ -93,7 +93,7 @@ def check_different_classes(splits: Mapping[str, Iterable[str]], source: str) ->
         print(note, file=sys.stderr)
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """A question to end an error with, where one of the known words is much like `word`; else nothing."""
-    close = difflib.get_close_matches(word, list(known), 1)
+def meant(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """A question to end an error with, where one of the known words is so much (0..1) like `word`; else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1, alike)
     return f" (did you mean {close[0]}?)" if close else ""

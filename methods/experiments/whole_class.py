@@ -94,6 +94,8 @@ class WholeClassExperiment:
         size = args.image_size or dataset.image_size
         self.test = self._test_split(dataset, size)
         names = self.test.class_names if self.test else [f"#{number:03d}" for number in range(args.num_classes)]
+        if args.num_classes not in (None, len(names)):
+            raise UserError(f"--num_classes {args.num_classes}: the lists of {dataset.name} have {len(names)}; leave it out")
         self.spec = StudentSpec(args.student, names, size, dataset, named=self.test is not None)
         self.teachers, path = TeacherPool([], device), None
         if method_class.NEEDS_TEACHER:

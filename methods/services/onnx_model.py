@@ -60,6 +60,9 @@ class OnnxModel:
         try:
             squash = squash_of(self._answer, prepared)
             refuse_sigmoid(squash)
+            answer = self._answer(prepared)
+            if len(prepared.unique(dim=0)) > 1 and len(answer.unique(dim=0)) == 1:
+                raise UserError("answers every image alike: are its mean and std the right ones?")
         except UserError as error:
             raise UserError(f"{self.path} {str(error).removeprefix(f'{self.path} ')}") from error
         return squash

@@ -208,6 +208,8 @@ class RemoteModel(RemoteService):
             raise UserError(
                 f"{self.name} at {self.client.url} answers probabilities: write so in the column answers of its list"
             )
+        if self.form.answers == "logits" and bool(((answer >= 0).all(1) & ((answer.sum(1) - 100).abs() < 100 * SUM)).all()):
+            raise UserError(f"{self.name} at {self.client.url} answers percentages, of which no logits come back")
         found = F.softmax(answer, 1) if self.form.answers == "logits" else answer
         try:
             check_probabilities(found)

@@ -33,6 +33,7 @@ NEEDED_OF_SERVICES = ["path", "arch", "image_size"]
 OWN = "own"  # the image set of teachers whose list names none
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
 OF_SERVICES = ["model", "version", "layout", "dtype", "input", "output", "answers", "binary", "fingerprint"]
+MORE = ["weights", "token", "header", "batch"]  # columns that a list may have, too
 NUMBER = re.compile(r"(\d+)$")
 SERVICE = "service"  # the arch of a model of an inference server, whose path is the server's URL
 PLACE_OF_SERVICES = re.compile(r"https?://|.*[\w]:\w+$")  # a URL, or module:function
@@ -223,6 +224,10 @@ def read_manifest(path: Path, asking: Asking = Asking()) -> list[TeacherRow]:  #
         raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(NEEDED)}, and class_ids or class_names")
     if table.empty:
         raise UserError(f"{path} lists no teacher")
+    open_ones = {*COLUMNS, *OF_SERVICES, *MORE} - {*table.columns}
+    for column in {*table.columns} - {*COLUMNS, *OF_SERVICES, *MORE}:
+        if misspelt := meant(column, open_ones, alike=0.8):
+            raise UserError(f"{path} has a column {column}, which nothing reads{misspelt}")
     rows = []
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
         try:
@@ -235,7 +240,7 @@ def read_manifest(path: Path, asking: Asking = Asking()) -> list[TeacherRow]:  #
 def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> TeacherRow:
     def number(column: str, kind: type, text: str) -> Any:
         try:
-            return kind(text)
+            return int(float(text)) if kind is int and re.fullmatch(r"\d+\.0*", text) else kind(text)
         except ValueError as error:
             whole = "a whole number" if kind is int else "a number"
             raise ValueError(f"column {column}: {text!r} is not {whole}") from error
@@ -254,7 +259,7 @@ def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> Te
         arch=record["arch"],
         class_ids=parts("class_ids", int),
         class_names=tuple(tidy_class(name, "column class_names") for name in parts("class_names", str)),
-        image_size=number("image_size", int, record["image_size"].removesuffix(".0")),
+        image_size=number("image_size", int, record["image_size"]),
         mean=parts("mean", float) or (usual_mean if is_service else ()),
         std=parts("std", float) or (usual_std if is_service else ()),
         dataset=tidy(record.get("dataset", "")) or OWN,

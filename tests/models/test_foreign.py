@@ -202,3 +202,18 @@ def test_answers_that_are_not_finite_are_said_first() -> None:
     network.network.norm.running_var.fill_(-1.0)
     with pytest.raises(UserError, match="not finite"):
         network.settle(images)
+
+
+@pytest.mark.parametrize(
+    ("end", "what"),
+    [
+        (lambda logits: -logits.log_softmax(1), "with the other sign"),
+        (lambda logits: (logits / 9).softmax(1).log10(), "to the base of 10"),
+        (lambda logits: (logits / 9).softmax(1).log2(), "to the base of 2"),
+    ],
+    ids=["minus", "log10", "log2"],
+)
+def test_logarithms_that_are_no_logits(end: Callable[[Tensor], Tensor], what: str) -> None:
+    network, images = made(Net(end))
+    with pytest.raises(UserError, match=what):
+        network.settle(images)

@@ -290,3 +290,9 @@ def test_a_network_whose_names_hang_on_a_version() -> None:
     """torchvision's mnasnet asks the file's version, which a dict has lost."""
     network = create_model("torchvision/mnasnet0_5", 3, 32)
     load_into(network, read_content(dict(network.loadable.state_dict()), "file"), "file")
+
+
+def test_names_of_parts_that_were_wrapped_and_what_a_profiler_counts() -> None:
+    state = {f"{name.split('.')[0]}._orig_mod.{name.split('.')[1]}": tensor for name, tensor in Own().state_dict().items()}
+    state |= {"linear.total_ops": torch.zeros(1), "total_params": torch.zeros(1)}
+    assert load_into(Foreign(Own(), 3), Content(state), "file") == []

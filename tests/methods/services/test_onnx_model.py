@@ -20,7 +20,9 @@ WEIGHT = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 HALF, QUARTER = (0.5,) * 3, (0.25,) * 3
 
 
-def write(path: Path, end: str = "", batch: int | str = "B", layout: Sequence[int] = (3, 6, 6)) -> Path:
+def write(
+    path: Path, end: str = "", batch: int | str = "B", layout: Sequence[int] = (3, 6, 6), weight: np.ndarray = WEIGHT
+) -> Path:
     """A classifier of four classes: the mean of each channel, a matrix, and `end`."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -35,7 +37,7 @@ def write(path: Path, end: str = "", batch: int | str = "B", layout: Sequence[in
         "classifier",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *layout])],
         [helper.make_tensor_value_info("answer" if end else "logits", TensorProto.FLOAT, [batch, 4])],
-        [numpy_helper.from_array(WEIGHT, "weight"), numpy_helper.from_array(np.array(axes), "axes")],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array(axes), "axes")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
@@ -113,3 +115,25 @@ def test_weights_outside_of_the_file_are_part_of_it(tmp_path: Path) -> None:
     assert digest_of(model) == first
     data.write_bytes(b"two")
     assert digest_of(model) != first
+
+
+def test_a_file_that_answers_every_image_alike(tmp_path: Path) -> None:
+    model = OnnxModel(write(tmp_path / "m.onnx", weight=np.zeros_like(WEIGHT)), 4, 6, HALF, QUARTER)
+    with pytest.raises(UserError, match="answers every image alike"):
+        model.query(torch.rand(6, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("image_size", "8", "says that its images have 8 pixels; it is listed with 6"),
+        ("classes", "b;a;c;d", "has the classes in the order b, a, c, d"),
+    ],
+)
+def test_what_a_file_says_in_words_is_held_against_its_list(tmp_path: Path, key: str, value: str, message: str) -> None:
+    model = onnx.load(write(tmp_path / "m.onnx"))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = key, value
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=message):
+        OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER, ("a", "b", "c", "d")).query(torch.rand(6, 3, 6, 6))

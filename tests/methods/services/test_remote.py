@@ -407,3 +407,9 @@ def test_a_classifications_labels_are_held_against_the_list() -> None:
         from_classification(words, 3, ("bee", "ant", "cat"))
     with pytest.raises(ValueError, match="expected value:index:label of 3"):
         from_classification(np.array([["0.7:-1:bee"]]), 3)
+
+
+def test_percentages_are_no_logits(served: Served, stub: Stub) -> None:
+    stub.outputs = lambda answer: [Named("p", "FP32", 100 * answer)]
+    with pytest.raises(UserError, match="answers percentages"):
+        model_of(served(stub.app()).url, answers="logits").ask(IMAGES, Meter())

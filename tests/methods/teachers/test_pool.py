@@ -231,3 +231,13 @@ def test_colours_change_only_where_every_set_allows_it() -> None:
     mixed = TeacherPool.of(networks, "glyphs")
     mixed.rows[1] = replace(mixed.rows[1], dataset="birds")
     assert (mixed.augmentation.flip, mixed.augmentation.recolour) == (False, False)
+
+
+def test_a_column_that_was_misspelt_is_said(tmp_path: Path) -> None:
+    """A column of one's own is not read, and no mistake."""
+    head, row = "path,arch,class_names,image_size,mean,std", "a.pth,conv4,a;b,16.0,.5;.5;.5,.2;.2;.2"
+    (tmp_path / "z.csv").write_text(f"{head},weigths\n{row},ema\n")
+    with pytest.raises(UserError, match=r"a column weigths, which nothing reads \(did you mean weights\?\)"):
+        read_manifest(tmp_path / "z.csv")
+    (tmp_path / "z.csv").write_text(f"{head},model_name,epochs\n{row},mine,50.0\n")
+    assert read_manifest(tmp_path / "z.csv")[0].epochs == 50
