@@ -91,7 +91,7 @@ def _class_names(places: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
             if isinstance(names, Mapping):
                 if names and not any(map(_is_weight, names.values())):  # weights may be called so, too
                     yield _in_order(names, by_name, by_number)
-            elif isinstance(names, (list, tuple)) and names and all(isinstance(name, (str, bytes)) for name in names):
+            elif _is_list_of(names, (str, bytes)):
                 yield [_text(name) for name in names]
 
 
@@ -101,7 +101,7 @@ def _class_numbers(places: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         for key, names in place.items():
             if key in LISTS | MAYBE:
                 names = names.tolist() if isinstance(names, torch.Tensor) and names.ndim == 1 else names
-                if isinstance(names, (list, tuple)) and names and all(type(name) is int for name in names):
+                if _is_list_of(names, int):
                     yield [str(name) for name in names]
 
 
@@ -133,6 +133,12 @@ def _in_order(numbered: Mapping[Any, Any], by_name: bool, by_number: bool) -> li
     if [number for number, _ in pairs] != list(range(len(pairs))):
         raise ValueError(f"classes are numbered {shown(str(number) for number, _ in pairs)}; expected 0 to {len(pairs) - 1}")
     return [name for _, name in pairs]
+
+
+def _is_list_of(names: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether something is a list of different names; one with repeats is of something else, labels of images, say."""
+    several = isinstance(names, (list, tuple)) and len(names) > 0 and all(isinstance(name, kind) for name in names)
+    return several and len(set(names)) == len(names) and not any(isinstance(name, bool) for name in names)
 
 
 def _text(name: Any) -> str:

@@ -64,7 +64,10 @@ def test_generator_makes_images() -> None:
         Generator(30)
 
 
-@pytest.mark.parametrize("name", ["conv4", "resnet10", "resnet50", "wrn16_1", "vgg11"])
+SLOW = pytest.param("resnet50", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet10", SLOW, "wrn16_1", "vgg11"])
 def test_merged_normalisation_changes_no_answer(name: str) -> None:
     torch.manual_seed(0)
     network, x = create_model(name, 5, 32), torch.randn(4, 3, 32, 32)

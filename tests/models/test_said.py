@@ -31,6 +31,10 @@ def test_what_is_no_list_of_classes(place: dict[str, Any]) -> None:
     assert said_in([place]).class_names is None
 
 
+def test_labels_of_images_are_no_classes() -> None:
+    assert said_in([{"labels": torch.tensor([0, 1, 1, 0]), "names": ["a", "b", "a"]}]) == Said()
+
+
 def test_the_key_says_which_side_is_the_number() -> None:
     """Where names are numbers, too."""
     assert said_in([{"class_to_idx": {0: 1, 1: 2, 2: 0}}]).class_names == ["2", "0", "1"]

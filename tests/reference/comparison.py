@@ -1,7 +1,7 @@
 """How a row of a paper's table is judged: our code on the formula's inputs beside what the released code gave."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -41,6 +41,11 @@ class Case:
 def case_of(row: str) -> str:
     """The case of the file that a row belongs to: rows of one case are told apart behind a bar."""
     return row.split(" | ")[0]
+
+
+def rows(cases: Iterable[str], slow: Collection[str] = ()) -> list[Any]:
+    """The rows for `parametrize`; those that take seconds, and repeat what others show, are run by scripts/test_slow.sh."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in cases]
 
 
 def judge(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from reference.comparison import SIDE, WAY, Case, case_of
+from reference.comparison import SIDE, WAY, Case, case_of, rows
 from reference.formula import cases, fill, images, latents, value
 from reference.free_and_tgr import (
     OFFSETS,
@@ -463,6 +463,9 @@ def test_every_case_has_a_row() -> None:
     assert {case_of(name) for name in CASES} == set(ENTRIES)
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"synthesize_warmup", "synthesize_adv | with the released term", "pretrain_resnet18_1", "teacher_resnet18_84"}
+
+
+@pytest.mark.parametrize("name", rows(CASES, SLOW))
 def test_free(name: str, monkeypatch: Patch, record_property: Any) -> None:
     judge(CASES[name], ENTRIES[case_of(name)], methods.free, monkeypatch, record_property)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from reference.comparison import FORM, SIDE, WAY, Case, case_of
+from reference.comparison import FORM, SIDE, WAY, Case, case_of, rows
 from reference.formula import cases, fill, images, value
 from reference.free_and_tgr import (
     Found,
@@ -328,6 +328,6 @@ def test_every_case_has_a_row() -> None:
     assert {case_of(name) for name in CASES} == set(ENTRIES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rows(CASES, slow={"replay_after_step_16"}))
 def test_tgr(name: str, monkeypatch: Patch, record_property: Any) -> None:
     judge(CASES[name], ENTRIES[case_of(name)], methods.tgr, monkeypatch, record_property)

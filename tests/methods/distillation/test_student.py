@@ -31,7 +31,10 @@ def test_a_student_learns_what_it_is_told() -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
-@pytest.mark.parametrize(("arch", "global_pool"), [("conv4", False), ("conv4", True), ("resnet10", False)])
+@pytest.mark.parametrize(
+    ("arch", "global_pool"),
+    [("conv4", False), ("conv4", True), pytest.param("resnet10", False, marks=pytest.mark.slow)],
+)
 def test_the_learner_computes_what_the_student_does_in_evaluation(arch: str, global_pool: bool) -> None:
     images, targets = data()
     student = LearnersStudent(learner(arch, global_pool=global_pool), 0.01, 40)
