@@ -1,9 +1,10 @@
 """The floors that every result stands on: chance, raw pixels, frozen teachers, a learner that was never trained."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 from methods.evaluation.exams import Exam, Indices, examine
 from methods.evaluation.yardsticks import ANSWERS_ALONE, ONE_TEACHER, PIXELS, RANDOM, RANDOM_READ, all_teachers
 from methods.metalearners.base import Metalearner
-from methods.metalearners.learner import Learner
+from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.protonet import ProtoNet
 from methods.metalearners.readout import fit_readout
 from methods.teachers.pool import TeacherPool
@@ -89,38 +90,48 @@ def read_out_score(pool: TeacherPool, exam: Exam, view: str, words: Sequence[str
     return Score(torch.stack(scores).mean(0).tolist())
 
 
-def floors(
-    exams: Sequence[Exam],
-    learner: Learner,
-    metalearner: Metalearner,
-    steps: int,
-    pool: TeacherPool,
-    inside: bool,
-    seed_value: int,
-    folder: Path,
-    words: Sequence[str] = ("plain",),
-    mirrors: bool = True,
-) -> dict[str, dict[str, Score]]:
-    """Every floor, by what it is and by image set; computed once for a pool, split and set of episodes.
+@dataclass(frozen=True)
+class Reading:
+    """How a learner sits an exam: what adapts it, in how many steps, how it is read (`READOUTS`), and whether mirrored, too."""
 
-    learner, metalearner, steps, words, mirrors: what is adapted to an episode and how it is read (`READOUTS`; whether mirror
-    images may be), here from an untrained start. inside: whether the teachers' features may be seen, or their answers alone.
+    spec: LearnerSpec
+    metalearner: Metalearner
+    steps: int
+    words: Sequence[str] = ("plain",)
+    mirrors: bool = True
+
+    def key(self) -> list[Any]:
+        """What an untrained learner's score hangs on."""
+        how = self.metalearner
+        return [
+            asdict(self.spec),
+            [type(how).__name__, how.inner_lr, self.steps, how.inductive, list(self.words)],
+            self.mirrors,
+        ]
+
+
+def floors(
+    exams: Sequence[Exam], reading: Reading, pool: TeacherPool, inside: bool, seed_value: int, folder: Path
+) -> dict[str, dict[str, Score]]:
+    """Every floor, by what it is and by image set; computed once for a pool, split and set of episodes, and kept in `folder`.
+
+    An untrained learner stands beside the trained one, read as that is. inside: whether the teachers' features may be seen, or
+    their answers alone.
     """
     lines: dict[str, dict[str, Score]] = {}
-    adapted = [type(metalearner).__name__, metalearner.inner_lr, steps, metalearner.inductive, list(words)]
-    kept = Kept(folder)
+    kept, how = Kept(folder), reading.metalearner
     for exam in exams:
 
         def compute(exam: Exam = exam) -> dict[str, list[float]]:
-            untrained = Learner(learner.spec, pool.device)
+            untrained = Learner(reading.spec, pool.device)
             scores = {PIXELS: pixel_floor(exam, pool.device)}
-            scores[RANDOM] = examine(untrained, metalearner, exam, steps)
-            if isinstance(metalearner, ProtoNet) and list(words) != ["plain"]:
-                untrained.readout = metalearner.fit_readout(words, untrained, mirrors)
-                scores[RANDOM_READ] = examine(untrained, metalearner, exam, steps)
+            scores[RANDOM] = examine(untrained, how, exam, reading.steps)
+            if isinstance(how, ProtoNet) and list(reading.words) != ["plain"]:
+                untrained.readout = how.fit_readout(reading.words, untrained, reading.mirrors)
+                scores[RANDOM_READ] = examine(untrained, how, exam, reading.steps)
             return {label: list(score.values) for label, score in (scores | _frozen(exam, pool, inside)).items()}
 
-        key = [exam.digest, asdict(learner.spec), adapted, pool.fingerprint(), inside, vars(pool.api), mirrors]
+        key = [exam.digest, *reading.key(), pool.fingerprint(), inside, vars(pool.api)]
         for label, values in kept(".floors", key, seed_value, compute).items():
             lines.setdefault(label, {})[exam.spec.name] = Score(values)
     return lines

@@ -27,7 +27,6 @@ from methods.metalearners.learner import Learner, LearnerSpec
 from methods.metalearners.outer import OuterStep
 from methods.metalearners.protonet import ProtoNet
 from methods.services.api import NO_LIMITS, api_of
-from methods.services.onnx_model import ONNX
 from methods.teachers.ensemble import AskedTeachers
 from methods.teachers.manifest import (
     TeacherRow,
@@ -191,11 +190,13 @@ class FewShotExperiment:
         return f"{short_name(args.method)}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
 
     def _ground(self) -> list[str]:
-        """What must be as it was when a run goes on: the teachers, in their order, their classes and weights."""
+        """What must be as it was when a run goes on: the teachers, in their order, their classes and weights, and the images.
+
+        Of a service its classes alone: it may move, and has versions of its own.
+        """
         lines = []
         for number, row in enumerate(self.teachers.rows):
-            asked = row.listed is not None and row.arch != ONNX  # services move, and have versions of their own
-            weights = "" if asked else f", weights {self.teachers.fingerprint_of(number)[1][:12]}, {_form(row)}"
+            weights = "" if row.is_asked else f", weights {self.teachers.fingerprint_of(number)[1][:12]}, {_form(row)}"
             lines.append(f"the teacher {row.path.name} of {', '.join(row.class_keys)}{weights}")
         lines.append(f"images of {_form(self.spec)}")
         if not len(self.teachers):

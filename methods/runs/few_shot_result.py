@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from methods.evaluation.floors import floors
+from methods.evaluation.floors import Reading, floors
 from methods.evaluation.judge import judge
 from methods.evaluation.yardsticks import CEILINGS, WORTH, is_ceiling
 from methods.experiments.few_shot import FewShotExperiment
@@ -180,12 +180,12 @@ def _yardsticks(experiment: FewShotExperiment, about: Mapping[str, Any]) -> dict
     args, method = experiment.args, experiment.method
     if args.no_floors or not experiment.exam_domains:
         return {}
-    exams, inside = experiment.exams["meta_test"], method.looks_inside(args)
-    steps, pool = args.test_inner_steps, experiment.teachers
-    if getattr(args, "query_budget", None) and any(row.listed is not None for row in pool.rows):
+    pool = experiment.teachers
+    if getattr(args, "query_budget", None) and any(row.is_asked for row in pool.rows):
         pool = TeacherPool([], pool.device)  # nobody is asked beyond the budget
-    read = args.readout, experiment.mirrors
-    found = floors(exams, method.learner, method.metalearner, steps, pool, inside, args.seed, args.out, *read)
+    spec, how = method.learner.spec, method.metalearner
+    reading = Reading(spec, how, args.test_inner_steps, args.readout, experiment.mirrors)
+    found = floors(experiment.exams["meta_test"], reading, pool, method.looks_inside(args), args.seed, args.out)
     return found | ceilings(args, about)
 
 

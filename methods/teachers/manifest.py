@@ -64,6 +64,11 @@ class TeacherRow:
         return str(self.path) if self.arch == TORCHSCRIPT else self.arch if is_code(self.arch) else ""
 
     @property
+    def is_asked(self) -> bool:
+        """Whether it is somebody's service, and not a file of one's own."""
+        return self.listed is not None and self.arch != ONNX
+
+    @property
     def class_keys(self) -> tuple[str, ...]:
         """A name for each class that is the same in every teacher of the pool."""
         return tuple(f"{self.dataset}/{name}" for name in self.known_as)
