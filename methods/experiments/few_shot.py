@@ -368,9 +368,13 @@ def _form(images: LearnerSpec | TeacherRow) -> str:
 def kept_form(spec: LearnerSpec, run: Path | None) -> LearnerSpec:
     """The spec with size and normalisation of the learner that a run has kept: a folder of images may have changed since."""
     best = None if run is None else run / "best.pt"
-    kept = checkpoint.load(best).get("learner", {}).get("spec", {}) if best is not None and best.is_file() else {}
-    same = {name: kept[name] for name in ("image_size", "mean", "std") if kept.get("arch") == spec.arch}
-    return replace(spec, **same)
+    kept: Any = checkpoint.load(best) if best is not None and best.is_file() else None
+    for name in ("learner", "spec"):
+        kept = kept.get(name) if isinstance(kept, dict) else None
+    names = ("image_size", "mean", "std")
+    if not isinstance(kept, dict) or kept.get("arch") != spec.arch or not set(names) <= kept.keys():
+        return spec  # of teachers side by side, of before the first look, or damaged, which is said elsewhere
+    return replace(spec, **{name: kept[name] for name in names})
 
 
 def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
