@@ -22,7 +22,7 @@ PHOTOS = (
 ).split()
 IMAGE_SUFFIXES = {suffix for suffix in PHOTOS if Image.registered_extensions().get(suffix) in Image.OPEN}  # by this Pillow
 LEFT_BEHIND = {  # by systems, network drives and editors, in small letters
-    "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler",
+    "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin",
     "system volume information", "network trash folder", "temporary items", "lost+found", "found.000",
     "thumbs.db", "desktop.ini",
 }  # fmt: skip
@@ -34,7 +34,7 @@ WHITE = (255, 255, 255)  # the ground under what is transparent
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is no data: what systems and editors leave behind (`.ipynb_checkpoints`, `__MACOSX`, `._x`)."""
-    return name.startswith(".") or name.lower() in LEFT_BEHIND
+    return name.startswith(".") or name == "RECYCLER" or name.lower() in LEFT_BEHIND
 
 
 def visible_files(folder: Path) -> list[Path]:

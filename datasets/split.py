@@ -84,6 +84,13 @@ def class_names_of(spec: DatasetSpec, split: str, data_root: Path) -> list[str]:
     return sorted(set(read_list(spec, split, data_root).label)) if csv_path(spec, split, data_root).is_file() else []
 
 
+def digest_of_files(spec: DatasetSpec, split: str, data_root: Path) -> str:
+    """What changes when an image of a split is added, taken away, or becomes a file of another size."""
+    table, root = read_list(spec, split, data_root), spec.root or data_root
+    sizes = [f"{name} {(root / name).stat().st_size}\n" for name in table.filename]
+    return hashlib.sha256("".join(sizes).encode()).hexdigest()
+
+
 def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int | None = None) -> ImageSplit:
     """Load meta_train, meta_val or meta_test of a set as one tensor.
 

@@ -92,7 +92,10 @@ class Scratch(Supervised):
     @staticmethod
     def add_args(group: argparse._ArgumentGroup) -> None:
         Supervised.add_args(group)
-        group.add_argument("--replace_teacher", action="store_true", help="replace the teacher's file, if there is one")
+        cli.may_change(
+            "always",
+            group.add_argument("--replace_teacher", action="store_true", help="replace the teacher's file, if there is one"),
+        )
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:

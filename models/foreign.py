@@ -249,7 +249,7 @@ def create_foreign(name: str, num_classes: int, image_size: int, weights: str | 
         raise UserError(f"arch {name!r} needs the package {error.name!r}: pip install {error.name}") from error
     except OSError as error:
         raise UserError(f"the weights {weights!r} of {name!r} cannot be downloaded ({error}): give a file instead") from error
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, AssertionError, ImportError) as error:
         raise UserError(f"arch {name!r} cannot be built: {error}") from error
 
 

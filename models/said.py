@@ -19,10 +19,11 @@ MAYBE = {"names", "labels", "vocab"}  # lists of these names may be of something
 ALIASES = {  # what else files call it, by what it is
     "mean": ("mean", "imagemean", "normmean", "pixelmean", "normalizemean", "imgmean", "datasetmean"),
     "std": ("std", "imagestd", "normstd", "pixelstd", "normalizestd", "imgstd", "datasetstd"),
-    "image_size": ("imagesize", "imgsize", "inputsize", "imgsz"),
+    "image_size": ("imagesize", "imgsize", "imgsz", "inputsize"),
     "arch": ("arch",),
 }
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")
+LEAST_SIDE, MOST_SIDE = 8, 4096  # of images, in pixels
 SCALE = 1e-3  # by which a mean or std may differ that means the same
 
 
@@ -43,6 +44,8 @@ def said_in(places: Sequence[Mapping[Any, Any]]) -> Said:
     about: dict[str, Any] = {}
     for place in reversed(named):
         found = {name: place[key] for name, keys in ALIASES.items() for key in keys if key in place}
+        if "inputsize" in place and len(_numbers(place["inputsize"])) < 2:  # of features, as likely
+            found = {name: value for name, value in found.items() if value is not place["inputsize"]}
         if not {"mean", "std"} <= found.keys():  # one alone may be of anything: a metric's, say
             found = {name: value for name, value in found.items() if name not in ("mean", "std")}
         about |= found
@@ -61,13 +64,15 @@ def check_said(
     sizes = _sides(said.about.get("image_size"))
     if sizes and set(sizes) != {float(size)}:
         raise UserError(f"{source} says that its images have {sizes[0]:g} pixels; it is listed with {size}")
+    own = {name: _numbers(said.about.get(name)) for name in ("mean", "std")}
+    of_bytes = max([0.0, *own["mean"], *own["std"]]) > 1
     for name, listed in (("mean", mean), ("std", std)):
-        numbers = _numbers(said.about.get(name))
+        numbers = own[name]
         if len(numbers) not in (1, len(listed)):
             continue
         numbers = numbers if len(numbers) > 1 else numbers * len(listed)
-        numbers = [number / 255 for number in numbers] if max(numbers) > 1 else numbers  # of bytes
-        if any(abs(own - other) > SCALE for own, other in zip(numbers, listed, strict=True)):
+        numbers = [number / 255 for number in numbers] if of_bytes else numbers
+        if any(abs(number - other) > SCALE for number, other in zip(numbers, listed, strict=True)):
             rounded = tuple(round(number, 4) for number in numbers)
             raise UserError(f"{source} says that its {name} is {rounded}; it is listed with {tuple(listed)}")
     own_arch = said.about.get("arch")
@@ -162,11 +167,12 @@ def _last(name: Any) -> Any:
 
 
 def _sides(said: Any) -> list[float]:
-    """Height and width in pixels, of (S, S), (3, S, S), (S, S, 3) or S."""
+    """Height and width in pixels, of S, (S, S), (3, S, S), (S, S, 3) or (B, 3, S, S); nothing of other numbers."""
     numbers = _numbers(said)
-    if len(numbers) == 3 and {numbers[0], numbers[2]} & {1.0, 3.0}:
-        return numbers[1:] if numbers[0] in (1.0, 3.0) else numbers[:2]
-    return numbers
+    numbers = numbers[-3:] if len(numbers) == 4 else numbers
+    if len(numbers) == 3:
+        numbers = [number for number in numbers if number not in (1.0, 3.0)]
+    return numbers if len(numbers) in (1, 2) and all(LEAST_SIDE <= number <= MOST_SIDE for number in numbers) else []
 
 
 def _numbers(said: Any) -> list[float]:

@@ -154,11 +154,18 @@ def takes(module: torch.nn.Module, state: Mapping[str, Any], source: str | Path)
 
     What is loaded in part is loaded again by who asks. Raises `UserError` for numbers that are not finite.
     """
+    own = {
+        name: value.clone() if isinstance(value, torch.Tensor) and not is_lazy(value) else value
+        for name, value in module.state_dict().items()
+    }
+    meant = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) or name in own}
     try:
-        module.load_state_dict(state)
+        left_open = module.load_state_dict(meant)
     except Exception:  # somebody's module may raise anything
         return False
-    _check_finite(module.state_dict(), {}, source)
+    if not hasattr(left_open, "missing_keys") or left_open.missing_keys or left_open.unexpected_keys:
+        return False  # a network of its own way of loading does not say what it took
+    _check_finite(module.state_dict(), own, source)
     return True
 
 
@@ -184,7 +191,7 @@ def load_weights(module: torch.nn.Module, state: dict[str, torch.Tensor], source
         )
     _check_finite(state, own, source)
     named = OrderedDict(state)
-    named._metadata = own._metadata  # type: ignore[attr-defined]  # of the versions whose names these are
+    named._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]  # of the versions whose names these are
     module.load_state_dict(named)
 
 

@@ -91,9 +91,10 @@ class Parser(argparse.ArgumentParser):
 
 def underscored(argv: Iterable[str]) -> list[str]:
     """Spell every flag with underscores: `--batch-size` and `--batch_size` are the same flag."""
-    spelled = []
+    spelled, flags = [], True
     for token in argv:
-        if token.startswith("--"):
+        flags = flags and token != "--"  # behind which stand words as they are
+        if flags and token.startswith("--"):
             name, equals, value = token.partition("=")
             token = "--" + name[2:].replace("-", "_") + equals + value
         spelled.append(token)

@@ -2,8 +2,8 @@
 
 import importlib
 import importlib.util
-import inspect
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +16,13 @@ def is_code(name: str) -> bool:
 
 def import_function(place: str) -> Any:
     """The function that `module:function` or `file.py:function` names; what lies beside the file can be imported by it."""
-    module_name, _, function_name = place.rpartition(":")
+    return getattr(_module_of(place), place.rpartition(":")[2])
+
+
+def _module_of(place: str) -> ModuleType:
+    module_name = place.rpartition(":")[0]
     file = Path(module_name)
-    return getattr(_from_file(file.resolve()) if file.suffix == ".py" else importlib.import_module(module_name), function_name)
+    return _from_file(file.resolve()) if file.suffix == ".py" else importlib.import_module(module_name)
 
 
 def beside(place: str, folder: Path) -> str:
@@ -28,14 +32,15 @@ def beside(place: str, folder: Path) -> str:
     return f"{file}:{function_name}" if file.is_file() else place
 
 
-def files_of(place: str) -> list[Path]:
+@cache  # what runs stays what it was when it was imported
+def files_of(place: str) -> tuple[Path, ...]:
     """The files of the code that a place names: its own, and those beside or below it from which that takes anything.
 
-    It is run for that, where it was not yet. Raises whatever it raises.
+    It is run for that, where it was not yet. Raises whatever it raises. What is imported within functions is not seen.
     """
-    function = import_function(place)
-    first = sys.modules.get(place.rpartition(":")[0].removesuffix(".py")) or inspect.getmodule(function)
-    start = Path(getattr(first, "__file__", None) or inspect.getfile(function)).resolve()
+    start = _source(_module_of(place))
+    if start is None:
+        return ()
     by_file = {file: module for module in list(sys.modules.values()) if (file := _source(module))}
     found: set[Path] = set()
     waiting = [start]
@@ -48,7 +53,7 @@ def files_of(place: str) -> list[Path]:
             module = value if isinstance(value, ModuleType) else sys.modules.get(str(getattr(value, "__module__", "")))
             if source := _source(module):
                 waiting.append(source)
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _source(module: object) -> Path | None:

@@ -20,7 +20,7 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.get_default_dtype()).div_(255.0)
 
 
-def as_many(count: int, size: int) -> int:
+def fitting_count(count: int, size: int) -> int:
     """How many images of `size` pixels a side take at most the memory of `count` with 84: from 1 to `count`."""
     return max(1, min(count, count * 84**2 // size**2))
 

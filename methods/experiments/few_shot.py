@@ -12,7 +12,7 @@ import torch
 from datasets.episodes import Episodes, EpisodeShape
 from datasets.own import get_domains, is_own
 from datasets.registry import DATA_ROOT, HALF, SPLITS, DatasetSpec
-from datasets.split import class_names_of, csv_path
+from datasets.split import class_names_of, csv_path, digest_of_files
 from methods import short_name
 from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
 from methods.evaluation.exams import Exam, examine
@@ -100,7 +100,7 @@ class FewShotExperiment:
         self.domains = get_domains(args.dataset, args.data_root) if args.dataset else []
         self.exam_domains = get_domains(args.testdataset, args.data_root) if args.testdataset else self.domains
         self.teachers = TeacherPool(rows, device, args.class_order, api_of(args))
-        self.spec = kept_form(learner_spec(args, self.domains, rows), args.evaluate or args.resume)
+        self.spec = kept_form(learner_spec(args, self.domains, rows), args.evaluate)
         self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
@@ -130,7 +130,7 @@ class FewShotExperiment:
         """Classes of meta_test that a teacher was trained on; a note on stderr names them, for they are no new classes."""
         learnt = {name for row in self.teachers.rows for name in row.class_names}
         known = sorted({name for exam in self.exams["meta_test"] for name in exam.split.class_names} & learnt)
-        for domain in {exam.spec for exam in self.exams["meta_test"]}:
+        for domain in dict.fromkeys(exam.spec for exam in self.exams["meta_test"]):
             own = {name for row in self.teachers.rows if row.dataset == domain.name for name in row.class_names}
             if strange := own - {name for split in SPLITS for name in class_names_of(domain, split, self.args.data_root)}:
                 said = f"{domain.name} has no folder of {shown(sorted(strange))}, which its teachers know: was one renamed?"
@@ -196,12 +196,15 @@ class FewShotExperiment:
         """
         lines = []
         for number, row in enumerate(self.teachers.rows):
-            weights = "" if row.is_asked else f", weights {self.teachers.fingerprint_of(number)[1][:12]}, {_form(row)}"
+            _, content, _, built, *_ = self.teachers.fingerprint_of(number)
+            code = f", code {built.split()[-1][:12]}" if row.code and not row.is_asked and " " in built else ""
+            weights = "" if row.is_asked else f", weights {content[:12]}, {_form(row)}{code}"
             lines.append(f"the teacher {row.path.name} of {', '.join(row.class_keys)}{weights}")
         lines.append(f"images of {_form(self.spec)}")
         if not len(self.teachers):
-            names = [name for domain in self.domains for name in class_names_of(domain, "meta_train", self.args.data_root)]
-            lines.append(f"images of the classes {', '.join(names)}")
+            for domain in self.domains:
+                names, root = class_names_of(domain, "meta_train", self.args.data_root), self.args.data_root
+                lines.append(f"images of {domain.name}: {', '.join(names)}, {digest_of_files(domain, 'meta_train', root)[:12]}")
         return lines
 
     @property

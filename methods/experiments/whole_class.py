@@ -211,6 +211,6 @@ class WholeClassExperiment:
         if path is None or self.args.evaluate_only:
             return ""
         if path.exists() and not self.args.replace_teacher:  # since the run began
-            return f"{path} exists already and is not replaced: the teacher is in the run's best.pt"
+            return f"{path} exists already and is not replaced (--replace_teacher does): the teacher is in the run's best.pt"
         checkpoint.save(self.best_state(), path)
         return f"the teacher is in {path}"

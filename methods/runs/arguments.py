@@ -153,12 +153,15 @@ def _check_allowed(method: str, early: argparse.Namespace) -> None:
 
 
 def _from_elsewhere(parser: cli.Parser, saved: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """The relative paths of a run as they lead from the `folder` that it was started in, where they lead somewhere there."""
+    """Relative paths of a saved run, read from the `folder` it was started in where they exist there."""
 
     def found(place: str) -> str:
         there = Path(folder) / place
-        here = Path(place).exists() and there.exists() and Path(place).samefile(there)
-        return str(there) if folder and there.exists() and not here else place
+        try:
+            here = Path(place).exists() and there.exists() and Path(place).samefile(there)
+            return str(there) if folder and there.exists() and not here else place
+        except OSError:  # somebody else's folder, which nobody may look into
+            return place
 
     paths = {action.dest for action in parser._actions if action.type in (Path, as_place)}
     return {

@@ -127,7 +127,7 @@ def command_of(argv: Sequence[str], method: str) -> str:
         if word.startswith("--") or not parts:
             parts.append([])
         parts[-1].append(word)
-    names = [part[0].split("=")[0] for part in parts]
+    names = [part[0] for part in parts]
     kept = [
         word
         for place, part in enumerate(parts)

@@ -4,6 +4,7 @@ A self-contained HTML file with the results drawn and as tables, floors and ceil
 and the settings in which the runs differ; the tables also as report.md, and as numbers in report.csv beside it.
 """
 
+import base64
 import contextlib
 import io
 import math
@@ -29,7 +30,7 @@ from utils.plots import draw_validations, new_figure
 from utils.tables import duration
 
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-TITLE = "Data-free meta-learning: runs"  # by which a page of before is known
+TITLE = "Data-free meta-learning: runs"  # by which an earlier page is recognised
 AXIS = (8.0, 412.0)  # where the axis of a chart begins and ends, in its own unit
 ROW = 36.0  # height of a line of a chart
 
@@ -99,7 +100,7 @@ def _in_words(value: Any) -> str:
 
 
 def _as_data(content: bytes) -> str:
-    return "data:image/png;base64,{base64.b64encode(content).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _picture(path: Path) -> dict[str, Any]:

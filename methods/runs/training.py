@@ -18,7 +18,7 @@ from utils.errors import Stopped, UserError
 from utils.progress import Progress
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
-SINCE = ("images ", "the file ")  # what earlier versions did not note of what a run stands on
+NOTED_LATER = ("images ", "the file ")  # kinds of lines that earlier versions did not write
 
 
 class Training:
@@ -146,15 +146,21 @@ class Training:
 
         With other weights and images it may still be `scored`; earlier versions noted neither, or the weights alone.
         """
-        unnoted = tuple(kind for kind in SINCE if scored or not any(was.startswith(kind) for was in before))
+        unnoted = tuple(kind for kind in NOTED_LATER if scored or not any(was.startswith(kind) for was in before))
         lines = ([line for line in some if not line.startswith(unnoted)] for some in (before, self.experiment.stands_on))
         for was, now in itertools.zip_longest(*lines, fillvalue="nothing"):
-            named = now.partition(", weights ")[0]
-            if was not in (now, named) and not now.startswith(f"{was}, ") and not (scored and was.partition(", w")[0] == named):
+            if not _still_holds(was, now, scored):
                 raise UserError(
                     f"{self.log.folder} began with {was}, where there is {now} now: bring back what it began with, or start a "
                     "new run"
                 )
+
+
+def _still_holds(was: str, now: str, scored: bool) -> bool:
+    """Whether a line of what a run stands on is as it was: earlier versions said less of a teacher, and a learner is `scored`
+    whatever its teachers' weights are now."""
+    name_then, name_now = (line.partition(", weights ")[0] for line in (was, now))
+    return was in (now, name_now) or now.startswith(f"{was}, ") or (scored and name_then == name_now)
 
 
 @contextmanager

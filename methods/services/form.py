@@ -124,13 +124,15 @@ def from_classification(words: np.ndarray, num_classes: int, class_names: Sequen
         raise ValueError("its classification has no rows")
     rows = words.reshape(len(words), -1)
     answer = np.full((len(rows), num_classes), np.nan)
-    listed = {tidy(name): place for place, name in enumerate(class_names)}
+    listed, labels = {tidy(name): place for place, name in enumerate(class_names)}, dict[str, set[int]]()
     for row, said in zip(answer, rows, strict=True):
         for word in said:
             value, index, label = _value_index_label(str(word), num_classes)
             row[index] = value
-            if listed.get(tidy(label), index) != index:
-                raise ValueError(f"says that {label!r} is its class {index}; it is listed as class {listed[tidy(label)]}")
+            labels.setdefault(tidy(label), set()).add(index)
+    for label, (index, *more) in labels.items():
+        if not more and listed.get(label, index) != index:  # a label of several classes says nothing
+            raise ValueError(f"says that {label!r} is its class {index}; it is listed as class {listed[label]}")
     named = ~np.isnan(answer)
     rest = (1 - np.where(named, answer, 0).sum(1)).clip(0) / (~named).sum(1).clip(1)
     return np.where(named, answer, rest[:, None])

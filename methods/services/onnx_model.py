@@ -1,5 +1,6 @@
 """Classifiers in ONNX files as services: they answer, and nothing of them can be looked into."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,11 +23,12 @@ ONNX = "onnx"  # the arch of such a file in a list of teachers
 
 
 def digest_of(path: Path) -> str:
-    """What a file comes to, with the files beside it that it names: large models keep their weights outside."""
-    content = path.read_bytes()
-    beside = [file for file in sorted(path.parent.iterdir()) if file != path and file.is_file()]
-    named = [file for file in beside if os.fsencode(file.name) in content]
-    return " ".join(map(digest, [path, *named]))
+    """SHA-256 of an ONNX file, and of the files beside or below it in which its weights are said to lie."""
+    content, outside = path.read_bytes(), []
+    if b"location" in content:  # which the entries of such weights begin with
+        files = (file for file in sorted(path.parent.rglob("*")) if file.is_file() and file.suffix != path.suffix)
+        outside = [file for file in files if len(file.name) > 3 and os.fsencode(file.name) in content]
+    return hashlib.sha256("".join(map(digest, [path, *outside])).encode()).hexdigest() if outside else digest(path)
 
 
 class OnnxModel:

@@ -5,6 +5,7 @@ NVIDIA Triton, KServe, MLServer, OpenVINO Model Server and this project's own `s
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -79,7 +80,8 @@ class RemoteModel(RemoteService):
     def form(self) -> ModelForm:
         """The whole form: the list's word, else the server's, else the usual."""
         names = as_list(parameters_of(self.metadata).get("class_names"))
-        if names and self.class_names:
+        unnamed = all(re.fullmatch(r"#\d+", str(name)) for name in names)
+        if not unnamed and self.class_names:
             check_same_order(list(map(str, names)), self.class_names, self.place, "its list")
         try:
             check_size(self.metadata, self._form.input, self.image_size)

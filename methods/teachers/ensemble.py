@@ -58,7 +58,7 @@ class EnsembleLearner(Learner):
     @classmethod
     def of(cls, pool: TeacherPool, members: Sequence[int], view: str, size: int) -> "EnsembleLearner":
         """Of some teachers of a pool, none of which is a service."""
-        teachers = [copy.deepcopy(pool[teacher_id]) for teacher_id in members]  # what is loaded later is not the pool's
+        teachers = [pool[teacher_id] for teacher_id in members]
         built = [
             {"arch": pool.rows[teacher_id].arch, "names": list(teacher.class_names), "size": teacher.form.size,
              "mean": list(teacher.form.mean), "std": list(teacher.form.std), "outputs": teacher.outputs,
@@ -86,6 +86,7 @@ class EnsembleLearner(Learner):
         return super().state_dict() | {"params": weights, "teachers": self.built, "view": self.view}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network = copy.deepcopy(self.network)  # the pool's teachers stay as they are
         checkpoint.load_weights(self.network, state["params"], "the saved teachers")
         self._take(state)
 

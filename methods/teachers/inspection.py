@@ -1,4 +1,4 @@
-"""A teacher is looked at before it is trusted: a few images are shown to it, and its answers are looked at."""
+"""A teacher is tried before it is trusted: it is shown a few images, and its answers are checked."""
 
 from dataclasses import dataclass
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -54,8 +55,8 @@ class TeacherPool:
         self._published: dict[Path, Content] = {}  # files of the papers, in our names
         self._findings: dict[int, Finding] = {}
         self.rows = [row if row.class_ids else self._complete(row, class_order) for row in rows]
-        if class_order is not None and not self._published:
-            raise UserError(f"--class_order {class_order}: these teachers are listed with their classes already")
+        if class_order is not None and self.rows and not self._published:
+            print(f"note: --class_order {class_order}: these teachers are listed with their classes already", file=sys.stderr)
         if self._published and class_order is None:
             print(
                 "note: these teachers number their classes in the unsorted order of some folder; "
@@ -207,8 +208,8 @@ class TeacherPool:
             content = (row.listed.fingerprint if row.listed else "") or uuid4().hex
         else:
             content = digest(row.path)
-        code = files_of(row.network) if is_code(row.network) else []
-        arch = " ".join([row.arch, *map(digest, code)])
+        code = files_of(row.network) if is_code(row.network) else ()
+        arch = f"{row.arch} {sha256(''.join(map(digest, code)).encode()).hexdigest()}" if code else row.arch
         asked_as = (service.asked_as,) if (service := self.server_of(teacher_id)) else ()
         return row.path.name, content, row.weights, arch, row.class_keys, row.image_size, row.mean, row.std, *asked_as
 

@@ -21,7 +21,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import Teacher
 from utils import cli, distributed, seed
 from utils.errors import UserError
-from utils.images import as_many, resize, to_uint8
+from utils.images import fitting_count, resize, to_uint8
 from utils.kept import Kept
 from utils.progress import Progress
 
@@ -37,7 +37,7 @@ GENERATOR_LR, LATENT_LR = 5e-3, 1e-2
 
 def at_once(size: int) -> int:
     """How many images of a size are drawn together: what is drawn on the way is many times as large."""
-    return as_many(AT_ONCE, size)
+    return fitting_count(AT_ONCE, size)
 
 
 class Sources:

@@ -14,7 +14,7 @@ from methods.services.black_box import centred_answers
 from methods.services.meter import Meter
 from methods.teachers.pool import TeacherPool
 from utils import distributed
-from utils.images import as_many, to_float
+from utils.images import fitting_count, to_float
 from utils.kept import Kept
 from utils.progress import Progress
 
@@ -35,7 +35,7 @@ def _centred(pool: TeacherPool, teacher_id: int, images: Tensor, meter: Meter) -
 def shown_at_once(pool: TeacherPool, teacher_id: int) -> int:
     """Images that a teacher sees together: what its layers make of them must fit into memory; a server knows itself."""
     server, size = pool.server_of(teacher_id), pool.rows[teacher_id].image_size
-    return server.at_once if server else as_many(SHOWN_AT_ONCE, size)
+    return server.at_once if server else fitting_count(SHOWN_AT_ONCE, size)
 
 
 def calls_for(pool: TeacherPool, teacher_id: int, images: int) -> int:

@@ -64,7 +64,9 @@ def test_what_contradicts_the_list_is_refused(place: dict[str, Any]) -> None:
     "place",
     [
         {"image_size": (3, 32, 32)}, {"img_size": "32x32"}, {"mean": 0.87}, {"std": 1.5, "loss": 0.1}, {"arch": "ResNet"},
-        {"arch": "torchvision.models.resnet18"}, {"arch": "resnet18.a1_in1k"}, {"mean": [127.5, 102, 76.5], "std": [51] * 3},
+        {"arch": "torchvision.models.resnet18"}, {"arch": "resnet18.a1_in1k"},
+        {"input_size": 3}, {"input_size": 784}, {"img_size": 0},
+        {"input_size": (1, 3, 32, 32)}, {"image_size": (32, 32, 3)}, {"mean": [127.5, 102, 76.5], "std": [51, 51.0, 51]},
     ],
     ids=str,
 )  # fmt: skip
@@ -75,3 +77,8 @@ def test_what_does_not_contradict_it_passes(place: dict[str, Any]) -> None:
 def test_an_architecture_may_be_nobodys_business() -> None:
     check({"arch": "yolo"}, "")
     assert said_in([]) == Said()
+
+
+def test_mean_and_std_of_bytes_are_brought_to_shares_together() -> None:
+    said = said_in([{"mean": [127.5, 102.0, 76.5], "std": [1.0, 1.0, 1.0]}])
+    check_said(said, WANTED, 32, (0.5, 0.4, 0.3), (1 / 255,) * 3, "", "file")

@@ -55,3 +55,5 @@ def test_the_files_of_somebodys_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "unused_a.py").write_text("VALUE = 1\n")
     found = files_of(f"{tmp_path}/arch_a.py:make")
     assert [file.name for file in found] == ["arch_a.py", "body_a.py", "leaf_a.py"]
+    (tmp_path / "named_a.py").write_text("from functools import partial\nfrom body_a import body\n\nmake = partial(body)\n")
+    assert [file.name for file in files_of(f"{tmp_path}/named_a.py:make")] == ["body_a.py", "leaf_a.py", "named_a.py"]

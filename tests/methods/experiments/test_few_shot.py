@@ -189,9 +189,6 @@ def test_a_folder_that_changed_does_not_change_a_learner(
     args = main.parse_args(["--evaluate", str(run)])
     spec = FewShotExperiment(get_method("real"), args, torch.device("cpu")).method.learner.spec
     assert list(spec.mean) == checkpoint.load(run / "best.pt")["learner"]["spec"]["mean"]
-    for folder in (tmp_path / "birds").iterdir():
-        folder.rename(folder.with_name(f"other {folder.name}"))
-    own_set.cache_clear()
     with pytest.raises(UserError, match="began with images of "):
         main.main(["--resume", str(run), "--epochs", "2"])
 

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -220,3 +221,13 @@ def test_scores_that_were_typed_otherwise_are_no_seeds_of_one(tmp_path: Path) ->
         result = json.loads((run / "result.json").read_text()) | {"changed": {"readout": [str(number)]}}
         (run / "result.json").write_text(json.dumps(result))
     assert not [line for line in side_by_side(map(read_run, runs)) if line.kind == "seeds"]
+
+
+def test_pictures_are_in_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "a", 0.5)
+    (run / "images").mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4), (200, 0, 0)).save(run / "images" / "drawn_00001.png")
+    page, _, _ = report_page.build([read_run(run)])
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert found
+    assert all(base64.b64decode(content).startswith(b"\x89PNG") for content in found)

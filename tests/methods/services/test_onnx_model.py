@@ -107,7 +107,7 @@ def test_it_stands_in_a_list_as_a_black_box(tmp_path: Path) -> None:
 
 def test_weights_outside_of_the_file_are_part_of_it(tmp_path: Path) -> None:
     model, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
-    model.write_bytes(b"a graph, whose numbers lie in m.onnx.data")
+    model.write_bytes(b"a graph, with the location of its numbers, m.onnx.data")
     (tmp_path / "other.txt").write_text("no part of it")
     data.write_bytes(b"one")
     first = digest_of(model)

@@ -405,6 +405,8 @@ def test_a_classifications_labels_are_held_against_the_list() -> None:
     assert from_classification(words, 3, ("x", "y", "z")).tolist() == [[0.2, 0.7, 0.1]]  # names of one's own
     with pytest.raises(ValueError, match="'bee' is its class 1; it is listed as class 0"):
         from_classification(words, 3, ("bee", "ant", "cat"))
+    twice = np.array([["0.7:1:crane", "0.2:0:crane", "0.1:2:cat"]])  # as ImageNet's
+    assert from_classification(twice, 3, ("crane", "crane machine", "cat")).tolist() == [[0.2, 0.7, 0.1]]
     with pytest.raises(ValueError, match="expected value:index:label of 3"):
         from_classification(np.array([["0.7:-1:bee"]]), 3)
 
@@ -413,3 +415,9 @@ def test_percentages_are_no_logits(served: Served, stub: Stub) -> None:
     stub.outputs = lambda answer: [Named("p", "FP32", 100 * answer)]
     with pytest.raises(UserError, match="answers percentages"):
         model_of(served(stub.app()).url, answers="logits").ask(IMAGES, Meter())
+
+
+def test_a_server_that_only_counts_its_classes_contradicts_no_names(served: Served, stub: Stub) -> None:
+    stub.metadata["parameters"] = {"class_names": ["#000", "#001", "#002"]}
+    model = RemoteModel(Asking().client(served(stub.app()).url), ModelForm("m"), 3, SIZE, None, CLASSES)
+    assert model.contact()
