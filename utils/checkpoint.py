@@ -201,10 +201,9 @@ def _check_finite(state: Mapping[str, Any], own: Mapping[str, Any], source: str 
         if not isinstance(tensor, torch.Tensor):
             continue
         try:
-            odd = ~tensor.isfinite()
-            if name in own and not is_lazy(own[name]) and own[name].shape == tensor.shape:
-                odd &= tensor != own[name]
-            fine = not bool(odd.any())
+            fine = bool(tensor.isfinite().all())
+            if not fine and name in own and not is_lazy(own[name]) and own[name].shape == tensor.shape:
+                fine = bool((tensor.isfinite() | (tensor == own[name].to(tensor.device))).all())
         except (RuntimeError, NotImplementedError, TypeError) as error:  # tensors that lie nowhere, are sparse, or of 8 bits
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise UserError(f"{source}: {name!r} is a tensor that cannot be read ({kind}): save it as plain floats") from error

@@ -196,10 +196,11 @@ class FewShotExperiment:
         """
         lines = []
         for number, row in enumerate(self.teachers.rows):
-            _, content, _, built, *_ = self.teachers.fingerprint_of(number)
-            code = f", code {built.split()[-1][:12]}" if row.code and not row.is_asked and " " in built else ""
-            weights = "" if row.is_asked else f", weights {content[:12]}, {_form(row)}{code}"
-            lines.append(f"the teacher {row.path.name} of {', '.join(row.class_keys)}{weights}")
+            said = [f"the teacher {row.path.name} of {', '.join(row.class_keys)}"]
+            if not row.is_asked:
+                weights, code = (content[:12] for content in self.teachers.content_of(number))
+                said += [f"weights {weights}", _form(row), *([f"code {code}"] if code else [])]
+            lines.append(", ".join(said))
         lines.append(f"images of {_form(self.spec)}")
         if not len(self.teachers):
             for domain in self.domains:

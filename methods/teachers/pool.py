@@ -199,19 +199,24 @@ class TeacherPool:
         return [self.fingerprint_of(teacher_id) for teacher_id in range(len(self))]
 
     def fingerprint_of(self, teacher_id: int) -> tuple:
-        """What changes when a teacher does: its file's content and what the list says of it.
+        """What changes when a teacher does: its file's content, the code that builds it, and what the list says of it.
 
         For a service what it says itself and how it is asked, and nothing lasting where it says nothing.
         """
         row = self.rows[teacher_id]
-        if row.listed is not None or teacher_id in self._given:
-            content = (row.listed.fingerprint if row.listed else "") or uuid4().hex
-        else:
-            content = digest(row.path)
-        code = files_of(row.network) if is_code(row.network) else ()
-        arch = f"{row.arch} {sha256(''.join(map(digest, code)).encode()).hexdigest()}" if code else row.arch
+        content, code = self.content_of(teacher_id)
+        arch = f"{row.arch} {code}" if code else row.arch
         asked_as = (service.asked_as,) if (service := self.server_of(teacher_id)) else ()
         return row.path.name, content, row.weights, arch, row.class_keys, row.image_size, row.mean, row.std, *asked_as
+
+    def content_of(self, teacher_id: int) -> tuple[str, str]:
+        """Digests of a teacher's weights, and of the code of somebody's that builds it (else nothing)."""
+        row = self.rows[teacher_id]
+        code = files_of(row.network) if is_code(row.network) else ()
+        built_by = sha256("".join(map(digest, code)).encode()).hexdigest() if code else ""
+        if row.listed is not None or teacher_id in self._given:
+            return (row.listed.fingerprint if row.listed else "") or uuid4().hex, built_by
+        return digest(row.path), built_by
 
     def _load(self, teacher_id: int) -> Teacher:
         row = self.rows[teacher_id]
