@@ -43,9 +43,9 @@ def said_in(places: Sequence[Mapping[Any, Any]]) -> Said:
     named = [{_plain_key(key): value for key, value in place.items() if isinstance(key, str)} for place in places]
     about: dict[str, Any] = {}
     for place in reversed(named):
+        if len(_numbers(place.get("inputsize"))) < 2:  # a number of features, as likely
+            place = {key: value for key, value in place.items() if key != "inputsize"}
         found = {name: place[key] for name, keys in ALIASES.items() for key in keys if key in place}
-        if "inputsize" in place and len(_numbers(place["inputsize"])) < 2:  # of features, as likely
-            found = {name: value for name, value in found.items() if value is not place["inputsize"]}
         if not {"mean", "std"} <= found.keys():  # one alone may be of anything: a metric's, say
             found = {name: value for name, value in found.items() if name not in ("mean", "std")}
         about |= found

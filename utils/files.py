@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -94,6 +94,11 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def digest_of_all(paths: Iterable[Path]) -> str:
+    """What the contents of several files come to, in their order."""
+    return hashlib.sha256("".join(map(digest, paths)).encode()).hexdigest()
 
 
 def read_csv(path: Path) -> pd.DataFrame:

@@ -132,6 +132,8 @@ class FewShotExperiment:
         known = sorted({name for exam in self.exams["meta_test"] for name in exam.split.class_names} & learnt)
         for domain in dict.fromkeys(exam.spec for exam in self.exams["meta_test"]):
             own = {name for row in self.teachers.rows if row.dataset == domain.name for name in row.class_names}
+            if not own:
+                continue
             if strange := own - {name for split in SPLITS for name in class_names_of(domain, split, self.args.data_root)}:
                 said = f"{domain.name} has no folder of {shown(sorted(strange))}, which its teachers know: was one renamed?"
                 print(f"note: {said} Then scores may not be on new classes alone", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Classifiers in ONNX files as services: they answer, and nothing of them can be looked into."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,7 +15,7 @@ from models.answers import refuse_sigmoid, squash_of
 from models.said import check_said, said_in
 from utils.checkpoint import plain_values
 from utils.errors import UserError
-from utils.files import digest
+from utils.files import digest, digest_of_all
 from utils.images import normalise
 
 ONNX = "onnx"  # the arch of such a file in a list of teachers
@@ -28,7 +27,7 @@ def digest_of(path: Path) -> str:
     if b"location" in content:  # which the entries of such weights begin with
         files = (file for file in sorted(path.parent.rglob("*")) if file.is_file() and file.suffix != path.suffix)
         outside = [file for file in files if len(file.name) > 3 and os.fsencode(file.name) in content]
-    return hashlib.sha256("".join(map(digest, [path, *outside])).encode()).hexdigest() if outside else digest(path)
+    return digest_of_all([path, *outside]) if outside else digest(path)
 
 
 class OnnxModel:

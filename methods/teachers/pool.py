@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +27,7 @@ from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
 from utils.code import files_of, is_code
 from utils.errors import UserError
-from utils.files import digest, text_of
+from utils.files import digest, digest_of_all, text_of
 from utils.images import Augmentation
 from utils.names import different_classes, look_alike_notes, shown
 
@@ -213,7 +212,7 @@ class TeacherPool:
         """Digests of a teacher's weights, and of the code of somebody's that builds it (else nothing)."""
         row = self.rows[teacher_id]
         code = files_of(row.network) if is_code(row.network) else ()
-        built_by = sha256("".join(map(digest, code)).encode()).hexdigest() if code else ""
+        built_by = digest_of_all(code) if code else ""
         if row.listed is not None or teacher_id in self._given:
             return (row.listed.fingerprint if row.listed else "") or uuid4().hex, built_by
         return digest(row.path), built_by
