@@ -24,6 +24,7 @@ ABOUT = (  # dicts in which files say such things
 AVERAGE = re.compile(r"ema|shadow|swa|averag", re.IGNORECASE)  # how keys of running averages are called
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
 INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of parts that were wrapped
+NUMBERED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")  # as torchvision's own files of DenseNets call norm1, conv1
 PROFILED = ("total_ops", "total_params")  # which thop counts
 DEPTH = 3  # of dicts in which weights and words are looked for
 
@@ -168,9 +169,9 @@ def _fit(state: State, own: State) -> State | None:
 
 
 def _unwrapped(state: State) -> State:
-    """The state without what wrappers put into the middle of names, and without what profilers leave there."""
+    """The state without what wrappers and profilers put into it; DenseNet's names as torchvision reads them."""
     kept = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in PROFILED}
-    return {INSIDE.sub("", name): tensor for name, tensor in kept.items()}
+    return {NUMBERED.sub(r"\1", INSIDE.sub("", name)): tensor for name, tensor in kept.items()}
 
 
 def _prefixes(state: State) -> dict[str, State]:

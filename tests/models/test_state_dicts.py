@@ -1,5 +1,6 @@
 """Other people's files: read right, or refused with what was found in them."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -296,3 +297,13 @@ def test_names_of_parts_that_were_wrapped_and_what_a_profiler_counts() -> None:
     state = {f"{name.split('.')[0]}._orig_mod.{name.split('.')[1]}": tensor for name, tensor in Own().state_dict().items()}
     state |= {"linear.total_ops": torch.zeros(1), "total_params": torch.zeros(1)}
     assert load_into(Foreign(Own(), 3), Content(state), "file") == []
+
+
+def test_the_names_in_torchvisions_files_of_densenets() -> None:
+    network = create_model("torchvision/densenet121", 3, 32)
+    state = dict(network.loadable.state_dict())
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): tensor for name, tensor in state.items()}
+    assert old.keys() != state.keys()
+    target = create_model("torchvision/densenet121", 3, 32)
+    assert load_into(target, read_content(old, "file"), "file") == []
+    assert all(torch.equal(tensor, state[name]) for name, tensor in target.loadable.state_dict().items())
