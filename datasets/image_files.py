@@ -127,14 +127,15 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return dict(sorted(classes.items()))
 
 
-def decode(path: Path, size: int) -> np.ndarray:
+def decode(path: Path, size: int, center_crop: float | None = None) -> np.ndarray:
     """Read an image file of any size as uint8 (3, size, size), the way a viewer shows it.
 
     Turned as its EXIF data say; what is transparent on white; 16 bits scaled to 8; of an animation the first picture.
+    `center_crop`: the middle square alone, whose side is this part of the shorter one; `None`: the whole image, squashed.
     Raises `UserError` naming a file that cannot be read, or whose numbers have no known white.
     """
     with opened(path) as picture:
-        return shrink(picture, size, f"image {path}")
+        return shrink(picture, size, f"image {path}", center_crop)
 
 
 @contextmanager
@@ -165,7 +166,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"image {path} cannot be read ({error}): replace or remove it") from error
 
 
-def shrink(picture: Image.Image, size: int, source: str) -> np.ndarray:
+def shrink(picture: Image.Image, size: int, source: str, center_crop: float | None = None) -> np.ndarray:
     """An opened picture as `decode` gives it, uint8 (3, size, size). Raises `UserError` naming `source`."""
     tags = getattr(picture, "tag_v2", {})  # of a TIFF
     if picture.mode == "L" and tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
@@ -174,9 +175,17 @@ def shrink(picture: Image.Image, size: int, source: str) -> np.ndarray:
     _scale_transparency(picture)
     opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
     image = opaque.convert("RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if center_crop or image.size != (size, size):
+        image = image.resize(
+            (size, size), Image.Resampling.BILINEAR, _middle(*image.size, center_crop) if center_crop else None
+        )
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def _middle(width: int, height: int, part: float) -> tuple[float, float, float, float]:
+    """The square in an image's middle whose side is a part of the shorter one: left, upper, right, lower."""
+    side = part * min(width, height)
+    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 
 def _scale_transparency(picture: Image.Image) -> None:

@@ -29,6 +29,7 @@ class DatasetSpec:
     pretrain_epochs: int = 60
     flip: bool = True  # whether a mirrored image is still an image of its class
     recolour: bool = False  # whether colours mean nothing
+    center_crop: float | None = None  # of the shorter side: the middle square that is read; None: the whole image, squashed
     task: str = "few_shot"
     root: Path | None = None  # of the images of a set of the user's own, which does not lie below the data root
 
@@ -56,7 +57,10 @@ WHOLE_SPECS = {  # whole sets, the same classes in train and test; few-shot sets
             task="classification",
         ),
         DatasetSpec("cifar100", "cifar100_whole", 32, *CIFAR, (100, 100), 60_000, WHOLE_SCRIPT, task="classification"),
-        DatasetSpec("imagenet", "imagenet", 224, *IMAGENET, (1000, 1000), 1_331_167, WHOLE_SCRIPT, task="classification"),
+        DatasetSpec(
+            "imagenet", "imagenet", 224, *IMAGENET, (1000, 1000), 1_331_167, WHOLE_SCRIPT, task="classification",
+            center_crop=224 / 256,
+        ),
     )
 }  # fmt: skip
 SETS = {"few_shot": SPECS, "classification": WHOLE_SPECS}

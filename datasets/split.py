@@ -104,12 +104,13 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     root = spec.root or data_root
     paths = [path_below(root, name, source) for name in table.filename]
     class_names, labels = np.unique(table.label, return_inverse=True)
-    fingerprint = _fingerprint(root, paths, source)
-    images = channels_last(_decode_cached(paths, fingerprint, size, csv_path(spec, split, data_root)))
+    rule = f"rule {RULE}" if spec.center_crop is None else f"rule {RULE}, center crop {spec.center_crop}"
+    fingerprint = _fingerprint(rule, root, paths, source)
+    images = channels_last(_decode_cached(paths, fingerprint, spec, size, csv_path(spec, split, data_root)))
     return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
 
 
-def _decode_cached(paths: list[Path], fingerprint: str, size: int, csv: Path) -> torch.Tensor:
+def _decode_cached(paths: list[Path], fingerprint: str, spec: DatasetSpec, size: int, csv: Path) -> torch.Tensor:
     cache = csv.with_name(f".{csv.stem}.{size}px.pt")
     if cache.is_file():
         with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged cache is only a cache
@@ -118,7 +119,7 @@ def _decode_cached(paths: list[Path], fingerprint: str, size: int, csv: Path) ->
             if content["fingerprint"] == fingerprint and images.dtype == torch.uint8 and images.shape == shape:
                 return images
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda path: decode(path, size), paths)
+        decoded = pool.map(lambda path: decode(path, size, spec.center_crop), paths)
         progress = Progress(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
         images = torch.from_numpy(np.stack(list(progress)))  # (N, C, S, S)
     with contextlib.suppress(OSError):  # a read-only data folder works, only slower
@@ -126,9 +127,9 @@ def _decode_cached(paths: list[Path], fingerprint: str, size: int, csv: Path) ->
     return images
 
 
-def _fingerprint(root: Path, paths: list[Path], source: str) -> str:
-    """What changes when any image does: its place below the root, and which file of which size and time lies there."""
-    digest = hashlib.sha256(f"rule {RULE}\n".encode())
+def _fingerprint(rule: str, root: Path, paths: list[Path], source: str) -> str:
+    """What changes when the way of reading images or any image does: its place below the root, its file's size and times."""
+    digest = hashlib.sha256(f"{rule}\n".encode())
     for path in paths:
         try:
             found = path.stat()

@@ -15,6 +15,7 @@ From the released code:
 - Images live in the service's space, [0, 1] at its own size; `--mu` is multiplied by the image set's mean standard
   deviation, so that it means the paper's step in normalised pixels.
 - The loss whose gradient is estimated is that of each image; the images kept are the best by the true loss.
+- A service gives probabilities, of which none counts as less than 1e-6; the code reads its logits.
 - The divergence is averaged over images, from log-probabilities; the code feeds probabilities and averages over entries.
 - `--adv 1` is another strength: without `--ZO` the code feeds probabilities to `F.kl_div`, with the learner as target and
   constant; for services it takes the L1 distance of logits, and the mask of agreement anew at each step. Ours is
@@ -24,6 +25,7 @@ From the released code:
 - Every image is cropped and mirrored by itself; the code crops a whole batch alike.
 - A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
 - Bytes in memory are rounded; the code truncates them.
+- With several image sets the learner's images have one size, 84, and one normalisation; the code tests each set at its own.
 Our own:
 - `--zo_estimator antithetic` looks both ways along half as many directions, for as many queries.
 - `--query_budget` ends inversion when it is spent; meta-training goes on with memory.
@@ -188,7 +190,7 @@ class BiDfMKD(FewShotMethod):
         super().__init__(args, teachers, spec)
         teachers.check_fit(args.way_train)
         self.weights, self.descent = weights_of(args), descent_of(args)
-        capacity = BATCHES_KEPT * max(args.num_sup_kd, args.num_qur_kd)  # one ring for support and query sets
+        capacity = BATCHES_KEPT * (args.num_sup_kd + args.num_qur_kd) // 2  # one ring for support and query sets, in turn
         self.memory = MemoryBank(len(teachers.class_names), capacity, spec.image_size, self.device)
         self.replay = Replay.of(args, self.outer, self.memory, self.shape, teachers.augmentation)
         self.patience = Patience(args.patience)

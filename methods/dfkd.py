@@ -13,6 +13,8 @@ From the released code:
 - DeepInversion's Jensen-Shannon divergence is the usual one (`methods.inversion.terms.jensen_shannon`).
 - DeepInversion keeps the images of its best step; the code's are those after the last one. Its divergence is clamped to .01
   to .99 there.
+- The student is the one of the last epoch, its rate falls to the run's end, and the pool holds rounded bytes in memory, as in
+  `methods.fast`, whose list tells it.
 - vgg11 halves its images a fourth time from 64 pixels on; the code's at exactly 64.
 - While CMI's bank is exactly full the code takes it for empty, and its loss is nan for a call; ours draws from it.
 - DeepInversion's --tv is the sum of four unsquared norms and --l2 the norm, both of images in [0, 1]; the code's are the mean
@@ -116,7 +118,6 @@ class DFQ(Generative):
 class DeepInversion(PooledDistillation):
     PAPER = "Yin et al., Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion, CVPR 2020"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {
-        "T": 20.0,
         "adv": 1.0,
         "bn": 10.0,
         "oh": 1.0,
@@ -151,7 +152,7 @@ class DeepInversion(PooledDistillation):
 class CMI(PooledDistillation):
     PAPER = "Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (CMI), IJCAI 2021"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {
-        "T": 20.0, "adv": 0.5, "bn": 1.0, "oh": 1.0, "cr": 0.8, "cr_T": 0.2, "g_steps": 200,
+        "adv": 0.5, "bn": 1.0, "oh": 1.0, "cr": 0.8, "cr_T": 0.2, "g_steps": 200,
     }  # fmt: skip
     SETTINGS = (Setting({"g_steps": 5}, {"cr": 0.0}),)
     QUICK: ClassVar[dict[str, Any]] = SHORT | {"kd_steps": 40, "g_steps": 50}

@@ -10,7 +10,6 @@ Deviations
 ----------
 From the released code:
 - The student is the one of the last epoch; the code keeps the one that is best on the test set.
-- `--reset_bn` draws the scales of the generator's normalisations anew, as its name says; the code never reads it.
 - Pixels are rounded to bytes; the code truncates them, which makes them half a grey level darker, and its pool reads every
   picture in the folder, those of earlier runs too.
 - On ImageNet the code has a script of its own, which is not built here; ours is the generator and the recipe of the small
@@ -19,7 +18,8 @@ From the released code:
   step's images; latent and outer Adam begin anew every 50 calls. Its student's rate falls to 0, ours to 2e-4.
 - The pool is drawn from with replacement, each image shifted and mirrored by itself, and lies in memory, not in PNG files.
 - The student's rate falls to the end of the run, however long that is; the code's cosine always takes 200 epochs.
-- With warm-up the student's disagreement counts from its first epoch of training, not one epoch earlier.
+- With warm-up the student's disagreement counts from its first epoch of training, not one epoch earlier: the code counts calls
+  of generation, and begins with call number `--warmup`, however many an epoch has.
 """
 
 import argparse
@@ -43,7 +43,7 @@ REPTILE_SCALE = 67.0  # of the way that the copy went, before it is handed to Ad
 RESET_CALL = 120  # of generation, after as many as warm-up has epochs
 # the scripts' recipe for wide ResNets on CIFAR-100
 RECIPE: dict[str, Any] = {
-    "epochs": 220, "warmup": 20, "adv": 1.1, "bn": 10.0, "oh": 0.4, "bn_mmt": 0.9, "g_steps": 5, "T": 20.0, "lr": 0.2,
+    "epochs": 220, "warmup": 20, "adv": 1.1, "bn": 10.0, "oh": 0.4, "bn_mmt": 0.9, "g_steps": 5, "lr": 0.2,
     "batch_size": 256,
 }  # fmt: skip
 RATES = tuple(  # by steps of a call
@@ -103,20 +103,12 @@ class FastMeta(Fast):
     PAPER = "Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = RECIPE | {"reset_l0": 1}
     STATE: ClassVar[tuple[str, ...]] = (*Fast.STATE, "generator_optimizer")
-    READS: ClassVar[tuple[str, ...]] = (*Fast.READS, "is_maml", "reset_l0", "reset_bn")
+    READS: ClassVar[tuple[str, ...]] = (*Fast.READS, "is_maml", "reset_l0")
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
-        self.reset(call)
-        return super().synthesize(iteration, call)
-
-    def reset(self, call: int) -> None:
-        """Begin parts of the generator anew, once, where that was asked for."""
-        if call != RESET_CALL + self.args.warmup:
-            return
-        if self.args.reset_l0:
+        if self.args.reset_l0 and call == RESET_CALL + self.args.warmup:
             self.generator.reset_first_layers()
-        if self.args.reset_bn:
-            self.generator.reset_norms()
+        return super().synthesize(iteration, call)
 
     def invert(self, labels: Tensor, loss: Loss) -> Recovered:
         """A copy takes the steps; the generator follows their gradients (FOMAML), or the way that the copy went (Reptile)."""

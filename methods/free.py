@@ -25,6 +25,7 @@ From the released code:
   scaled by 67; here the learner moves by that difference itself, `--reptile_lr` of the way.
 - The Kullback-Leibler divergence takes log-probabilities and is averaged over images.
 - Every image is cropped and mirrored by itself, and images of other sizes are resized, not cut.
+- With several image sets the learner's images have one size, 84, and one normalisation; the code tests each set at its own.
 Our own:
 - `--bn` adds the teachers' batch statistics to the inversion loss (the paper's script has none; default 0).
 - `--augment` crops and mirrors pseudo-images in replay too, as inversion and distillation do. A generator gives each class a

@@ -58,6 +58,7 @@ from utils.metrics import Patience, Score
 class PURER(FewShotMethod):
     PAPER = "Hu et al., Architecture, Dataset and Model-Scale Agnostic Data-free Meta-Learning (PURER), CVPR 2023"
     COUNTS_EPISODES = True
+    TEACHER_EPOCHS = 60
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {
         "episode_train": 240_000,
         "episode_batch": 4,

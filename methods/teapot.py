@@ -14,8 +14,8 @@ From the released code (its method `taco`):
 - The learner is picked on meta_val; the code looks at meta_test every 200 updates and keeps the best.
 - Every image is cropped and mirrored by itself; the code crops and mirrors a batch alike.
 - Bytes in memory are rounded; the code truncates them.
-- The gradient of a round's policy is written down and not differentiated; rewards 0 and 1 (`--rewardType`), a policy network
-  (`--scheduleScheduler`), and the method `reject`, which no script types, are not here.
+- The gradient of a round's policy is written down and not differentiated; rewards 0 and 1 (`--rewardType`), rounds of a fixed
+  length (`--earlyStop 0`), a policy network (`--scheduleScheduler`), and the method `reject` are not here.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from datasets.split import load_split
 from methods.distillation.divergences import kl_divergence
 from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_teacher_batch_flag
+from methods.experiments.settings import Setting
 from methods.inversion.by_generator import Descent, Start, add_descent_flags, invert_each, mean_loss
 from methods.inversion.pseudo_batch import PseudoBatch, labels_of
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
@@ -52,13 +53,15 @@ class TEAPOT(FewShotMethod):
     PAPER = "Hu et al., Task-Distributionally Robust Data-Free Meta-Learning (TEAPOT), arXiv 2311.14756"
     SHARED_DEFAULTS: ClassVar[dict[str, Any]] = {
         "epochs": 60_000,
-        "val_interval": 1_000,
+        "val_interval": 200,
         "episode_batch": 4,
         "metalearner": "protonet",
         "bn": 1.0,
         "inner_steps": 2,
         "inversion_steps": 200,
     }
+    SETTINGS = (Setting({"dataset": "flower", "shot_train": 5}, {"query_train": 11}),)
+    TEACHER_EPOCHS = 60
     QUICK: ClassVar[dict[str, Any]] = {
         "epochs": 300, "val_interval": 50, "patience": 20, "inversion_steps": 30, "Glr": 5e-3, "bn": 0.03,
     }  # fmt: skip
@@ -174,7 +177,7 @@ class TEAPOT(FewShotMethod):
         teachers.check_fit(args.way_train)
         self.weights = weights_of(args, without=("adv",))
         self.descent = Descent(args.inversion_steps, args.Glr, 0.0, precision=args.precision)
-        sets = max(1, args.maxbatch // 2)
+        sets = args.maxbatch if args.maxbatch % 2 else args.maxbatch // 2  # the two kinds take turns at a ring's places
         self.tasks = TaskMemory(len(teachers.class_names), sets, self.shape, spec.image_size, self.device)
         self.patience = Patience(args.patience)
         self.policy = TeacherPolicy(len(teachers), args.candidate_size or len(teachers), args.policy_lr)
@@ -193,7 +196,10 @@ class TEAPOT(FewShotMethod):
             "--generate_interval", "--patience", dest="patience", type=cli.count, default=10,
             help="updates without a better accuracy before new teachers come",
         )  # fmt: skip
-        group.add_argument("--maxbatch", type=cli.count, default=20, help="sets kept of a class, half of them support sets")
+        group.add_argument(
+            "--maxbatch", type=cli.count, default=20,
+            help="sets kept of a class, half of them support sets; of an odd number as many of each, as in the released code",
+        )  # fmt: skip
         group.add_argument("--noteacher", dest="distil", action="store_false", help="do not distil new tasks")
         group.add_argument(
             "--reward", choices=("pseudo", "meta_val"), default="pseudo",
@@ -210,6 +216,9 @@ class TEAPOT(FewShotMethod):
         group.add_argument(
             "--Slr", "--policy_lr", dest="policy_lr", type=cli.rate, default=0.1, help="rate of the policy (Adam)"
         )
+
+        for name, reason in (("earlyStop", "a round ends by patience"), ("rewardType", "the policy steps each fourth update")):
+            cli.without_effect(group, f"--{name}", type=int, choices=(2,), reason=f"{reason}, which is what 2 means")
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:

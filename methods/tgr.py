@@ -18,10 +18,11 @@ From the released code:
 - The Fisher information is averaged over a filter, of labels that the probe draws, with fixed normalisation; the code takes
   every parameter, the teacher's labels and train-mode normalisation, on 20 batches of one generator that is trained on.
 - The ImageNet probe sees images at its own size and normalisation; in the code at the set's.
-- Groups are cut by cluster_qr, which needs no starts; the code by k-means with 30. Where there is structure they agree.
+- Below two teachers for each of `--n_clusters` groups there are fewer groups: a teacher alone has nobody to agree with.
 - Every image is cropped and mirrored by itself; the code crops and mirrors a batch alike.
 - A fresh generator begins as PyTorch draws it; the code's at N(0, .02), scales of normalisations at N(1, .02).
 - Bytes in memory are rounded; the code truncates them.
+- With several image sets the learner's images have one size, 84, and one normalisation; the code tests each set at its own.
 Our own:
 - `--probe`: the paper's probe is a ResNet-34 of ImageNet (`imagenet`; EfficientNet-Lite0 where that is out of reach). The
   default needs no data from outside (`methods.teachers.probes`). It looks at images inverted pixel by pixel: a generator

@@ -76,13 +76,6 @@ class Generator(nn.Module):
             nn.init.normal_(layer.weight, 0.0, 0.02)
             nn.init.zeros_(layer.bias)
 
-    def reset_norms(self) -> None:
-        """Draw the scales of all normalisations anew, from N(1, .02), and forget their shifts."""
-        for layer in self.layers:
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.normal_(layer.weight, 1.0, 0.02)
-                nn.init.zeros_(layer.bias)
-
     def redraw(self) -> "Generator":
         """Draw everything anew: weights from N(0, .02), scales of normalisations from N(1, .02), biases 0; returns itself."""
         for layer in (self.expand, *self.layers):
@@ -90,7 +83,10 @@ class Generator(nn.Module):
                 nn.init.normal_(layer.weight, 0.0, 0.02)
             if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        self.reset_norms()
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
+                nn.init.zeros_(layer.bias)
         return self
 
 

@@ -27,7 +27,7 @@ SHORT: dict[str, Any] = {"epochs": 20, "ep_steps": 40, "batch_size": 64}
 
 # Flags of generation that not every method has -> what they are where they are not typed
 OPTIONAL: dict[str, Any] = {
-    "T": 1.0, "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3, "bn_mmt": 0.0, "reset_l0": 0, "reset_bn": 0, "is_maml": 1,
+    "T": 20.0, "cr": 0.0, "cr_T": 0.5, "cmi_init": None, "lr_z": 1e-3, "bn_mmt": 0.0, "reset_l0": 0, "is_maml": 1,
 }  # fmt: skip
 
 
@@ -166,7 +166,8 @@ def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     )
     for name, text in (
         ("reset_l0", "draw the generator's linear layer and first normalisation anew, once (call 120 after warm-up)"),
-        ("reset_bn", "draw the scales and shifts of all its normalisations anew, at that call"),
         ("is_maml", "1: FOMAML, 0: Reptile"),
     ):
         group.add_argument(f"--{name}", type=int, choices=(0, 1), default=OPTIONAL[name], help=text)
+    first = "--reset_l0 draws the one normalisation anew that the papers' code does"
+    cli.without_effect(group, "--reset_bn", type=int, choices=(0, 1), reason=first)

@@ -49,6 +49,7 @@ class FewShotMethod(Method):
 
     TASK = "few_shot"
     NEEDS_TEACHERS: ClassVar[bool] = True
+    TEACHER_EPOCHS: ClassVar[int | None] = None  # the paper's, where they are not the image set's
     COUNTS_EPISODES: ClassVar[bool] = False  # whether the paper types the length of a run in episodes
     SUMS_EPISODES: ClassVar[bool] = False  # whether the outer loss is the sum over episodes (see OuterStep)
     memory: MemoryBank  # of the methods whose STATE has it
@@ -93,7 +94,7 @@ class FewShotExperiment:
 
     def __init__(self, method_class: type[FewShotMethod], args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device = args, device
-        steps = missing_steps(args, method_class.NEEDS_TEACHERS)
+        steps = missing_steps(args, method_class)
         if steps:
             raise UserError("first " + "; then ".join(steps))
         rows = find_rows(args) if method_class.NEEDS_TEACHERS else []
@@ -383,7 +384,7 @@ def kept_form(spec: LearnerSpec, run: Path | None) -> LearnerSpec:
     return replace(spec, **{name: kept[name] for name in names})
 
 
-def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
+def missing_steps(args: argparse.Namespace, method_class: type[FewShotMethod]) -> list[str]:
     """What must be done before this command line can run, in order, with the commands."""
     steps = []
     elsewhere = "" if args.data_root == DATA_ROOT else f" --data_root {args.data_root}"
@@ -394,8 +395,8 @@ def missing_steps(args: argparse.Namespace, needs_teachers: bool) -> list[str]:
                 f"put the images of {domain.name} into {args.data_root / domain.folder} (DFL2Ldata/README.md) and run "
                 f"python write_file/{domain.script}{elsewhere}"
             )
-    if needs_teachers and not args.teachers and not args.pretrained_path_prefix:
+    if method_class.NEEDS_TEACHERS and not args.teachers and not args.pretrained_path_prefix:
         for spec, arch in pool_specs(args):
             if not (pool_folder(args, spec, arch) / "teachers.csv").is_file():
-                steps.append(f"train the teachers: {pretrain_command(args, spec, arch)}")
+                steps.append(f"train the teachers: {pretrain_command(args, spec, arch, method_class.TEACHER_EPOCHS)}")
     return steps

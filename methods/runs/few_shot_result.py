@@ -260,10 +260,16 @@ def said_of_services(asked: dict[str, float]) -> list[str]:
 
 
 def warnings(args: argparse.Namespace, content: dict[str, Any]) -> list[str]:
-    """What a score says about itself where it is not above a floor that needs no training (paired interval below 0)."""
-    return [
+    """What must be known beside the scores: a floor that they are not above (paired interval below 0), and one form for all."""
+    notes = [
         f"note: {args.method} is below {floor} on {name}: {WORTH[floor]}" for floor, _, name in below(content["yardsticks"])
     ]
+    if len(content["accuracy"]) > 1:
+        notes.append(
+            f"note: all sets are seen at {content['image_size']} pixels and in one normalisation; the papers' mix is tested "
+            "with CIFAR-FS at 32 pixels and each set in its own"
+        )
+    return notes
 
 
 def _cell(numbers: dict[str, float]) -> str:

@@ -63,10 +63,10 @@ def _name(args: argparse.Namespace) -> str:
 
 def _launch(args: argparse.Namespace, argv: Sequence[str], device: torch.device) -> None:
     seed.seed_everything(args.seed)
-    if getattr(args, "pretrain", False):
-        pretrain_pools(args, Recipe(), device)
-        return
     method_class = get_method(args.method)
+    if getattr(args, "pretrain", False):  # a flag of few-shot methods
+        pretrain_pools(args, Recipe(method_class.TEACHER_EPOCHS), device)  # type: ignore[attr-defined]
+        return
     experiment = experiment_of(method_class)(method_class, args, device)  # type: ignore[arg-type]
     if args.dry_run:
         print(dry_run(experiment))

@@ -156,14 +156,16 @@ def _as_many(rows: list[TeacherRow], count: int | None, remedy: str) -> list[Tea
     return rows[:count]
 
 
-def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str) -> str:
-    """The command that trains the pool that a command line asks for, of one image set and architecture."""
+def pretrain_command(args: Namespace, spec: DatasetSpec, arch: str, epochs: int | None = None) -> str:
+    """The command that trains the pool that a command line asks for, of one image set and architecture, for so many epochs."""
     way = (
         f"--num_class_per_task {args.num_class_per_task}" if args.num_class_per_task else f"--way_pretrain {args.way_pretrain}"
     )
     parts = ["python pretrain.py", f"--dataset {quote(str(spec.root or spec.name))}", f"--pre_backbone {arch}", way]
     if args.pre_model_num and not args.num_class_per_task:
         parts.append(f"--pre_model_num {args.pre_model_num}")
+    if epochs not in (None, spec.pretrain_epochs) and not args.num_class_per_task:
+        parts.append(f"--pretrain_epochs {epochs}")
     if args.image_size and not is_mix(args.dataset):
         parts.append(f"--image_size {args.image_size}")
     if args.data_root != DATA_ROOT:

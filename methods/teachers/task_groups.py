@@ -43,7 +43,7 @@ def group_by(affinity: Tensor, count: int, seed_value: int) -> list[list[int]]:
         return [list(range(len(affinity)))]
     from sklearn.cluster import SpectralClustering  # slow to import
 
-    model = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=seed_value)
+    model = SpectralClustering(count, affinity="precomputed", n_init=30, random_state=seed_value)
     labels = model.fit_predict(affinity.double().cpu().numpy())
     found = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
     return sorted(found, key=lambda members: (-len(members), members))

@@ -1,7 +1,9 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -107,3 +109,15 @@ def test_registry() -> None:
     assert get_spec("cub").pretrain_epochs == 100
     with pytest.raises(UserError, match="choose from cifar100"):
         get_spec("imagenet")
+
+
+def test_imagenets_photographs_are_cut_as_torchvisions_teachers_expect(root: Path) -> None:
+    """Of a picture twice as wide as high, neither the ends nor an eighth of its height are seen, and nothing is squashed."""
+    spec = replace(get_spec("imagenet", "classification"), image_size=28)
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, :18] = picture[:, 46:] = picture[:2] = picture[30:] = 255  # white: what resizing to 32 and cutting 28 drops
+    (root / "imagenet" / "split").mkdir(parents=True)
+    Image.fromarray(picture).save(root / "imagenet" / "wide.png")
+    csv_path(spec, "test", root).write_text("filename,label\nimagenet/wide.png,dog\n")
+    assert load_split(spec, "test", root).images.max() == 0
+    assert load_split(replace(spec, center_crop=None), "test", root).images.max() == 255

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 import main
 from methods.distillation.divergences import kl_divergence
+from methods.inversion.pseudo_batch import PseudoBatch, labels_of
 from methods.runs.serve import create_app
 from methods.services.black_box import LocalService
 from methods.services.client import Client
@@ -258,3 +259,15 @@ def test_what_the_judge_asks_counts_apart(build: Build) -> None:
     (batch,) = method.recover([1])
     assert batch.images.shape == (24, 3, 16, 16)
     assert method.meter == Meter(None, method.clock)
+
+
+def test_twenty_sets_of_a_class_are_kept_whatever_they_are(build: Build) -> None:
+    """Support and query sets take turns in one ring; that they have different sizes must not change how many stay."""
+    method = build("bidf_mkd", "--num_sup_kd", "2", "--num_qur_kd", "5").method
+    teacher = method.teachers[0]
+    for number in range(13):
+        for per_class in (2, 5):
+            images = torch.full((per_class * teacher.way, 3, 16, 16), number / 255)
+            method.memory.add(PseudoBatch(images, labels_of(teacher, per_class), teacher.class_ids))
+    kept = method.memory.images[teacher.class_ids[0], :, 0, 0, 0]
+    assert sorted(kept.tolist()) == sorted(number for number in range(3, 13) for _ in range(7))

@@ -24,13 +24,14 @@ def test_a_round_begins_with_new_tasks_and_ends_when_the_accuracy_rises_no_more(
     ] * 2
 
 
-def test_support_and_query_sets_are_kept_apart(build: Build) -> None:
-    method = build("teapot", "--num_sup_train", "2", "--maxbatch", "4").method
+@pytest.mark.parametrize(("maxbatch", "sets"), [("4", 2), ("3", 3), ("1", 1)])
+def test_support_and_query_sets_are_kept_apart(maxbatch: str, sets: int, build: Build) -> None:
+    method = build("teapot", "--num_sup_train", "2", "--maxbatch", maxbatch).method
     method.train_iteration(0)
     known = method.tasks.classes
     assert 3 <= len(known) <= 6
-    assert method.tasks.support.images.shape[1] == 2 * 2  # two sets of two images
-    assert method.tasks.query.images.shape[1] == 2 * 2
+    assert method.tasks.support.images.shape[1] == sets * 2  # images of a set
+    assert method.tasks.query.images.shape[1] == sets * 2
     episodes = method.tasks.sample(5, method.learner)
     assert episodes.support.shape[:2] == (5, 3 * 2)
     assert episodes.query.shape[:2] == (5, 3 * 2)
