@@ -96,14 +96,14 @@ class DAFL(Generative):
 
 class ZSKT(Generative):
     PAPER = "Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, NeurIPS 2019"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0, "T": 1.0}
 
 
 class DFAD(Generative):
     """Student and generator contend about the mean absolute difference of the logits."""
 
     PAPER = "Fang et al., Data-Free Adversarial Distillation (DFAD), 2019"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0, "T": 1.0}
 
     def difference(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """D(s, t) = mean |s - t|."""

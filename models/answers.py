@@ -25,10 +25,7 @@ def squash_of(ask: Callable[[Tensor], Tensor], x: Tensor) -> str:
     answer = ask(x)
     answers = torch.cat([answer, *(ask(factor * x) for factor in (FAR, -FAR))])
     usual = answers[answers.isfinite().all(1)]
-    natural = _sum_to_one(answer.exp())
-    for what, back in LOGARITHMS.items():
-        if not natural and _sum_to_one(back(answer)) and len(answer.unique(dim=0)) > 1:
-            raise UserError(f"answers {what}: let it answer logits, or natural logarithms")
+    refuse_other_logarithms(answer)
     if answer.shape[1] < 2 or len(usual) < 2 or bool((usual < -UNIT).any()) or bool((usual == usual[0]).all()):
         return ""
     sums = usual.sum(1)
@@ -39,6 +36,14 @@ def squash_of(ask: Callable[[Tensor], Tensor], x: Tensor) -> str:
     if bool(((sums - sums[0]).abs() < UNIT * sums[0]).all()):
         raise UserError(f"answers shares that sum to {float(sums[0]):.4g}: take what makes them of the logits off")
     return "sigmoid" if bool((usual <= 1 + UNIT).all()) else ""
+
+
+def refuse_other_logarithms(answer: Tensor) -> None:
+    """Raise `UserError`, as `squash_of` does, where answers (B, n) are logarithms of probabilities that are no natural ones."""
+    natural = _sum_to_one(answer.exp())
+    for what, back in LOGARITHMS.items():
+        if not natural and _sum_to_one(back(answer)) and len(answer.unique(dim=0)) > 1:
+            raise UserError(f"answers {what}: let it answer logits, or natural logarithms")
 
 
 def _sum_to_one(shares: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """Other people's checkpoint files: what they hold, what they say of themselves, and their names for our tensors."""
 
 import re
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +18,15 @@ from utils.names import shown
 
 State = dict[str, Tensor]
 COUNTER = "num_batches_tracked"  # of batch normalisation, which files from before PyTorch 0.4.1 lack and nothing here reads
-ABOUT = (  # dicts in which files say such things
-    "hyper_parameters", "datamodule_hyper_parameters", "hparams", "meta", "dataset_meta", "config", "args", "model_args",
-    "transform", "transforms", "preprocessing", "normalize", "normalization", "data_config",
-)  # fmt: skip
-AVERAGE = re.compile(r"ema|shadow|swa|averag", re.IGNORECASE)  # how keys of running averages are called
+# how running averages of weights are called, which those of gradients are not
+AVERAGE = re.compile(r"ema|shadow|swa|averag|(?<!exp_)(?<!grad_)(?<!square_)avg|polyak|slow|mean_param|^ax$", re.IGNORECASE)
+OPTIMIZER = re.compile(r"optim(?!al|um)")  # how keys of optimizers begin
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
 INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of parts that were wrapped
 NUMBERED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")  # as torchvision's own files of DenseNets call norm1, conv1
 PROFILED = ("total_ops", "total_params")  # which thop counts
 DEPTH = 3  # of dicts in which weights and words are looked for
+SAY_WHICH = "name the prefix of those that are meant in the list's column `weights`, or save them alone"
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{source} holds a {type(content).__name__}; expected a state_dict, or a dict with one")
-    found = dict(_states(content))
-    sizes = {place: len(_tensors(whole)) for place, whole in found.items()}  # metrics and random states are small
-    found = {place: whole for place, whole in found.items() if 2 * sizes[place] > max(sizes.values())}
+    states = dict(_states(content))
+    everywhere = found = _large(states)
     if which:
-        found = {place: whole for place, whole in found.items() if place == which or place.startswith(f"{which}.")}
+        found = _large({place: whole for place, whole in states.items() if place == which or place.startswith(f"{which}.")})
+        found = found or dict(_below_names(states, which))
         if len(found) != 1:
-            places = shown(place or "the file itself" for place, _ in _states(content))
+            places = shown(place or "the file itself" for place in everywhere)
             raise UserError(f"{source} has no weights under {which!r} alone; they are under {places}")
     if len(found) > 1:
         raise UserError(
@@ -67,7 +67,8 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
     if not found:
         raise UserError(f"{source} is no checkpoint this program knows: no state_dict in its keys {shown(map(str, content))}")
     ((place, whole),) = found.items()
-    if not which and (average := next(_nameless_averages(content), None)):
+    numbers = sum(tensor.numel() for tensor in _tensors(whole).values())
+    if not which and (average := next(_nameless_averages(content, numbers), None)):
         raise UserError(
             f"{source} has weights, and a running average of them without names under {average}: say that the former are meant "
             f"in a column `weights` of the list ({place or 'save them alone'}), or save the average as a state_dict"
@@ -78,7 +79,7 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
             _tensors(whole),
             None if ids is None else [int(label) for label in ids],
             None if ids is None or accuracy is None else float(accuracy) / 100,
-            said_in(list(_about(content, own=place == ""))),
+            said_in(_about(content, place, everywhere.keys() - {place})),
             whole,
         )
     except (TypeError, ValueError) as error:
@@ -90,22 +91,48 @@ def _states(content: Mapping, place: str = "") -> Iterator[tuple[str, Mapping]]:
     if len(_tensors(content)) > 1:
         yield place, content
     for key, value in content.items():
-        if isinstance(value, Mapping) and place.count(".") < DEPTH and not str(key).startswith("optim"):
+        if isinstance(value, Mapping) and place.count(".") < DEPTH and not OPTIMIZER.match(str(key)):
             yield from _states(value, f"{place}.{key}".lstrip("."))
+
+
+def _large(found: dict[str, Mapping]) -> dict[str, Mapping]:
+    """Those that may be a network's weights: metrics and random states are small, and have other names."""
+    states = {place: _tensors(whole) for place, whole in found.items()}
+    largest = max(states.values(), key=len, default={})
+
+    def counts(state: State) -> bool:
+        return 2 * len(state) > len(largest) or 2 * len(state.keys() & largest.keys()) > len(state) > 3
+
+    return {place: found[place] for place, state in states.items() if counts(state)}
+
+
+def _below_names(states: Mapping[str, Mapping], which: str) -> Iterator[tuple[str, Mapping]]:
+    """What lies in one of the states below a prefix of its names, where `which` is its place and the prefix, or the prefix."""
+    for place, whole in states.items():
+        prefix = which.removeprefix(f"{place}.") + "."
+        below = {name.removeprefix(prefix): tensor for name, tensor in _tensors(whole).items() if name.startswith(prefix)}
+        if len(below) > 1:
+            yield f"{place}.{prefix}".strip("."), below
 
 
 def _tensors(content: Mapping) -> State:
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
-def _nameless_averages(content: Mapping, place: str = "", averages: bool = False) -> Iterator[str]:
-    """Where tensors lie under the name of an average and not as a state_dict: in a list, under numbers, in an optimizer's."""
+def _nameless_averages(content: Mapping, numbers: int, place: str = "", averages: bool = False) -> Iterator[str]:
+    """Where tensors lie under the name of an average and not as a state_dict: in a list, under numbers, in an optimizer's, or
+    half as many `numbers` as the weights have, or more, in one.
+    """
     for key, value in content.items():
         below, named = f"{place}.{key}".lstrip("."), averages or bool(AVERAGE.search(str(key)))
-        if isinstance(value, Mapping) and place.count(".") < DEPTH:
-            yield from _nameless_averages(value, below, named)
+        if isinstance(value, Mapping) and any(AVERAGE.search(str(name)) for name in _names_of_moments(value)):
+            yield below
+        elif isinstance(value, Mapping) and place.count(".") < DEPTH:
+            yield from _nameless_averages(value, numbers, below, named)
         if not named:
             continue
+        if isinstance(value, Tensor) and place.count(".") == 0 and 2 * value.numel() >= numbers > 0 and value.ndim == 1:
+            yield below
         if isinstance(value, Mapping):
             numbered = [one for name, one in value.items() if not isinstance(name, str) or below.startswith("optim")]
         else:
@@ -115,15 +142,26 @@ def _nameless_averages(content: Mapping, place: str = "", averages: bool = False
             yield below
 
 
-def _about(content: Mapping, depth: int = DEPTH, own: bool = False) -> Iterator[Mapping[str, Any]]:
-    """The dicts in which a file may say something of itself: those called so, and those around weights.
+def _names_of_moments(numbered: Mapping) -> set[str]:
+    """What an optimizer's state keeps of more than one parameter."""
+    kept = [_tensors(one).keys() for number, one in numbered.items() if isinstance(number, int) and isinstance(one, Mapping)]
+    return {name for names in kept for name in names if sum(name in others for others in kept) > 1}
 
-    Where the content is the weights themselves (`own`), its tensors are these, whatever their names.
+
+def _about(content: Mapping, chosen: str, others: Set[str], place: str = "") -> Iterator[Mapping[str, Any]]:
+    """The dicts in which a file may say something of itself: not optimizers', nor those around weights at `others` alone.
+
+    Of the dict of weights that is `chosen`, what is no tensor, whatever its name.
     """
-    yield {key: value for key, value in content.items() if not isinstance(value, Tensor)} if own else content
+    weights = f"{chosen}.".startswith(f"{place}.") if place else not chosen
+    yield {key: value for key, value in content.items() if not (weights and isinstance(value, Tensor))}
     for key, value in content.items():
-        if depth and isinstance(value, Mapping) and (key in ABOUT or any(place for place, _ in _states(value))):
-            yield from _about(value, depth - 1)
+        inner, below = vars(value) if isinstance(value, Namespace) else value, f"{place}.{key}".lstrip(".")
+        if not isinstance(inner, Mapping) or place.count(".") >= DEPTH or OPTIMIZER.match(str(key)):
+            continue
+        theirs = any(f"{other}.".startswith(f"{below}.") for other in others)
+        if not theirs or f"{chosen}.".startswith(f"{below}."):
+            yield from _about(inner, chosen, others, below)
 
 
 def load_into(network: Backbone, content: Content, source: str) -> list[str]:
@@ -144,10 +182,15 @@ def load_into(network: Backbone, content: Content, source: str) -> list[str]:
     if fitting is None:
         inner = {prefix: _fit(below, own) for prefix, below in _prefixes(state).items()}
         whole = {prefix: below for prefix, below in inner.items() if below is not None}
-        if len(whole) > 1:
-            raise UserError(f"{source} has weights that fit under {shown(whole)}: save those that are meant alone")
+        plain = _fit({name: tensor for name, tensor in state.items() if name in own}, own) is not None
+        if whole and len(whole) + plain > 1:
+            places = shown([*whole, *(["no prefix"] if plain else [])])
+            raise UserError(f"{source} has weights that fit under {places}: {SAY_WHICH}")
         for prefix, below in whole.items():
             fitting, spare = below, [name for name in state if not name.startswith(prefix)]
+            averages = [name for name in spare if AVERAGE.search(name.split(".")[0])]
+            if 2 * len(averages) >= len(own):
+                raise UserError(f"{source} has weights under {prefix} and a running average, {averages[0]}: {SAY_WHICH}")
             if spare:
                 notes.append(f"{len(spare)} tensors outside of {prefix!r} were left out ({shown(spare)})")
     if any("pos_embed" in name and own[name].shape != tensor.shape for name, tensor in state.items() if name in own):

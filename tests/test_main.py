@@ -58,6 +58,7 @@ def test_every_method_in_every_scenario(method: str, scenario: list[str], shot: 
     result = json.loads((run / "result.json").read_text())
     sets = ["cifar100", "miniimagenet", "cub"] if scenario[1] == "mix" and scenario[0] == "--dataset" else ["cifar100"]
     assert list(result["accuracy"]) == sets
+    assert ("in one normalisation" in (run / "log.txt").read_text()) == (len(sets) > 1)
     assert all(0 <= result["accuracy"][name]["mean"] <= 1 for name in sets)
     assert result["shot"] == int(shot)
     assert len(result["episodes"][sets[0]]) == 4

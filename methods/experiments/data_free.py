@@ -59,7 +59,8 @@ class DataFreeDistillation(WholeClassMethod):
         self.weights = weights_of(args)
         if args.bn and not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in self.teacher.network.modules()):
             raise UserError(f"--bn {args.bn:g}: {args.teacher} has no batch normalisation to compare with; use --bn 0")
-        unread = [name for name in OPTIONAL if name not in self.READS and getattr(args, name) != OPTIONAL[name]]
+        usual = OPTIONAL | dict(self.SHARED_DEFAULTS)
+        unread = [name for name in OPTIONAL if name not in self.READS and getattr(args, name) != usual[name]]
         if unread:
             print(f"note: --method {args.method} has no {', '.join(unread)}: what was typed has no effect", file=sys.stderr)
 

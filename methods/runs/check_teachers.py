@@ -47,8 +47,10 @@ def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
         if row.listed is not None:
             server = pool.server_of(teacher_id)
             how = server.contact() if server else "answers"
-            noise = torch.rand(1 if server else 4, 3, row.image_size, row.image_size, device=pool.device)
-            pool.black_box(teacher_id, Meter()).query(noise)
+            noise = torch.rand(2 if server else 4, 3, row.image_size, row.image_size, device=pool.device)
+            noise[0] /= 4  # a dark image and a bright one
+            if len(pool.black_box(teacher_id, Meter()).query(noise).unique(dim=0)) == 1:
+                raise UserError("answers every image alike: does it want other numbers than 0 to 1, or mean and std?")
             return [*line, "?", "?", f"good: {how}"]
         teacher, finding = pool[teacher_id], pool.finding(teacher_id)
     except UserError as error:

@@ -230,9 +230,8 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     if content["asked_of_services"]:
         notes += said_of_services(content["asked_of_services"])
     header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
-    return "\n".join(
-        [tables.table(header, rows), ", ".join(notes), *said_of_calibration(content["calibration"]), *warnings(args, content)]
-    ).rstrip()
+    said = [*said_of_calibration(content["calibration"]), *said_of_several_sets(content), *warnings(args, content)]
+    return "\n".join([tables.table(header, rows), ", ".join(notes), *said]).rstrip()
 
 
 def said_of_calibration(calibration: dict[str, dict[str, float]]) -> list[str]:
@@ -260,16 +259,17 @@ def said_of_services(asked: dict[str, float]) -> list[str]:
 
 
 def warnings(args: argparse.Namespace, content: dict[str, Any]) -> list[str]:
-    """What must be known beside the scores: a floor that they are not above (paired interval below 0), and one form for all."""
-    notes = [
-        f"note: {args.method} is below {floor} on {name}: {WORTH[floor]}" for floor, _, name in below(content["yardsticks"])
-    ]
-    if len(content["accuracy"]) > 1:
-        notes.append(
-            f"note: all sets are seen at {content['image_size']} pixels and in one normalisation; the papers' mix is tested "
-            "with CIFAR-FS at 32 pixels and each set in its own"
-        )
-    return notes
+    """What a score says about itself where it is not above a floor that needs no training (paired interval below 0)."""
+    found = below(content["yardsticks"])
+    return [f"note: {args.method} is below {floor} on {name}: {WORTH[floor]}" for floor, _, name in found]
+
+
+def said_of_several_sets(content: dict[str, Any]) -> list[str]:
+    """That they are seen alike, which in the papers they are not."""
+    if len(content["accuracy"]) < 2:
+        return []
+    form = f"at {content['image_size']} pixels and in one normalisation"
+    return [f"note: all sets are seen {form}; the papers' mix is tested with CIFAR-FS at 32 pixels and each set in its own"]
 
 
 def _cell(numbers: dict[str, float]) -> str:

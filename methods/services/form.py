@@ -82,14 +82,26 @@ def check_size(metadata: Mapping[str, Any], name: str, image_size: int) -> None:
     """Raise `ValueError` where a server says of its input `name` that images have another size than they are listed with."""
     shape = as_list(first_of(metadata, "inputs", name).get("shape"))
     sides = [side for side in map(whole, shape[1:]) if side > 3] if len(shape) == 4 else []
-    said = whole(parameters_of(metadata).get("image_size"))
-    for side in [*sides, *([said] if said else [])]:
+    for side in sides:
         if side != image_size and image_size:
             raise ValueError(f"says that its images have {side} pixels; it is listed with {image_size}")
 
 
+def what_is_said(metadata: Mapping[str, Any], output: str) -> list[dict[str, Any]]:
+    """The dicts in which a server may say something of a model, and of its output of that name, or the first."""
+    places = [parameters_of(metadata), parameters_of(first_of(metadata, "outputs", output))]
+    return [{name: _bare(value) for name, value in place.items()} for place in places]
+
+
+def _bare(value: Any) -> Any:
+    """A parameter's value, which some servers write as {"string_value": value}."""
+    return next(iter(value.values())) if isinstance(value, dict) and [*value][:1] == ["string_value"] else value
+
+
 def whole(value: Any) -> int:
-    """A number from 1, or 0 for anything else."""
+    """A number from 1, also as a text; 0 for anything else."""
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.answers import refuse_sigmoid, squash_of
-from models.said import check_said, said_in
+from models.said import check_said, dicts_in, said_in
 from utils.checkpoint import plain_values
 from utils.errors import UserError
 from utils.files import digest, digest_of_all
@@ -84,7 +84,7 @@ class OnnxModel:
     def _check_said(self, metadata: Mapping[str, str]) -> None:
         """Raise `UserError` where the file says of itself what its list does not."""
         try:
-            said = said_in([dict(metadata) | plain_values(metadata)])
+            said = said_in(dicts_in(dict(metadata) | plain_values(metadata)))
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.path} says something of its classes that cannot be read: {error}") from error
         check_said(said, self.class_names, self.image_size, self.mean, self.std, "", str(self.path))

@@ -5,7 +5,6 @@ NVIDIA Triton, KServe, MLServer, OpenVINO Model Server and this project's own `s
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -31,12 +30,14 @@ from methods.services.form import (
     first_of,
     from_classification,
     parameters_of,
+    what_is_said,
 )
 from methods.services.meter import Meter
 from methods.services.protocol import TEXT, Named, decode, encode
+from models.answers import refuse_other_logarithms
+from models.said import check_said, said_in
 from utils.errors import UserError
 from utils.images import normalise, to_uint8
-from utils.names import check_same_order
 
 SUM = 1e-3  # by which the sum of probabilities may differ from 1
 SAME = 1e-3  # by which two answers of one model to one question may differ
@@ -79,11 +80,9 @@ class RemoteModel(RemoteService):
     @cached_property
     def form(self) -> ModelForm:
         """The whole form: the list's word, else the server's, else the usual."""
-        names = as_list(parameters_of(self.metadata).get("class_names"))
-        unnamed = all(re.fullmatch(r"#\d+", str(name)) for name in names)
-        if not unnamed and self.class_names:
-            check_same_order(list(map(str, names)), self.class_names, self.place, "its list")
         try:
+            said = said_in(what_is_said(self.metadata, self._form.output))
+            check_said(said, self.class_names, self.image_size, self._form.mean, self._form.std, "", self.place)
             check_size(self.metadata, self._form.input, self.image_size)
             return completed(self._form, self.metadata, self.image_size, self.client.speaks_bytes)
         except ValueError as error:
@@ -178,7 +177,10 @@ class RemoteModel(RemoteService):
 
         data, said = self.client.post(f"{self.path}/infer", body, headers, self.name, charge)
         try:
-            return self._numbers(decode("outputs", data, said)[1])
+            told, outputs = decode("outputs", data, said)
+            if form.version and str(told.get("model_version") or form.version) != form.version:
+                raise ValueError(f"version {told['model_version']} answered where {form.version} was asked")
+            return self._numbers(outputs)
         except ValueError as error:
             raise UserError(f"{self.name} at {self.client.url} gave no answer of the protocol: {error}") from error
 
@@ -215,6 +217,10 @@ class RemoteModel(RemoteService):
         found = F.softmax(answer, 1) if self.form.answers == "logits" else answer
         try:
             check_probabilities(found)
+            if self.form.answers == "logits":
+                refuse_other_logarithms(answer)
+        except UserError as error:
+            raise UserError(f"{self.name} at {self.client.url} {error}") from error
         except ValueError as error:
             raise UserError(f"{self.name} at {self.client.url} answered {error}") from error
         return found

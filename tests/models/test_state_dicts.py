@@ -1,6 +1,7 @@
 """Other people's files: read right, or refused with what was found in them."""
 
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -157,38 +158,77 @@ def test_weights_are_found_at_any_depth_and_beside_small_things() -> None:
         load_into(Foreign(Own(), 3), Content(quantised), "file")
 
 
+def said_of(state: Any, **more: Any) -> Said:
+    return read_content({"state_dict": state, **more}, "file").said
+
+
 def test_what_a_file_says_of_its_classes() -> None:
     state = Own().state_dict()
     wanted = ["b", "a", "c"]
     forms = [
-        {"class_to_idx": {"a": 1, "b": 0, "c": 2}}, {"classes": wanted}, {"class_names": wanted}, {"labels": wanted},
+        {"class_to_idx": {"a": 1, "b": 0, "c": 2}}, {"classes": wanted}, {"class_names": wanted},
         {"idx_to_class": {0: "b", 1: "a", 2: "c"}}, {"classes": {0: "b", 2: "c", 1: "a"}},
         {"class_to_idx": {0: "b", 1: "a", 2: "c"}},
         {"hyper_parameters": {"class_to_idx": {"a": 1, "b": 0, "c": 2}}}, {"meta": {"CLASSES": tuple(wanted)}},
         {"config": {"id2label": {"0": "b", "1": "a", "2": "c"}}}, {"meta": {"dataset_meta": {"classes": wanted}}},
-        {"names": {0: "b", 1: "a", 2: "c"}}, {"hparams": {"label2id": {"a": 1, "b": 0, "c": 2}}},
+        {"hparams": {"label2id": {"a": 1, "b": 0, "c": 2}}},
         {"classes": {"0": ["n1", "b"], "1": ["n2", "a"], "2": ["n3", "c"]}},
-        {"class_to_idx": {"a": torch.tensor(1), "b": 0, "c": 2}},
+        {"class_to_idx": {"a": torch.tensor(1), "b": 0, "c": 2}}, {"args": Namespace(classes=wanted)},
+        {"categories": [{"id": 7, "name": "a"}, {"id": 9, "name": "c"}, {"id": 2, "name": "b"}]},
+        {"class_to_idx": {"a": torch.tensor(1), "b": torch.tensor(0), "c": torch.tensor(2)}}, {"vocab": {"itos": wanted}},
+        {"label_encoder": {"classes_": wanted}},
     ]  # fmt: skip
     for names in forms:
-        assert read_content({"state_dict": state, **names}, "file").said.class_names == wanted
+        assert said_of(state, **names).class_names == [wanted], names
+    maybe = [
+        {"labels": wanted}, {"names": {0: "b", 1: "a", 2: "c"}}, {"class_list": wanted},
+        {"cat2idx": {"a": 1, "b": 0, "c": 2}}, {"metadata": {"labels_map": "b|a|c"}},
+        {"cfg": {"species": "b a c"}}, {"train_args": {"label_json": '{"0": "b", "1": "a", "2": "c"}'}},
+    ]  # fmt: skip
+    for names in maybe:
+        assert wanted in said_of(state, **names).maybe, names
+        assert said_of(state, **names).class_names == []
     for wrong in ({"a": 1, "b": 2, "c": 3}, {"a": 0, "b": 0, "c": 1}):
         with pytest.raises(UserError, match="classes are numbered"):
-            read_content({"state_dict": state, "class_to_idx": wrong}, "file")
-    assert read_content({"state_dict": state, "class_to_idx": {"1": 0, "10": 1, "2": 2}}, "file").said.class_names == [
-        "1",
-        "10",
-        "2",
-    ]
-    assert read_content({"state_dict": state, "classes": 3}, "file").said.class_names is None
-    assert read_content({"checkpoint": {"state_dict": state, "classes": wanted}}, "file").said.class_names == wanted
-    numbered = {"a": torch.tensor(1), "b": torch.tensor(0), "c": torch.tensor(2)}
-    assert read_content({"state_dict": state, "class_to_idx": numbered}, "file").said.class_names == wanted
+            said_of(state, class_to_idx=wrong)
+    assert said_of(state, class_to_idx={"1": 0, "10": 1, "2": 2}).class_names == [["1", "10", "2"]]
+    assert said_of(state, classes=3) == Said()
+    assert read_content({"checkpoint": {"state_dict": state, "classes": wanted}}, "file").said.class_names == [wanted]
     digits = {0: "2", 1: "0", 2: "1"}
     for names in ({"idx_to_class": digits}, {"id2label": {str(number): name for number, name in digits.items()}}):
-        assert read_content({"state_dict": state, **names}, "file").said.class_names == ["2", "0", "1"]
-    numbers = read_content({"state_dict": state, "classes": torch.tensor([1, 10, 2])}, "file")
-    assert (numbers.said.class_names, numbers.said.class_numbers) == (None, ["1", "10", "2"])
+        assert said_of(state, **names).class_names == [["2", "0", "1"]]
+    numbers = said_of(state, classes=torch.tensor([1, 10, 2]))
+    assert (numbers.class_names, numbers.maybe) == ([], [["1", "10", "2"]])
+
+
+def test_words_beside_other_weights_are_not_this_networks() -> None:
+    one = {"state_dict": Own().state_dict(), "classes": ["a", "b", "c"]}
+    other = {"state_dict": Own().state_dict(), "classes": ["b", "a", "c"]}
+    for which, wanted in (("one", "a"), ("other.state_dict", "b")):
+        said = read_content({"one": one, "other": other, "meta": {"arch": "net"}}, "file", which).said
+        assert (said.class_names[0][0], len(said.class_names), said.archs) == (wanted, 1, ["net"])
+
+
+def test_a_copy_inside_the_weights_is_not_taken_for_them() -> None:
+    state = Own().state_dict()
+    for prefix in ("teacher.", "ema.", "a.b."):
+        mixed = state | {f"{prefix}{name}": tensor + 1 for name, tensor in state.items()}
+        with pytest.raises(UserError, match=r"weights that fit under .*no prefix"):
+            load_into(Foreign(Own(), 3), read_content({"state_dict": mixed}, "file"), "file")
+        network = Foreign(Own(), 3)
+        load_into(network, read_content({"state_dict": mixed}, "file", prefix.strip(".")), "file")
+        assert torch.equal(network.network.linear.weight, state["linear.weight"] + 1)
+    shadow = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in state.items()}
+    own = {f"model.{name}": tensor for name, tensor in state.items()}
+    with pytest.raises(UserError, match="a running average, model_ema"):
+        load_into(Foreign(Own(), 3), read_content({"state_dict": own | shadow}, "file"), "file")
+    load_into(Foreign(Own(), 3), read_content({"state_dict": own | shadow}, "file", "state_dict.model"), "file")
+
+
+def test_weights_that_are_chosen_need_not_be_the_largest() -> None:
+    state, large = Own().state_dict(), {str(number): torch.ones(1) for number in range(100)}
+    assert read_content({"student": state, "teacher": large}, "file", "student").state.keys() == state.keys()
+    assert read_content({"optimal_weights": state}, "file").state.keys() == state.keys()
 
 
 def test_an_average_without_names_is_not_passed_over() -> None:
@@ -196,6 +236,9 @@ def test_an_average_without_names_is_not_passed_over() -> None:
     for average in (
         {"ema": {"decay": 0.9, "shadow_params": list(state.values())}},
         {"callbacks": {"EMA": {"w": [*state.values()]}}},
+        {"avg_params": list(state.values())},
+        {"polyak": torch.cat([tensor.flatten() for tensor in state.values()])},
+        {"optimizer": {"state": {number: {"ax": tensor} for number, tensor in enumerate(state.values())}}},
     ):
         with pytest.raises(UserError, match="a running average of them without names under"):
             read_content({"model": state} | average, "file")
@@ -223,7 +266,7 @@ def test_a_networks_own_buffers_say_nothing_of_the_list() -> None:
     for content in (Normalising().state_dict(), {"state_dict": Normalising().state_dict()}):
         assert read_content(content, "file").said == Said()
     said = read_content({"state_dict": Normalising().state_dict(), "mean": torch.ones(3), "std": torch.ones(3)}, "file").said
-    assert said.about.keys() == {"mean", "std"}
+    assert len(said.forms) == 1
 
 
 def test_an_average_as_pairs_or_numbers_or_an_optimizers() -> None:

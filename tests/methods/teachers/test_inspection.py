@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.foreign import TORCHSCRIPT, Foreign
-from models.said import Said, check_said
 from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -60,40 +59,6 @@ def test_a_gradient_must_reach_the_pixels(change: Callable[[Tensor], Tensor]) ->
 def test_what_cannot_be_used_is_named(change: dict[str, Callable[[Tensor], Tensor]], words: str) -> None:
     with pytest.raises(UserError, match=words):
         inspect(teacher_of(**change), "file")
-
-
-@pytest.mark.parametrize(
-    ("said", "names", "words"),
-    [
-        ({}, ["a", "c", "b"], "in the order a, c, b"),
-        ({}, ["a", "b", "d"], "alone has d"),
-        ({"image_size": 16}, None, "16 pixels"),
-        ({"mean": [0.4] * 3}, None, "its mean is"),
-        ({"std": torch.tensor([0.2] * 3)}, None, "its std is"),
-        ({"image_size": (16, 16)}, None, "16 pixels"),
-        ({"mean": 0.4}, None, "its mean is"),
-        ({"mean": torch.full((1, 3, 1, 1), 0.4)}, None, "its mean is"),
-        ({"arch": "resnet18"}, None, "says that it is a resnet18"),
-        ({"image_size": 12, "mean": [0.5] * 3, "std": (0.25,) * 3, "arch": "torchvision/conv-4"}, ["a ", "b", "c"], None),
-        ({"mean": [127.5] * 3, "std": 63.75}, None, None),
-        ({"image_size": "big", "mean": ["a"], "std": []}, None, None),
-    ],
-)
-def test_what_a_file_says_is_held_against_its_list(said: dict, names: Sequence[str] | None, words: str | None) -> None:
-    content = Said(class_names=names, about=said)
-    if words is None:
-        check_said(content, ("a", "b", "c"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
-        return
-    with pytest.raises(UserError, match=words):
-        check_said(content, ("a", "b", "c"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
-
-
-def test_classes_that_a_file_numbers_are_names_only_where_the_list_has_the_same() -> None:
-    content = Said(class_numbers=["1", "10", "2"])
-    check_said(content, ("a", "b", "c"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
-    check_said(content, ("1", "10", "2"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
-    with pytest.raises(UserError, match="in the order 1, 10, 2"):
-        check_said(content, ("1", "2", "10"), FORM.size, FORM.mean, FORM.std, "conv4", "file")
 
 
 def test_a_network_that_takes_no_single_image_is_shown_it_twice() -> None:
