@@ -37,7 +37,9 @@ def make_episodes(support: torch.Tensor, query: torch.Tensor, way: int) -> Episo
 
 
 def _labels(images: torch.Tensor, way: int) -> torch.Tensor:
-    per_class = images.shape[1] // way
+    per_class, over = divmod(images.shape[1], way)
+    if over:
+        raise ValueError(f"{images.shape[1]} images an episode are none of {way} classes with as many each")
     return torch.arange(way, device=images.device).repeat_interleave(per_class).expand(len(images), -1)
 
 
@@ -63,7 +65,9 @@ def draw_slots(counts: torch.Tensor, shape: EpisodeShape, episodes: int) -> tupl
 
 
 def draw_different(classes: torch.Tensor, way: int, episodes: int) -> torch.Tensor:
-    """`way` different ones of the classes (C,) for each episode: (E, N)."""
+    """`way` different ones of the classes (C,) for each episode: (E, N). Raises `UserError` where there are fewer."""
+    if len(classes) < way:
+        raise UserError(f"{len(classes)} classes have images enough, an episode needs {way}: lower the way, or wait for more")
     return classes[torch.rand(episodes, len(classes)).argsort(1)[:, :way]]
 
 

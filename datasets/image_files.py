@@ -34,7 +34,7 @@ WHITE = (255, 255, 255)  # the ground under what is transparent
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is no data: what systems and editors leave behind (`.ipynb_checkpoints`, `__MACOSX`, `._x`)."""
-    return name.startswith(".") or name == "RECYCLER" or name.lower() in LEFT_BEHIND
+    return name.startswith(".") or name in ("RECYCLER", "Icon\r") or name.lower() in LEFT_BEHIND
 
 
 def visible_files(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Networks that are not ours: torchvision's, timm's, and whatever a function of the user's builds."""
 
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from models.answers import refuse_sigmoid, squash_of
 from models.backbone import Backbone
-from utils.code import import_function, is_code
+from models.said import LIKELY, LONGEST
+from utils.code import contained, import_function, is_code
 from utils.errors import UserError, in_words
 from utils.vision import import_torchvision
 
@@ -255,12 +257,24 @@ def create_foreign(name: str, num_classes: int, image_size: int, weights: str | 
 
 def _from_function(place: str, num_classes: int) -> nn.Module:
     try:
-        network: Any = import_function(place)(num_classes)
+        make = import_function(place)
+        with contained():
+            network: Any = make(num_classes)
     except Exception as error:  # somebody's code may raise anything
         raise UserError(f"arch {place!r} cannot be built: {in_words(error)}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"arch {place!r} returned {type(network).__name__}; expected a torch.nn.Module")
     return network
+
+
+def words_of_torchscript(path: Path, network: Foreign) -> dict[str, Any]:
+    """What a TorchScript file says of itself: the texts that were added to it, and the classes that its program keeps."""
+    with zipfile.ZipFile(path) as archive:
+        texts = [name for name in archive.namelist() if "/extra/" in name and archive.getinfo(name).file_size < LONGEST]
+        words: dict[str, Any] = {name: archive.read(name).decode(errors="replace") for name in texts}
+    kept = [name for name in dir(network.network) if not name.startswith("_") and LIKELY.search(name.lower())]
+    values = {name: getattr(network.network, name, None) for name in kept}
+    return words | {name: value for name, value in values.items() if isinstance(value, (str, list, dict))}
 
 
 def load_torchscript(path: Path, num_classes: int) -> Foreign:

@@ -119,7 +119,7 @@ def merged(network: nn.Module) -> nn.Module:
 
     The network must be one of this project's, whose forward pass can be traced.
     """
-    return fuse(network.eval())
+    return fuse(copy.deepcopy(network).eval())
 
 
 def written_out(network: Network) -> Network:

@@ -110,7 +110,10 @@ def test_a_run_is_replaced_only_when_that_is_asked_for(flags_for: Flags, tmp_pat
     main.main([*flags, "--overwrite"])
     assert not (tmp_path / "runs" / "mine" / "note.txt").exists()
     (tmp_path / "runs" / "photos").mkdir()
-    with pytest.raises(UserError, match="is no run directory, and was left as it is"):
+    with pytest.raises(UserError, match=r"is no run directory: .*it was left as it is"):
+        main.main([*flags[:-1], "photos", "--overwrite"])
+    (tmp_path / "runs" / "photos" / "args.json").write_text('{"lr": 0.1}')  # somebody else's
+    with pytest.raises(UserError, match="it was left as it is"):
         main.main([*flags[:-1], "photos", "--overwrite"])
 
 

@@ -4,14 +4,17 @@ import ast
 import hashlib
 import json
 import pickle
+import re
 import sys
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -25,6 +28,16 @@ SIGNS = {  # of files that are taken for checkpoints
     b"\x89HDF": "in the format HDF5 (Keras?): only networks of PyTorch and ONNX can be teachers",
     b"\x08": "not PyTorch's, but looks like ONNX: list it with the arch onnx",
 }
+# What training scripts leave beside weights, and what runs nothing; under the names of other versions and systems, too
+PLAIN: list[Any] = [
+    Namespace, np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdUS"},
+    *((kind, f"pathlib{inner}.{name}Path") for inner in ("", "._local") for name, kind in (
+        ("Posix", PurePosixPath), ("PurePosix", PurePosixPath), ("Windows", PureWindowsPath), ("PureWindows", PureWindowsPath),
+    )),
+    *((made.__reduce__()[0], f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, made in (
+        ("scalar", np.float64(0)), ("_reconstruct", np.zeros(0)),
+    )),
+]  # fmt: skip
 
 
 def save(value: Any, path: str | Path) -> None:
@@ -59,10 +72,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         return _load_safetensors(path, device)
     _check_sums(path)
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"holds a {code[1]}" if code else "is damaged or holds something"
         raise UserError(
-            f"checkpoint {path} is damaged or holds more than tensors and plain values, and was not opened: "
+            f"checkpoint {path} {found} beside tensors and plain values, and was not opened: "
             "save its state_dict again with torch.save"
         ) from error
     except Exception as error:  # a damaged file makes torch's reader raise whatever comes

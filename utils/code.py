@@ -2,11 +2,16 @@
 
 import importlib
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 
 def is_code(name: str) -> bool:
@@ -14,9 +19,29 @@ def is_code(name: str) -> bool:
     return ":" in name
 
 
+@contextmanager
+def contained() -> Iterator[None]:
+    """Inside the block somebody's code runs: what it sets for the whole process is set back, and its exit is an error.
+
+    These are whether gradients are recorded, PyTorch's default dtype and the working folder; our arguments it does not see.
+    """
+    gradients, dtype, folder, argv = torch.is_grad_enabled(), torch.get_default_dtype(), Path.cwd(), sys.argv
+    sys.argv = argv[:1]
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"it ends the program ({error}), as a script does that parses a command line") from error
+    finally:
+        sys.argv = argv
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        os.chdir(folder)
+
+
 def import_function(place: str) -> Any:
     """The function that `module:function` or `file.py:function` names; what lies beside the file can be imported by it."""
-    return getattr(_module_of(place), place.rpartition(":")[2])
+    with contained():
+        return getattr(_module_of(place), place.rpartition(":")[2])
 
 
 def _module_of(place: str) -> ModuleType:

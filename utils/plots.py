@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from utils.errors import UserError
 from utils.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+MAKER = b"Matplotlib"  # whom files of these name as their maker
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -26,6 +30,14 @@ def save_figure(figure: "Figure", target: Path) -> None:
     """Write a figure as a picture, whole or not at all."""
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def check_picture(target: Path) -> None:
+    """Raise `UserError` where no figure can be written so, or would take the place of something else."""
+    if target.suffix not in FORMATS:
+        raise UserError(f"{target} is no name of a picture: expected one that ends in {', '.join(FORMATS)}")
+    if target.is_dir() or (target.exists() and MAKER not in target.read_bytes()):
+        raise UserError(f"{target} is there already and is no plot: name another file")
 
 
 def draw_matrix(

@@ -10,7 +10,7 @@ from methods.evaluation.yardsticks import ONE_TEACHER, is_all_teachers, is_rando
 from methods.runs.scores import Run, in_terminal, read_run
 from utils import cli
 from utils.errors import UserError
-from utils.plots import Line, draw_scores
+from utils.plots import Line, check_picture, draw_scores
 
 
 def verdict(run: Run) -> str:
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="finished run directories of one setting")
     parser.add_argument("--out", type=Path, default=Path("side_by_side.png"), help="the picture")
     args = parser.parse_args(argv)
+    check_picture(args.out)
     runs = [read_run(folder) for folder in args.runs]
     for run in runs:
         if not run.result.get("evaluated") or "way" not in run.result:

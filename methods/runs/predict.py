@@ -18,6 +18,9 @@ from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
 
+FILE, CLASS = "file", "class"  # the first columns of answers
+HEADER = f"{FILE},{CLASS},"
+
 
 def labelled_below(folder: Path) -> tuple[list[Path], list[str]]:
     """The image files of the classes DIR/<class>/, and their classes. Raises `UserError` as `class_folders` does."""
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.query or args.save or args.export):
         raise UserError("nothing to do: give --query DIR to classify, --save or --export FOLDER to keep the learner")
+    if args.query:
+        check_replaceable(args.out)
     classifier = FewShotClassifier.load(args.run, cli.prepare_machine(args), args.transductive, args.metalearner)
     if args.support:
         paths, labels = labelled_below(args.support)
@@ -55,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"the learner is kept in {classifier.save(args.save)}")
     if args.export:
         print(f"{export(classifier, args.export)} serves without this program; its README.md says how")
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise `UserError` where the answers would take the place of a file that holds none."""
+    if out.is_dir() or (out.exists() and not out.read_text(encoding="utf-8", errors="replace").startswith(HEADER)):
+        raise UserError(f"--out {out} is there already and holds no answers of this program: name another file")
 
 
 def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: float | None = None) -> None:
@@ -68,8 +79,8 @@ def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: floa
     probabilities, names = classifier.answers(read_images(queries, classifier.learner.spec.image_size), refused)
     answers = pd.DataFrame(
         {
-            "file": [path.relative_to(folder).as_posix() for path in queries],
-            "class": ["" if name is None else name for name in names],
+            FILE: [path.relative_to(folder).as_posix() for path in queries],
+            CLASS: ["" if name is None else name for name in names],
             **{f"p({name})": probabilities[:, index].tolist() for index, name in enumerate(classifier.classes)},
         }
     )
@@ -79,5 +90,5 @@ def answer(classifier: FewShotClassifier, folder: Path, out: Path, refused: floa
         print(f"{names.count(None)} of them are called none of these")
     folders = [path.relative_to(folder).parts[0] for path in queries]
     if set(folders) <= set(classifier.classes):
-        right = sum(own == named for own, named in zip(folders, answers["class"], strict=True))
+        right = sum(own == named for own, named in zip(folders, answers[CLASS], strict=True))
         print(f"{right} of them ({100 * right / len(queries):.0f} %) lie in a folder of the class that was named")

@@ -53,8 +53,10 @@ class RunLog:
         folder, number = out / name, 2
         record = {"flags": flags, "argv": list(argv), "working_folder": str(Path.cwd()), "environment": _environment()}
         if overwrite and folder.exists():
-            if not (folder / "args.json").is_file():
-                raise UserError(f"--overwrite: {folder} is no run directory, and was left as it is")
+            try:
+                cls.read_record(folder)
+            except UserError as error:
+                raise UserError(f"--overwrite: {error}; it was left as it is") from error
             with locked(folder):
                 shutil.rmtree(folder)
         while True:

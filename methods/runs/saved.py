@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
+from methods.evaluation.yardsticks import CEILINGS
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import new_folder, write_text
 
 FORMAT = 1
 OF_ENSEMBLES = ("teachers", "view")  # what the state of teachers side by side has beside a learner's
+UNSEEN = "It was made without any data of the classes its teachers knew."
 CARD = """# A few-shot learner
 
-It tells new classes apart from a few labelled images each. It was made without any data of the classes its teachers knew.
+It tells new classes apart from a few labelled images each. {made}
 
 {facts}
 
@@ -115,4 +117,6 @@ def card(config: Mapping[str, Any], name: str) -> str:
     title = f"{about.get('way')}-way {about.get('shot')}-shot, selected on {about.get('selected_on')}, accuracy in %"
     scores = "\n".join([f"| {title} | | |", "|---|---|---|", *lines]) + "\n" if lines else "Not evaluated.\n"
     fit = "" if config["classes"] else '.fit(images, ["cat", "cat", "dog", "dog"])'
-    return CARD.format(facts="\n".join(facts), name=name, fit=fit, scores=scores)
+    real = about.get("method") in CEILINGS or "real" in about.get("examined", "")
+    made = f"It was made with real images of {about.get('dataset')}." if real else UNSEEN
+    return CARD.format(made=made, facts="\n".join(facts), name=name, fit=fit, scores=scores)

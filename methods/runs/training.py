@@ -18,6 +18,7 @@ from utils.errors import Stopped, UserError
 from utils.progress import Progress
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
+RATES = ("outer_lr", "inner_lr", "lr", "lr_g", "Glr")  # flags that a failed training may have had too high
 NOTED_LATER = ("images ", "the file ")  # kinds of lines that earlier versions did not write
 
 
@@ -109,7 +110,8 @@ class Training:
             if not math.isfinite(value):
                 last = self.log.folder / "last.pt"
                 kept = f"the last good checkpoint is {last}; " if last.is_file() else ""
-                raise UserError(f"iteration {self.iteration}: {name} is {value}; {kept}try a smaller --outer_lr or --inner_lr")
+                rates = " or ".join(f"--{rate}" for rate in RATES if hasattr(self.experiment.args, rate))
+                raise UserError(f"iteration {self.iteration}: {name} is {value}; {kept}try a smaller {rates}")
 
     def save(self) -> None:
         self.log.save(

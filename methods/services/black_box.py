@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from methods.services.api import NO_LIMITS, Api
 from methods.services.meter import Meter
 from utils import cli
-from utils.code import import_function
+from utils.code import contained, import_function
 from utils.errors import BudgetSpent, UserError, in_words
 from utils.images import resize
 from utils.names import different_classes
@@ -191,6 +191,9 @@ def services_of(place: str) -> list[ListedService]:
     they like `name` and `dataset`. Raises `UserError` where that is not so.
     """
     try:
+        make = import_function(place)
+        with contained():
+            made = make()
         return [
             ListedService(
                 service,
@@ -199,7 +202,7 @@ def services_of(place: str) -> list[ListedService]:
                 cli.pixels(str(service.image_size)),
                 getattr(service, "dataset", "service"),
             )
-            for number, service in enumerate(import_function(place)())
+            for number, service in enumerate(made)
         ]
     except Exception as error:  # somebody's code may raise anything
         raise UserError(

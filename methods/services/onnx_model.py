@@ -89,6 +89,23 @@ class OnnxModel:
             raise UserError(f"{self.path} says something of its classes that cannot be read: {error}") from error
         check_said(said, self.class_names, self.image_size, self.mean, self.std, "", str(self.path))
 
+    def _meant(self, outputs: Sequence[Any]) -> np.ndarray:
+        """Of what the file answers, the logits: the only floats, or those called so, or that alone have a number a class."""
+        floats = {
+            output.name: found
+            for output, found in zip(self._session.get_outputs(), outputs, strict=True)
+            if isinstance(found, np.ndarray) and found.dtype.kind == "f"
+        }
+        fitting = {name: found for name, found in floats.items() if found.shape[1:] == (self.num_classes,)}
+        for some in (floats, fitting):
+            if len(some) == 1:
+                return next(iter(some.values()))
+        if "logits" in fitting:
+            return fitting["logits"]
+        named = ", ".join(f"{output.name} ({output.type})" for output in self._session.get_outputs())
+        which = "several may be the logits" if fitting else "none can be the logits"
+        raise UserError(f"{self.path} answers {named}, of which {which}: call one of them logits, or let it be the only one")
+
     def _answer(self, prepared: Tensor) -> Tensor:
         wanted = self._session.get_inputs()[0]
         if len(wanted.shape) != 4 or wanted.type != "tensor(float)":
@@ -100,13 +117,10 @@ class OnnxModel:
         for part in pixels.split(at_once):
             filled = torch.cat([part, part[:1].expand(at_once - len(part), *part.shape[1:])])  # a batch of fixed size
             try:
-                found = self._session.run(None, {wanted.name: filled.contiguous().numpy()})[0]
+                outputs = self._session.run(None, {wanted.name: filled.contiguous().numpy()})
             except Exception as error:
                 raise UserError(f"{self.path} fails on images {tuple(part.shape)}: {' '.join(str(error).split())}") from error
-            if not (isinstance(found, np.ndarray) and found.dtype.kind == "f"):
-                named = ", ".join(f"{output.name} ({output.type})" for output in self._session.get_outputs())
-                raise UserError(f"{self.path} answers no floats first; its outputs: {named}: let the first be logits")
-            answer = torch.as_tensor(found)
+            answer = torch.as_tensor(self._meant(outputs))
             if tuple(answer.shape) != (at_once, self.num_classes):
                 raise UserError(
                     f"{self.path} answered {tuple(answer.shape)} for {self.num_classes} classes; expected "

@@ -9,6 +9,7 @@ from torch import Tensor
 from methods.teachers.teacher import Teacher
 from models.foreign import Foreign
 from utils import seed
+from utils.code import contained
 from utils.errors import UserError, in_words
 
 SHOWN = 4  # images of noise, and as many of soft blots
@@ -34,8 +35,9 @@ def inspect(teacher: Teacher, source: str) -> Finding:
     notes: list[str] = []
     try:
         if isinstance(teacher.network, Foreign):
-            notes += teacher.network.settle(teacher.form.prepare(images))
-        with torch.no_grad():
+            with contained():
+                notes += teacher.network.settle(teacher.form.prepare(images))
+        with contained(), torch.no_grad():
             answers = teacher(images)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
@@ -52,7 +54,8 @@ def inspect(teacher: Teacher, source: str) -> Finding:
 def _passes_gradients(teacher: Teacher, images: Tensor) -> bool:
     """Whether a gradient reaches the pixels of images (B, C, S, S)."""
     try:
-        answers = teacher(images.requires_grad_())
+        with contained():
+            answers = teacher(images.requires_grad_())
         gradient = torch.autograd.grad(answers.square().sum(), images)[0]
         return bool(gradient.any()) and bool(gradient.isfinite().all())
     except Exception:  # somebody's network may leave PyTorch on the way, or have no derivative

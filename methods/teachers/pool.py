@@ -21,8 +21,8 @@ from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place, check_r
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.backbone import Backbone
-from models.foreign import TORCHSCRIPT, Foreign, load_torchscript
-from models.said import check_said
+from models.foreign import TORCHSCRIPT, Foreign, load_torchscript, words_of_torchscript
+from models.said import check_said, said_in
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils import checkpoint, cli, distributed, seed
 from utils.code import files_of, is_code
@@ -220,14 +220,18 @@ class TeacherPool:
     def _load(self, teacher_id: int) -> Teacher:
         row = self.rows[teacher_id]
         form, notes = ImageForm(row.image_size, row.mean, row.std), []
+        network: Backbone
         with seed.kept():  # when a teacher is loaded must not change what the run draws
             if row.arch == TORCHSCRIPT:
-                network: Backbone = load_torchscript(row.path, len(row.class_ids))
+                network = load_torchscript(row.path, len(row.class_ids))
+                said = said_in([words_of_torchscript(row.path, network)])
+                check_said(said, row.class_names, row.image_size, row.mean, row.std, "", str(row.path))
             else:
                 content = self._published.get(row.path) or _read(row)
                 outputs = len(content.state["head.bias"]) if row.path in self._published else len(row.class_ids)
                 network = create_model(row.network or row.arch, outputs, row.image_size)
                 notes += load_into(network, content, str(row.path))
+                _check_ids(content.class_ids, row)
                 check_said(content.said, row.class_names, row.image_size, row.mean, row.std, row.arch, str(row.path))
         teacher = Teacher(network.to(self.device), row.class_keys, form, self._ids_of(row), arch=row.arch)
         notes += untrained(network)
@@ -286,6 +290,15 @@ def _read(row: TeacherRow) -> Content:
             f"list it with the arch {TORCHSCRIPT} and add --allow_code {row.path}"
         )
     return read_content(checkpoint.load(row.path), str(row.path), row.weights)
+
+
+def _check_ids(said: list[int] | None, row: TeacherRow) -> None:
+    """Raise `UserError` where a papers' file has its classes in another order than the list."""
+    listed = [int(number) for number in row.class_ids]
+    if said and said != listed and sorted(said) == sorted(listed):
+        raise UserError(
+            f"{row.path} has the classes in the order {shown(map(str, said))}; it is listed with {shown(map(str, listed))}"
+        )
 
 
 def untrained(network: nn.Module) -> list[str]:

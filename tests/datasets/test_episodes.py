@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from datasets.episodes import EpisodeSampler, EpisodeShape, fixed_episodes, make_episodes
+from datasets.episodes import EpisodeSampler, EpisodeShape, draw_slots, fixed_episodes, make_episodes
 from datasets.split import ImageSplit
 from datasets.subsets import disjoint_classes, draw_classes, train_and_held_out
 from utils.errors import UserError
@@ -47,6 +47,13 @@ def test_impossible_episodes_are_refused_with_the_numbers(split: ImageSplit) -> 
         EpisodeSampler(split, EpisodeShape(7, 1, 1))
     with pytest.raises(UserError, match=r"10 images, an episode needs 5 shots \+ 6 queries = 11"):
         EpisodeSampler(split, EpisodeShape(5, 5, 6))
+
+
+def test_too_few_classes_make_no_episode() -> None:
+    with pytest.raises(UserError, match="2 classes have images enough, an episode needs 3"):
+        draw_slots(torch.tensor([5, 1, 5]), EpisodeShape(3, 1, 3), 4)
+    with pytest.raises(ValueError, match="15 images an episode are none of 4 classes"):
+        make_episodes(torch.zeros(2, 15, 3, 4, 4), torch.zeros(2, 15, 3, 4, 4), 4)
 
 
 def test_teachers_classes() -> None:

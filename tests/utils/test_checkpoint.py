@@ -1,7 +1,11 @@
 import os
 import pickle
+from argparse import Namespace
+from collections import deque
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,6 +28,19 @@ def test_nothing_is_executed_from_a_checkpoint(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(UserError, match=name):
             checkpoint.load(name)
     assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("beside", [Namespace(lr=0.1, out=Path("x")), np.float64(0.5), np.int64(3), np.arange(3)], ids=repr)
+def test_what_training_scripts_leave_is_plain(beside: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "beside": beside}, tmp_path / "file.pth")
+    found = checkpoint.load(tmp_path / "file.pth")["beside"]
+    assert vars(found)["lr"] == 0.1 if isinstance(beside, Namespace) else bool(np.all(found == beside))
+
+
+def test_what_is_more_is_called_by_its_name(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "beside": deque([1])}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"holds a collections\.deque beside tensors"):
+        checkpoint.load(tmp_path / "file.pth")
 
 
 def test_what_is_cached_is_computed_once_for_a_key(tmp_path: Path) -> None:

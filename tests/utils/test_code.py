@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.code import beside, files_of, import_function
 
@@ -57,3 +58,22 @@ def test_the_files_of_somebodys_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [file.name for file in found] == ["arch_a.py", "body_a.py", "leaf_a.py"]
     (tmp_path / "named_a.py").write_text("from functools import partial\nfrom body_a import body\n\nmake = partial(body)\n")
     assert [file.name for file in files_of(f"{tmp_path}/named_a.py:make")] == ["body_a.py", "leaf_a.py", "named_a.py"]
+
+
+def test_what_a_module_sets_for_the_whole_process_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "--epochs", "3"])
+    text = (
+        "import os, sys, torch\nseen = sys.argv[1:]\ntorch.set_grad_enabled(False)\n"
+        "torch.set_default_dtype(torch.float16)\nos.chdir(os.path.dirname(__file__))\n"
+    )
+    file, before = write(tmp_path, "sets_everything.py", text), (torch.get_default_dtype(), Path.cwd())
+    assert import_function(f"{file}:seen") == []
+    assert (torch.get_default_dtype(), Path.cwd()) == before
+    assert torch.is_grad_enabled()
+    assert sys.argv == ["main.py", "--epochs", "3"]
+
+
+def test_a_module_that_ends_the_program_is_an_error(tmp_path: Path) -> None:
+    file = write(tmp_path, "ends_it.py", "import sys\nsys.exit('CUDA is needed')\n")
+    with pytest.raises(RuntimeError, match=r"ends the program .CUDA is needed"):
+        import_function(f"{file}:make")

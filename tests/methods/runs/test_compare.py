@@ -17,7 +17,12 @@ def test_runs_stand_side_by_side(flags_for: Flags, tmp_path: Path, capsys: pytes
     main.main([*flags_for("chorus", 1), "--run_name", "two"])
     main.main([*flags_for("free", 1), "--num_sup_test", "2", "--run_name", "other", "--no_floors"])
     capsys.readouterr()
-    compare.main([str(runs / "one"), str(runs / "two"), "--out", str(picture)])
+    for _ in range(2):  # a plot is replaced, and nothing else
+        compare.main([str(runs / "one"), str(runs / "two"), "--out", str(picture)])
+    for name, words in (("one/best.pt", "no name of a picture"), ("photo.png", "is no plot")):
+        (runs / "photo.png").write_bytes(b"\x89PNG somebody's")
+        with pytest.raises(UserError, match=words):
+            compare.main([str(runs / "one"), str(runs / "two"), "--out", str(runs / name)])
     said = capsys.readouterr().out
     assert all(word in said for word in ("one frozen teacher (mean)", "all 2 frozen teachers", "one is ", "two is "))
     assert picture.stat().st_size > 5000

@@ -36,7 +36,11 @@ def test_the_command_classifies_a_folder(metalearner: str, run: Path, folders: t
     """Two classes where the learner has three outputs: the head of MAML and ANIL is rebuilt."""
     out = tmp_path / "answers.csv"
     where = ["--run", str(run), "--support", str(folders[0]), "--query", str(folders[1]), "--out", str(out)]
-    predict.main([*where, "--metalearner", metalearner])
+    for _ in range(2):  # answers replace answers, and nothing else
+        predict.main([*where, "--metalearner", metalearner])
+    photo = next(iter(folders[0].rglob("*.png")))
+    with pytest.raises(UserError, match="holds no answers"):
+        predict.main([*where[:-1], str(photo)])
     answers = pd.read_csv(out)
     assert list(answers.columns) == ["file", "class", "p(red)", "p(teal)"]
     assert len(answers) == 8

@@ -73,8 +73,21 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     model = onnx.helper.make_model(onnx.helper.make_graph([names], "g", values[:1], values[1:]), ir_version=10)
     model.opset_import[0].version = 18
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(UserError, match=r"answers no floats first; its outputs: answer \(tensor\(int64\)\)"):
+    with pytest.raises(UserError, match=r"answers answer \(tensor\(int64\)\), of which none"):
         OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER).query(images)
+    for names, words in ((("logits", "aux"), ""), (("main", "aux"), "of which several may be the logits")):
+        one, other = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", 4]) for name in names]
+        model = onnx.load(write(tmp_path / "m.onnx"))
+        made = [onnx.helper.make_node("Neg", ["logits"], [other.name]), onnx.helper.make_node("Identity", ["logits"], ["main"])]
+        model.graph.node.extend(made)
+        del model.graph.output[:]
+        model.graph.output.extend([other, one])
+        onnx.save(model, tmp_path / "m.onnx")
+        if not words:
+            assert torch.allclose(OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER).query(images), wanted(images), atol=1e-5)
+            continue
+        with pytest.raises(UserError, match=words):
+            OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER).query(images)
     (tmp_path / "m.onnx").write_text("nothing")
     with pytest.raises(UserError, match="cannot be read as ONNX"):
         OnnxModel(tmp_path / "m.onnx", 4, 6, HALF, QUARTER).query(images)

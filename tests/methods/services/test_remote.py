@@ -389,8 +389,12 @@ def test_how_a_model_is_asked_is_part_of_what_is_kept_of_it(served: Served, stub
         ({"parameters": {"class_names": ["bee", "ant", "cat"]}}, "has the classes in the order bee, ant, cat"),
         ({"parameters": {"image_size": 64}}, "says that its images have 64 pixels; it is listed with 4"),
         ({"inputs": [{"name": "x", "shape": [-1, 3, 64, 64]}]}, "says that its images have 64 pixels; it is listed with 4"),
+        ({"inputs": [{"name": "x", "shape": ["-1", "3", "64", "64"]}]}, "says that its images have 64 pixels"),
+        ({"parameters": {"image_size": "64"}}, "says that its images have 64 pixels; it is listed with 4"),
+        ({"parameters": {"labels": "bee,ant,cat"}}, "has the classes in the order bee, ant, cat"),
+        ({"parameters": {"id2label": {"string_value": '{"0": "bee", "1": "ant", "2": "cat"}'}}}, "in the order bee, ant, cat"),
+        ({"outputs": [{"name": "y", "parameters": {"labels": ["bee", "ant", "cat"]}}]}, "in the order bee, ant, cat"),
     ],
-    ids=["order", "size", "shape"],
 )
 def test_what_a_server_says_against_its_list(served: Served, stub: Stub, said: dict[str, Any], message: str) -> None:
     stub.metadata |= said

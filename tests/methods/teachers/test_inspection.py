@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from methods.teachers.pool import TeacherPool
 from methods.teachers.teacher import ImageForm, Teacher
 from models import create_model
 from models.foreign import TORCHSCRIPT, Foreign
+from utils import checkpoint
 from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -86,6 +88,23 @@ def test_a_network_that_takes_no_single_image_is_shown_it_twice() -> None:
         inspect(made(lambda x: x.view(8, 4)), "file")
     mixing = made(lambda x: x.flatten(1) - x.flatten(1).mean(0))
     assert "what it answers to an image hangs on the others of its batch" in inspect(mixing, "file").notes
+
+
+def test_what_a_torchscript_file_says_is_held_against_its_list(tmp_path: Path) -> None:
+    network, words = create_model("conv4", 3, 16).eval(), {"config.txt": '{"names": {"0": "b", "1": "a", "2": "c"}}'}
+    torch.jit.trace(network, torch.rand(1, 3, 16, 16)).save(str(tmp_path / "t.pt"), _extra_files=words)
+    row = TeacherRow(tmp_path / "t.pt", TORCHSCRIPT, (0, 1, 2), ("a", "b", "c"), 16, (0.5,) * 3, (0.25,) * 3, OWN)
+    with pytest.raises(UserError, match="in the order b, a, c"):
+        TeacherPool([row], torch.device("cpu")).check()
+
+
+def test_a_papers_file_has_its_classes_in_the_order_of_the_list(tmp_path: Path) -> None:
+    state = create_model("conv4", 3, 16).state_dict()
+    checkpoint.save({"teacher": state, "specific": [3, 1, 2]}, tmp_path / "t.pth")
+    row = TeacherRow(tmp_path / "t.pth", "conv4", (1, 2, 3), (), 16, (0.5,) * 3, (0.25,) * 3, "cifar100")
+    with pytest.raises(UserError, match="in the order 3, 1, 2; it is listed with 1, 2, 3"):
+        TeacherPool([row], torch.device("cpu")).check()
+    TeacherPool([replace(row, class_ids=(3, 1, 2))], torch.device("cpu")).check()
 
 
 def test_torchscript_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
