@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 from utils.names import tidy_class
 
-RULE = 4  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
+RULE = 5  # what `decode` makes of a file; whoever changes it counts up, and caches are made anew
 PHOTOS = (
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .gif .tif .tiff .avif .heic .heif .jp2 .ppm .pgm .pbm .pnm .tga"
 ).split()
@@ -130,7 +130,8 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 def decode(path: Path, size: int, center_crop: float | None = None) -> np.ndarray:
     """Read an image file of any size as uint8 (3, size, size), the way a viewer shows it.
 
-    Turned as its EXIF data say; what is transparent on white; 16 bits scaled to 8; of an animation the first picture.
+    Turned as its EXIF data say, in the colours that its ICC profile means; what is transparent on white; 16 bits scaled to 8;
+    of an animation the first picture.
     `center_crop`: the middle square alone, whose side is this part of the shorter one; `None`: the whole image, squashed.
     Raises `UserError` naming a file that cannot be read, or whose numbers have no known white.
     """
@@ -173,8 +174,9 @@ def shrink(picture: Image.Image, size: int, source: str, center_crop: float | No
         raise UserError(f"{source} has signed numbers, whose white nobody knows: save it with 8 bits")
     white = 2 ** tags.get(BITS, (16,))[0] - 1
     _scale_transparency(picture)
-    opaque = _as_bytes(ImageOps.exif_transpose(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
-    image = opaque.convert("RGB")
+    profile = picture.info.get("icc_profile")
+    opaque = _as_bytes(_upright(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
+    image = _in_srgb(opaque, profile).convert("RGB")
     if center_crop or image.size != (size, size):
         image = image.resize(
             (size, size), Image.Resampling.BILINEAR, _middle(*image.size, center_crop) if center_crop else None
@@ -186,6 +188,29 @@ def _middle(width: int, height: int, part: float) -> tuple[float, float, float, 
     """The square in an image's middle whose side is a part of the shorter one: left, upper, right, lower."""
     side = part * min(width, height)
     return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say, where they can be read; of a TGA without bits of transparency none."""
+    if picture.format == "TGA" and picture.mode == "RGBA" and not picture.getchannel("A").getextrema()[1]:
+        picture = picture.convert("RGB")  # all of it transparent: the fourth byte was left empty
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # whatever damaged data provoke, which viewers pass over, too
+        return picture
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The colours that a file's ICC profile means, as a screen's; without a profile, or with a damaged one, as they are."""
+    if not profile or image.mode not in ("RGB", "L", "CMYK"):
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):
+            return image
+        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
 
 
 def _scale_transparency(picture: Image.Image) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +17,11 @@ from datasets.split import list_of
 from utils import seed
 from utils.errors import UserError
 from utils.files import write_text
-from utils.names import check_different_classes, shown
+from utils.names import check_different_classes, look_alike_notes, shown
 
+PARTS = {"meta_train": "train|training|trn", "meta_val": "val|valid|validation|dev", "meta_test": "test|testing|tst"}
 GIVEN = {  # what people call the parts of a set that is split already
-    "meta_train": ("meta_train", "mete_train", "train"),
-    "meta_val": ("meta_val", "mete_val", "val", "valid", "validation"),
-    "meta_test": ("meta_test", "test"),
+    part: re.compile(rf"(met[ae][_-]?)?({names})([_-]?(set|data|images))?", re.IGNORECASE) for part, names in PARTS.items()
 }
 SHARES = (0.64, 0.16)  # of the classes, for meta_train and meta_val, as in CIFAR-FS; the others are meta_test
 LEAST = 15  # classes, so that each part has some
@@ -81,7 +82,7 @@ def own_set(folder: Path, data_root: Path) -> DatasetSpec:
 def _given(folder: Path) -> dict[str, Classes]:
     """The parts of a set that is split already; {} for one that is not."""
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
-    found = {part: sorted(name for name in names if name.lower() in spellings) for part, spellings in GIVEN.items()}
+    found = {part: sorted(filter(spelling.fullmatch, names)) for part, spelling in GIVEN.items()}
     parts_there = {name for some in found.values() for name in some}
     if not found["meta_test"] or names != parts_there:
         split = [name for name in sorted(parts_there) if _holds_classes(folder / name)]
@@ -94,9 +95,17 @@ def _given(folder: Path) -> dict[str, Classes]:
         return {}
     if several := next((some for some in found.values() if len(some) > 1), None):
         raise UserError(f"{folder} has {shown(several)}, which are one part of a set: put their classes into one folder")
-    parts = {part: class_folders(folder / spellings[0]) for part, spellings in found.items() if spellings}
+    parts = {part: class_folders(folder / called[0]) for part, called in found.items() if called}
     check_different_classes(parts, str(folder))
     return parts
+
+
+def check_no_parts(folder: Path) -> None:
+    """Raise `UserError` where what should be the folders of classes are the parts of a set."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    parts = [name for name in names if any(spelling.fullmatch(name) for spelling in GIVEN.values())]
+    if len(parts) > 1 and all(_holds_classes(folder / name) for name in parts):
+        raise UserError(f"{folder} holds parts of a set ({shown(parts)}) and no classes: name one of them, {folder / parts[0]}")
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -106,7 +115,9 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _split(classes: Classes) -> dict[str, Classes]:
-    """Classes into three parts, by a fixed seed and their names alone."""
+    """Classes into three parts, by a fixed seed and their names alone; a note on stderr where two look alike."""
+    for note in look_alike_notes(classes):
+        print(note, file=sys.stderr)
     if len(classes) < LEAST:
         return {"meta_test": classes}
     names = sorted(classes, key=lambda name: seed.generator(0, "own", name).initial_seed())

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from utils.files import path_below, read_csv
 from utils.images import channels_last
 from utils.names import tidy
 from utils.progress import Progress
+
+SPARE_COPIES = 0.01  # of a split's images that may stand there twice without a word, as in the published sets
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def read_list(spec: DatasetSpec, split: str, data_root: Path) -> pd.DataFrame:
     for line, name, label in zip(table.index, table.filename, table.label, strict=True):
         if not name or not label:
             raise UserError(f"{path}, line {line}: {'label' if name else 'filename'} is empty (run write_file/{spec.script})")
+    if twice := sorted(set(table.filename[table.filename.duplicated()])):
+        raise UserError(f"{path} lists {twice[0]} twice: an image would be example and question (run write_file/{spec.script})")
     table["label"] = table.label.map(tidy)
     return table.sort_values(["label", "filename"], ignore_index=True)
 
@@ -106,25 +111,42 @@ def load_split(spec: DatasetSpec, split: str, data_root: Path, image_size: int |
     class_names, labels = np.unique(table.label, return_inverse=True)
     rule = f"rule {RULE}" if spec.center_crop is None else f"rule {RULE}, center crop {spec.center_crop}"
     fingerprint = _fingerprint(rule, root, paths, source)
-    images = channels_last(_decode_cached(paths, fingerprint, spec, size, csv_path(spec, split, data_root)))
-    return ImageSplit(images, torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
+    images, anew = _decode_cached(paths, fingerprint, spec, size, csv_path(spec, split, data_root))
+    found = ImageSplit(channels_last(images), torch.from_numpy(labels.astype(np.int64)), [str(name) for name in class_names])
+    if anew:
+        _note_copies(found, paths)
+    return found
 
 
-def _decode_cached(paths: list[Path], fingerprint: str, spec: DatasetSpec, size: int, csv: Path) -> torch.Tensor:
+def _note_copies(split: ImageSplit, paths: Sequence[Path]) -> None:
+    """A note on stderr where an image has two classes, or many stand there twice: examples are then among the questions."""
+    first: dict[bytes, int] = {}
+    contents = (hashlib.sha1(image.contiguous().numpy()).digest() for image in split.images)
+    pairs = [(first.setdefault(content, place), place) for place, content in enumerate(contents)]
+    copies = [(one, other) for one, other in pairs if one != other]
+    between = [(one, other) for one, other in copies if split.labels[one] != split.labels[other]]
+    if between or len(copies) > SPARE_COPIES * len(paths):
+        one, other = (between or copies)[0]
+        said = f"{len(copies)} of {len(paths)} images stand there again, {len(between)} of them under another class"
+        print(f"note: {said}; first {paths[one]} and {paths[other]}", file=sys.stderr)
+
+
+def _decode_cached(paths: list[Path], fingerprint: str, spec: DatasetSpec, size: int, csv: Path) -> tuple[torch.Tensor, bool]:
+    """The images, and whether they were decoded now."""
     cache = csv.with_name(f".{csv.stem}.{size}px.pt")
     if cache.is_file():
         with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged cache is only a cache
             content = checkpoint.load(cache)
             images, shape = content["images"], (len(paths), 3, size, size)
             if content["fingerprint"] == fingerprint and images.dtype == torch.uint8 and images.shape == shape:
-                return images
+                return images, False
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(lambda path: decode(path, size, spec.center_crop), paths)
         progress = Progress(decoded, total=len(paths), desc=f"decode {csv.stem}", unit="img", leave=False, delay=1)
         images = torch.from_numpy(np.stack(list(progress)))  # (N, C, S, S)
     with contextlib.suppress(OSError):  # a read-only data folder works, only slower
         checkpoint.save({"fingerprint": fingerprint, "images": images}, cache)
-    return images
+    return images, True
 
 
 def _fingerprint(rule: str, root: Path, paths: list[Path], source: str) -> str:

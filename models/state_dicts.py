@@ -78,7 +78,7 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
         return Content(
             _tensors(whole),
             None if ids is None else [int(label) for label in ids],
-            None if ids is None or accuracy is None else float(accuracy) / 100,
+            None if ids is None or accuracy is None else float(accuracy) / (100 if float(accuracy) > 1 else 1),  # or a share
             said_in(_about(content, place, everywhere.keys() - {place})),
             whole,
         )

@@ -26,6 +26,11 @@ from utils.files import atomic_path
 SIGNS = {  # of files that are taken for checkpoints
     b"\x1f\x8b": "compressed by gzip: unpack it",
     b"\x89HDF": "in the format HDF5 (Keras?): only networks of PyTorch and ONNX can be teachers",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"\x93NUMPY": "one array of numpy's: only networks of PyTorch and ONNX can be teachers",
+    b"version https://git-lfs": "a pointer of Git LFS, and not the file itself: fetch that (git lfs pull)",
+    b"<": "a page of the web or XML: the download has failed",
     b"\x08": "not PyTorch's, but looks like ONNX: list it with the arch onnx",
 }
 # What training scripts leave beside weights, and what runs nothing; under the names of other versions and systems, too
@@ -64,6 +69,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     Raises `UserError` when the file is missing, is no checkpoint, or holds more than tensors and plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder: name the file with the weights in it")
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     if other := _what_else(path):

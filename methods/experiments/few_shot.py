@@ -41,7 +41,7 @@ from methods.teachers.pool import TeacherPool, add_teacher_flags
 from utils import checkpoint, seed
 from utils.errors import UserError
 from utils.metrics import Score
-from utils.names import shown
+from utils.names import look_alikes, shown
 
 
 class FewShotMethod(Method):
@@ -130,7 +130,8 @@ class FewShotExperiment:
     def _known_to_teachers(self) -> list[str]:
         """Classes of meta_test that a teacher was trained on; a note on stderr names them, for they are no new classes."""
         learnt = {name for row in self.teachers.rows for name in row.class_names}
-        known = sorted({name for exam in self.exams["meta_test"] for name in exam.split.class_names} & learnt)
+        examined = {name for exam in self.exams["meta_test"] for name in exam.split.class_names}
+        known = sorted(examined & learnt)
         for domain in dict.fromkeys(exam.spec for exam in self.exams["meta_test"]):
             own = {name for row in self.teachers.rows if row.dataset == domain.name for name in row.class_names}
             if not own:
@@ -138,6 +139,11 @@ class FewShotExperiment:
             if strange := own - {name for split in SPLITS for name in class_names_of(domain, split, self.args.data_root)}:
                 said = f"{domain.name} has no folder of {shown(sorted(strange))}, which its teachers know: was one renamed?"
                 print(f"note: {said} Then scores may not be on new classes alone", file=sys.stderr)
+        alike = [pair for pair in look_alikes({*learnt, *examined}) if len({*pair} & learnt) == 1]
+        for first, second in alike:
+            print(
+                f"note: {first} and {second}, of a teacher and of meta_test, look alike: are they one class?", file=sys.stderr
+            )
         if known:
             number = f"{len(known)} classes of meta_test by name ({shown(known)})"
             print(f"note: teachers know {number}: scores are not on new classes alone", file=sys.stderr)

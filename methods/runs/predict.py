@@ -6,25 +6,34 @@ DIR/<class>/ holds the labelled images of a class; the query folder any images, 
 goes into a folder, with the classes it was shown. In Python: `methods.runs.classifier`.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from datasets.image_files import class_folders, images_of, read_images
+from datasets.own import check_no_parts
 from methods.runs.classifier import FewShotClassifier
 from methods.runs.export import export
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_text
+from utils.names import look_alike_notes
 
 FILE, CLASS = "file", "class"  # the first columns of answers
 HEADER = f"{FILE},{CLASS},"
 
 
 def labelled_below(folder: Path) -> tuple[list[Path], list[str]]:
-    """The image files of the classes DIR/<class>/, and their classes. Raises `UserError` as `class_folders` does."""
+    """The image files of the classes DIR/<class>/, and their classes; a note on stderr where two look alike.
+
+    Raises `UserError` as `class_folders` does, and where the folders are the parts of a set.
+    """
+    check_no_parts(folder)
     classes = class_folders(folder)
+    for note in look_alike_notes(classes):
+        print(note, file=sys.stderr)
     return [path for paths in classes.values() for path in paths], [name for name, paths in classes.items() for _ in paths]
 
 

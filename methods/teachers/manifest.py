@@ -3,7 +3,7 @@
 import math
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -30,6 +30,7 @@ from utils.names import meant, tidy, tidy_class
 
 NEEDED = ["path", "arch", "image_size", "mean", "std"]  # of somebody's own list, and class_ids or class_names
 NEEDED_OF_SERVICES = ["path", "arch", "image_size"]
+LEAST_STD = 0.003  # of pixels in [0, 1]: 1/255 belongs to networks that take bytes
 OWN = "own"  # the image set of teachers whose list names none
 COLUMNS = ["path", "arch", "class_ids", "class_names", "image_size", "mean", "std", "dataset", "accuracy", "epochs", "seed"]
 OF_SERVICES = ["model", "version", "layout", "dtype", "input", "output", "answers", "binary", "fingerprint"]
@@ -225,6 +226,8 @@ def read_manifest(path: Path, asking: Asking = Asking()) -> list[TeacherRow]:  #
     `asking` is how its services are asked.
     """
     table = read_csv(path).rename(columns=str.lower)
+    if twice := sorted(set(table.columns[table.columns.duplicated()])):
+        raise UserError(f"{path} has the column {twice[0]} twice, in small letters and large ones: keep one of them")
     asked = "arch" in table.columns and bool((table["arch"] == SERVICE).all())
     missing = [column for column in (NEEDED_OF_SERVICES if asked else NEEDED) if column not in table.columns]
     if missing:
@@ -241,7 +244,17 @@ def read_manifest(path: Path, asking: Asking = Asking()) -> list[TeacherRow]:  #
             rows.append(_row_from_record({str(key): value for key, value in record.items()}, path.parent, asking))
         except (ValueError, UserError) as error:
             raise UserError(f"{path}, line {line}: {error}") from error
+    _check_orders(rows, path)
     return rows
+
+
+def _check_orders(rows: Sequence[TeacherRow], path: Path) -> None:
+    """Raise `UserError` where one file is listed twice, with its classes in two orders."""
+    first: dict[tuple[Path, str], TeacherRow] = {}
+    for row in rows:
+        other = first.setdefault((row.path, row.weights), row)
+        if other.class_keys != row.class_keys and sorted(other.class_keys) == sorted(row.class_keys) and not row.is_asked:
+            raise UserError(f"{path} lists {row.path.name} twice, with its classes in two orders: keep that of its outputs")
 
 
 def _row_from_record(record: dict[str, str], folder: Path, asking: Asking) -> TeacherRow:
@@ -327,6 +340,10 @@ def check_row(row: TeacherRow) -> None:
         raise ValueError("a class stands twice")
     if not 1 <= row.image_size <= cli.LARGEST_SIDE:
         raise ValueError(f"column image_size: {row.image_size}; expected pixels from 1 to {cli.LARGEST_SIDE}")
+    spec = SPECS.get(row.dataset)
+    if spec and not row.class_names and max(row.class_ids) >= spec.classes[0]:
+        last = spec.classes[0] - 1
+        raise ValueError(f"column class_ids: {max(row.class_ids)}; expected numbers of {spec.name}'s meta_train, 0 to {last}")
     for column, values in (("mean", row.mean), ("std", row.std)):
         if len(values) != 3:
             raise ValueError(f"column {column} has {len(values)} numbers; expected 3 numbers, for red, green and blue")
@@ -336,6 +353,8 @@ def check_row(row: TeacherRow) -> None:
             raise ValueError(f"column {column}: {worst:g} is on the scale of bytes{advice}; images here lie in [0, 1]")
         if not all(math.isfinite(value) and value >= 0 for value in values) or (column == "std" and min(values) <= 0):
             raise ValueError(f"column {column}: {values}; expected numbers {'above' if column == 'std' else 'from'} 0")
+    if min(row.std) < LEAST_STD:
+        raise ValueError(f"column std: {min(row.std):g}; images here lie in [0, 1]: was it divided by 255 twice?")
     if not math.isnan(row.accuracy) and not 0 <= row.accuracy <= 1:
         raise ValueError(f"column accuracy: {row.accuracy:g}; expected a share between 0 and 1 (0.848, not 84.8)")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from datasets.image_files import IMAGE_SUFFIXES, class_folders, decode, images_of, is_hidden, visible_files
 from utils.errors import UserError
@@ -202,3 +202,32 @@ def test_a_colour_that_is_transparent_in_sixteen_bits(tmp_path: Path) -> None:
     both = decode(tmp_path / "a.png", 2)[:, 0]
     assert both[:, 0].tolist() == [255, 255, 255]
     assert both[:, 1].tolist() == [0x34, 0x78, 0xBC]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_colours_are_those_that_a_files_profile_means(suffix: str, tmp_path: Path) -> None:
+    """A profile whose first primary is blue and whose last is red; of a damaged one nothing is taken."""
+    profile = bytearray(
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"\0s\0R\0G\0B", b"\0o\0w\0n\0 ")
+    )
+    places = {bytes(profile[at : at + 4]): at + 4 for at in range(132, 132 + 12 * profile[131], 12)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    profile[red : red + 4], profile[blue : blue + 4] = profile[blue : blue + 4], profile[red : red + 4]
+    for name, made in (("swapped", bytes(profile)), ("damaged", b"nothing")):
+        red_above_blue().save(
+            tmp_path / f"{name}.{suffix}", icc_profile=made, **({"quality": 95} if suffix in ("jpg", "webp") else {})
+        )
+    assert np.abs(decode(tmp_path / f"swapped.{suffix}", 16)[:, 1, 4].astype(int) - BLUE).max() < SOFT
+    check_red_above_blue(decode(tmp_path / f"damaged.{suffix}", 16))
+
+
+def test_a_tga_whose_fourth_byte_is_empty_is_opaque(tmp_path: Path) -> None:
+    picture = red_above_blue().convert("RGBA")
+    picture.putalpha(0)
+    picture.save(tmp_path / "a.tga")
+    check_red_above_blue(decode(tmp_path / "a.tga", 16))
+
+
+def test_damaged_exif_data_are_passed_over(tmp_path: Path) -> None:
+    red_above_blue().save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05nothing")
+    check_red_above_blue(decode(tmp_path / "a.png", 16))

@@ -191,3 +191,17 @@ def test_images_of_another_day_and_the_same_time_are_measured_anew(tmp_path: Pat
         os.utime(file, (10**9, 10**9))
     own_set.cache_clear()
     assert own_set(tmp_path / "set", tmp_path / "root").mean != before
+
+
+@pytest.mark.parametrize("parts", [("training", "Testing"), ("trn", "dev", "tst"), ("Train_set", "Test_set")])
+def test_parts_by_other_names(parts: tuple[str, ...], tmp_path: Path, write_images: Write) -> None:
+    for number, part in enumerate(parts):
+        write_images(tmp_path / "set" / part / f"c{number}", 2, number, (20, 20))
+    assert sum(own_set(tmp_path / "set", tmp_path).classes) == len(parts)
+
+
+def test_classes_that_look_alike_are_noted(tmp_path: Path, write_images: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("Owl", "owl", "kite")):
+        write_images(tmp_path / "set" / name, 2, number, (20, 20))
+    own_set(tmp_path / "set", tmp_path)
+    assert "note: the classes Owl and owl look alike" in capsys.readouterr().err

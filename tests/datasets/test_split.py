@@ -121,3 +121,23 @@ def test_imagenets_photographs_are_cut_as_torchvisions_teachers_expect(root: Pat
     csv_path(spec, "test", root).write_text("filename,label\nimagenet/wide.png,dog\n")
     assert load_split(spec, "test", root).images.max() == 0
     assert load_split(replace(spec, center_crop=None), "test", root).images.max() == 255
+
+
+def test_an_image_that_stands_there_twice_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_list(CIFAR, "meta_test", root)
+    one, other = root / table.filename[0], root / table.filename[len(table) - 1]
+    shutil.copy(one, other)
+    capsys.readouterr()
+    load_split(CIFAR, "meta_test", root)
+    said = capsys.readouterr().err
+    assert f"1 of 48 images stand there again, 1 of them under another class; first {one} and {other}" in said
+    load_split(CIFAR, "meta_test", root)
+    assert not capsys.readouterr().err  # once, when they are read
+
+
+def test_a_list_has_every_image_once(root: Path) -> None:
+    path = csv_path(CIFAR, "meta_test", root)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(UserError, match=r"lists .* twice: an image would be example and question"):
+        load_split(CIFAR, "meta_test", root)

@@ -100,3 +100,19 @@ def test_weights_that_do_not_fit_say_where() -> None:
         checkpoint.load_weights(layer, wide.state_dict(), "teacher 7")
     with pytest.raises(UserError, match="lacks 'bias'"):
         checkpoint.load_weights(layer, {"weight": layer.weight}, "teacher 7")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"), (b"<!DOCTYPE html>", "page of the web"),
+        (b"\x93NUMPY\x01", "array of numpy"), (b"\xfd7zXZ\0", "compressed by xz"),
+    ],
+    ids=["lfs", "html", "npy", "xz"],
+)  # fmt: skip
+def test_files_that_are_something_else(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "f.pth").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        checkpoint.load(tmp_path / "f.pth")
+    with pytest.raises(UserError, match="is a folder"):
+        checkpoint.load(tmp_path)

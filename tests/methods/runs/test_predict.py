@@ -145,3 +145,10 @@ def test_every_visible_folder_is_a_class_or_the_command_refuses(
     (folders[0] / "green" / "a.heic").write_bytes(b"")
     with pytest.raises(UserError, match=r"class 'green' of .* has no images, only 1 file \.heic"):
         predict.main(where)
+
+
+def test_parts_of_a_set_are_no_classes(tmp_path: Path, write_images: Callable[..., None]) -> None:
+    for number, part in enumerate(("train", "test")):
+        write_images(tmp_path / "set" / part / "owl", 2, number, (20, 20))
+    with pytest.raises(UserError, match=r"parts of a set \(test, train\) and no classes"):
+        predict.labelled_below(tmp_path / "set")

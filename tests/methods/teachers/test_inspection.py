@@ -88,6 +88,8 @@ def test_a_network_that_takes_no_single_image_is_shown_it_twice() -> None:
         inspect(made(lambda x: x.view(8, 4)), "file")
     mixing = made(lambda x: x.flatten(1) - x.flatten(1).mean(0))
     assert "what it answers to an image hangs on the others of its batch" in inspect(mixing, "file").notes
+    noisy = teacher_of(end=lambda answer: answer + torch.rand_like(answer))
+    assert "what it answers to an image is another thing each time (dropout that is left on?)" in inspect(noisy, "file").notes
 
 
 def test_what_a_torchscript_file_says_is_held_against_its_list(tmp_path: Path) -> None:

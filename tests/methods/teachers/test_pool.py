@@ -104,6 +104,14 @@ def test_manifests_survive_writing(data_root: Path, tmp_path: Path) -> None:
     assert [vars(row) | {"accuracy": 0} for row in again] == [vars(row) | {"accuracy": 0} for row in rows]
 
 
+def in_two_orders(table: pd.DataFrame) -> pd.DataFrame:
+    ids, names = (
+        table[column].iloc[:1].str.split(";").map(lambda parts: ";".join(parts[::-1]))
+        for column in ("class_ids", "class_names")
+    )
+    return pd.concat([table, table.head(1).assign(class_ids=ids, class_names=names)])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -111,6 +119,10 @@ def test_manifests_survive_writing(data_root: Path, tmp_path: Path) -> None:
         (lambda table: table.head(0), "lists no teacher"),
         (lambda table: table.assign(class_ids="1;2"), "line 2: 2 class_ids and 3 class_names"),
         (lambda table: table.assign(image_size="big"), "line 2"),
+        (lambda table: table.assign(Mean=table["mean"]), "has the column mean twice"),
+        (lambda table: table.assign(std="1e-30;1e-30;1e-30"), "column std: 1e-30.*divided by 255 twice"),
+        (lambda table: table.assign(class_names="", class_ids="1;2;64"), "column class_ids: 64; expected .* 0 to 63"),
+        (in_two_orders, "twice, with its classes in two orders"),
     ],
 )
 def test_bad_manifests_name_line_and_column(data_root: Path, tmp_path: Path, change, message: str) -> None:
