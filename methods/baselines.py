@@ -18,6 +18,7 @@ from methods.evaluation.floors import dealt, ensemble_score, read_out_score, tea
 from methods.experiments.few_shot import FewShotMethod
 from methods.metalearners import get_metalearner
 from methods.metalearners.learner import LearnerSpec
+from methods.metalearners.protonet import ProtoNet
 from methods.services.api import NO_LIMITS
 from methods.teachers.averaging import average_into
 from methods.teachers.ensemble import AskedTeachers, EnsembleLearner
@@ -76,7 +77,7 @@ class TeacherNCM(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
-        if get_metalearner(args.metalearner).ADAPTS:
+        if not issubclass(get_metalearner(args.metalearner), ProtoNet):
             raise UserError(
                 f"--metalearner {args.metalearner}: frozen teachers are not adapted; ncm and protonet read class means"
             )

@@ -12,6 +12,7 @@ import torch
 import datasets.registry
 import main
 import methods.inversion.terms
+import methods.metalearners
 import models
 import pretrain
 from methods.runs import options
@@ -24,7 +25,8 @@ Flags = Callable[..., list[str]]
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """example(name): the code of docs/extending.md that begins with that file's name, in a file; tables are put back later."""
-    for owner, table in ((datasets.registry, "SPECS"), (models, "BACKBONES"), (methods.inversion.terms, "TERMS")):
+    tables = ((datasets.registry, "SPECS"), (models, "BACKBONES"), (methods.inversion.terms, "TERMS"))
+    for owner, table in (*tables, (methods.metalearners, "METALEARNERS")):
         before = dict(getattr(owner, table))
         for name in before:
             monkeypatch.setitem(getattr(owner, table), name, before[name])
@@ -87,6 +89,25 @@ def test_a_backbone_is_one_row(
     assert isinstance(make_optimizer([torch.nn.Parameter(torch.ones(1))], "two", Recipe())[0], torch.optim.Adam)
 
 
+def test_a_metalearner_is_one_row(
+    example: Callable[[str], Path], flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_code(example("my_metalearner.py"))
+    table = methods.metalearners.METALEARNERS
+    monkeypatch.setitem(table, "ridge", table.pop("ridge"))
+    main.main([*flags_for("free"), "--metalearner", "ridge"])
+    assert json.loads((tmp_path / "runs" / "free-cifar100-3w1s-conv4" / "result.json").read_text())["metalearner"] == "ridge"
+    for method, *flags in (["free", "--readout", "mirror"], ["teacher_ncm"]):
+        with pytest.raises(UserError, match="class means"):
+            main.main([*flags_for(method), *flags, "--metalearner", "ridge"])
+
+
+def test_the_rooms_are_a_library(example: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_code(example("my_notebook.py"))
+    assert (tmp_path / "class3.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("method", ["free", "tgr", "purer", "chorus", "bidf_mkd", "cmi"])
 def test_a_loss_term_is_one_row(
     method: str, example: Callable[[str], Path], flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +145,8 @@ def test_links_and_pictures_are_there() -> None:
 
 
 def test_the_page_of_options_is_that_of_the_parsers() -> None:
-    assert (DOCS / "options.md").read_text(encoding="utf-8") == options.page()
+    same = (DOCS / "options.md").read_text(encoding="utf-8") == options.page()
+    assert same, "run python -m methods.runs.options > docs/options.md"
 
 
 def test_a_switch_says_whether_it_is_on_where_nobody_types_it() -> None:

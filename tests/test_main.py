@@ -20,10 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 import pretrain
+from datasets.registry import SPECS
 from methods import METHODS, get_method, methods_of
+from methods.metalearners import METALEARNERS
+from methods.runs.arguments import experiment_of
 from methods.runs.run_log import RunLog, read_metrics
 from methods.runs.training import Training
-from utils import checkpoint, cli
+from utils import checkpoint, cli, seed
 from utils.errors import UserError
 from utils.images import shown_in_rows
 
@@ -71,9 +74,14 @@ def test_every_method_in_every_scenario(method: str, scenario: list[str], shot: 
         assert (run / "images" / "curve.png").stat().st_size > 1000
     best = checkpoint.load(run / "best.pt")
     assert best["learner"]["spec"]["image_size"] == 16
+    if get_method(method).STATE:  # what was learnt is not what it began with
+        args = main.parse_args([*flags_for(method), *scenario, "--num_sup_train", shot])
+        seed.seed_everything(args.seed)
+        begun = experiment_of(get_method(method))(get_method(method), args, torch.device("cpu")).method.learner.params
+        assert any(not torch.equal(value, begun[name].detach()) for name, value in best["learner"]["params"].items())
 
 
-@pytest.mark.parametrize("dataset", ["cifar100", "miniimagenet", "cub", "flower", "glyphs"])
+@pytest.mark.parametrize("dataset", sorted(SPECS))
 def test_every_image_set_from_teachers_to_a_number(dataset: str, data_root: Path, flags_for: Flags, tmp_path: Path) -> None:
     root = tmp_path / "data"  # teachers go here, not into the shared tree
     root.mkdir()
@@ -91,7 +99,7 @@ def test_every_image_set_from_teachers_to_a_number(dataset: str, data_root: Path
         assert list((run / "images").glob("*_000002.png"))
 
 
-@pytest.mark.parametrize("metalearner", ["anil", "protonet"])
+@pytest.mark.parametrize("metalearner", [name for name in METALEARNERS if name != "maml"])  # which most rows have
 @pytest.mark.parametrize("method", [name for name in methods_of("few_shot") if get_method(name).STATE])
 def test_other_metalearners(method: str, metalearner: str, flags_for: Flags, tmp_path: Path) -> None:
     main.main([*flags_for(method), "--metalearner", metalearner, "--inductive"])

@@ -347,7 +347,7 @@ class FewShotExperiment:
 
 def check_readout(args: argparse.Namespace) -> None:
     """Raise `UserError` where the learner does not decide by class means, which alone can be read otherwise."""
-    if args.readout != ["plain"] and get_metalearner(args.metalearner).ADAPTS:
+    if args.readout != ["plain"] and not issubclass(get_metalearner(args.metalearner), ProtoNet):
         raise UserError(
             f"--readout {' '.join(args.readout)}: {args.metalearner} decides by a head; --metalearner protonet or ncm "
             "decide by class means, which can be read otherwise"

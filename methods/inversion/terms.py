@@ -87,11 +87,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Term:
-    """A term: the flag of its weight, its value, and what it is."""
+    """A term: the flag of its weight, its value, what it is, and what of the evidence it `needs` that is not always there:
+    "features", "distances", "student". Without a student, terms that need one do not count.
+    """
 
     flag: str
     value: Callable[[Evidence], Tensor]
     help: str
+    needs: frozenset[str] = frozenset()
 
 
 def _activation(evidence: Evidence) -> Tensor:
@@ -119,19 +122,19 @@ TERMS: dict[str, Term] = {
     "ce": Term("oh", lambda evidence: F.cross_entropy(evidence.logits, evidence.labels), "the cross entropy"),
     "tv": Term("tv", lambda evidence: total_variation(evidence.pixels), "the pixels' total variation"),
     "l2": Term("l2", lambda evidence: evidence.pixels.norm(), "the pixels' norm"),
-    "bn": Term("bn", _batch_statistics, "the batch statistics"),
-    "act": Term("act", _activation, "the activations (DAFL)"),
+    "bn": Term("bn", _batch_statistics, "the batch statistics", frozenset({"distances"})),
+    "act": Term("act", _activation, "the activations (DAFL)", frozenset({"features"})),
     "balance": Term("balance", lambda evidence: imbalance(evidence.logits), "the balance of classes (DAFL, DFQ)"),
-    "adv": Term("adv", _adversarial, "the disagreement with the student or learner"),
+    "adv": Term("adv", _adversarial, "the disagreement with the student or learner", frozenset({"student"})),
 }
 
 
 def weighted_sum(weights: Weights, evidence: Evidence) -> Tensor:
-    """sum_k weight_k * term_k. The adversarial term counts only where there is a student."""
+    """sum_k weight_k * term_k. Terms that need a student count only where there is one."""
     parts = [
         weights[name] * term.value(evidence)
         for name, term in TERMS.items()
-        if weights.get(name) and not (name == "adv" and evidence.student is None)
+        if weights.get(name) and not ("student" in term.needs and evidence.student is None)
     ]
     total = parts[0] if parts else 0.0 * evidence.logits.sum()
     for part in parts[1:]:
@@ -155,9 +158,9 @@ def inversion_loss(
     the adversarial term of the teacher's and the student's logits; `record` says how far the statistics of each layer lie from
     what it remembers; `pixels` are the images in the scale in which an inverter moves them.
     """
-    recording = record(teacher.network) if weights.get("bn") else nullcontext([])
-    with recording as distances:
-        features, logits = teacher.features_and_logits(images) if weights.get("act") else (None, teacher(images))
+    needed = {need for name, term in TERMS.items() if weights.get(name) for need in term.needs}
+    with record(teacher.network) if "distances" in needed else nullcontext([]) as distances:
+        features, logits = teacher.features_and_logits(images) if "features" in needed else (None, teacher(images))
     labels = logits.argmax(1) if labels is None else labels
     student = contender(student, weights) if student is not None else None
     pixels = images if pixels is None else pixels
@@ -168,8 +171,9 @@ def add_term_flags(group: argparse._ArgumentGroup, without: Collection[str] = ()
     """A flag for the weight of each term but those in `without`; 0 where `defaults` say nothing else."""
     for name, term in TERMS.items():
         if name not in without:
-            text = f"weight of {term.help}"
-            group.add_argument(f"--{term.flag}", type=cli.weight, default=defaults.get(name, 0.0), help=text)
+            spellings = dict.fromkeys((f"--{term.flag}", f"--{name}"))
+            default, text = defaults.get(name, 0.0), f"weight of {term.help}"
+            group.add_argument(*spellings, dest=term.flag, type=cli.weight, default=default, help=text)
     if "adv" not in without:
         text = "count the student or learner as a constant in --adv, as the few-shot papers' code does"
         group.add_argument("--adv_detach", action="store_true", help=text)

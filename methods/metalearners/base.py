@@ -32,7 +32,7 @@ class Metalearner:
     outer gradient.
     """
 
-    ADAPTS = True  # whether a head of fixed width is adapted (ProtoNet has none)
+    ADAPTS = True  # whether a head of fixed width is adapted, which must have an episode's number of classes
 
     def __init__(
         self,

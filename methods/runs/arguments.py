@@ -45,8 +45,18 @@ def build_parser(method: str) -> cli.Parser:
     parser = cli.Parser(f"main.py --method {method}", description=about, first=MATTER_MOST, group=method)
     _add_shared_flags(parser, method_class)
     method_class.add_args(parser.add_argument_group(method))
+    _check_defaults(parser, method_class)
     parser.set_defaults(**method_class.SHARED_DEFAULTS)
     return parser
+
+
+def _check_defaults(parser: cli.Parser, method_class: type[Method]) -> None:
+    """Raise `UserError` where a method has a value for a flag that there is not, by the names under which flags are stored."""
+    rows = [row for setting in method_class.SETTINGS for row in (setting.when, setting.values)]
+    stored = {action.dest for action in parser._actions}
+    for row in (method_class.SHARED_DEFAULTS, method_class.QUICK, *rows):
+        if strange := next((name for name in row if name not in stored), None):
+            raise UserError(f"{method_class.__name__} has a value for {strange!r}, which is no flag{meant(strange, stored)}")
 
 
 def _add_shared_flags(parser: cli.Parser, method_class: type[Method]) -> None:

@@ -79,7 +79,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if about.get("method") == "teacher_ncm" and not isinstance(learner, EnsembleLearner):  # an earlier version's
                 raise UserError(f"{path} holds nothing of its teachers, which could only be asked")
             name = metalearner or content["metalearner"]
-            if get_metalearner(name).ADAPTS and isinstance(learner, EnsembleLearner):
+            if not issubclass(get_metalearner(name), ProtoNet) and isinstance(learner, EnsembleLearner):
                 raise UserError(
                     f"{path} holds frozen teachers side by side, which {name} cannot adapt: protonet or ncm reads them"
                 )

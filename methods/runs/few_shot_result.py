@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from methods import short_name
 from methods.evaluation.floors import Reading, floors
 from methods.evaluation.judge import judge
 from methods.evaluation.yardsticks import CEILINGS, WORTH, is_ceiling
@@ -217,7 +218,8 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
     marks = [] if args.select_on != "meta_test" else ["selected on test"]
     marks += ["head rebuilt from class means"] if content["head"] != "as trained" else []
     marks += [content["examined"]] if content["examined"] else []
-    own = args.method + (f" ({', '.join(marks)})" if marks else "")
+    method = short_name(args.method)
+    own = method + (f" ({', '.join(marks)})" if marks else "")
     above = {label: line for label, line in content["yardsticks"].items() if is_ceiling(label)}
     others = {label: line for label, line in content["yardsticks"].items() if label not in above}
     for label, line in (others | {own: content["accuracy"]} | above).items():
@@ -229,7 +231,7 @@ def result_table(args: argparse.Namespace, content: dict[str, Any]) -> str:
         notes.append("one teacher: {images} images x {steps} steps".format(**content["inversion_of_one_teacher"]))
     if content["asked_of_services"]:
         notes += said_of_services(content["asked_of_services"])
-    header = [title, *[f"{name}  ({args.method} above it)" if content["yardsticks"] else name for name in sets]]
+    header = [title, *[f"{name}  ({method} minus this line)" if content["yardsticks"] else name for name in sets]]
     said = [*said_of_calibration(content["calibration"]), *said_of_several_sets(content), *warnings(args, content)]
     return "\n".join([tables.table(header, rows), ", ".join(notes), *said]).rstrip()
 
@@ -241,7 +243,7 @@ def said_of_calibration(calibration: dict[str, dict[str, float]]) -> list[str]:
         sure = "{:.0f}".format(100 * numbers["confidence"])
         apart = [f"{100 * numbers[when]:.1f}" for when in ("before", "after")]
         said.append(
-            f"{name}: answers are {sure} % sure, {apart[0]} points from how right they are; {apart[1]} as they are given"
+            f"{name}: mean confidence {sure} %, calibration error {apart[0]} points, {apart[1]} at the temperature of answers"
         )
     return said
 
@@ -261,7 +263,7 @@ def said_of_services(asked: dict[str, float]) -> list[str]:
 def warnings(args: argparse.Namespace, content: dict[str, Any]) -> list[str]:
     """What a score says about itself where it is not above a floor that needs no training (paired interval below 0)."""
     found = below(content["yardsticks"])
-    return [f"note: {args.method} is below {floor} on {name}: {WORTH[floor]}" for floor, _, name in found]
+    return [f"note: {short_name(args.method)} is below {floor} on {name}: {WORTH[floor]}" for floor, _, name in found]
 
 
 def said_of_several_sets(content: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import main
 from datasets.own import own_set
 from methods import get_method
 from methods.experiments.few_shot import FewShotExperiment
+from methods.free import FREE
 from methods.runs.classifier import FewShotClassifier
 from utils import checkpoint
 from utils.errors import UserError
@@ -231,3 +232,12 @@ class Paid:
 def make():
     return [Paid()]
 """
+
+
+@pytest.mark.parametrize("table", ["SHARED_DEFAULTS", "QUICK"])
+def test_a_value_for_a_flag_that_there_is_not(
+    table: str, flags_for: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FREE, table, {**getattr(FREE, table), "epochz": 3})
+    with pytest.raises(UserError, match=r"FREE has a value for 'epochz', which is no flag \(did you mean epochs\?\)"):
+        main.main(flags_for("free"))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from methods.inversion.bn_statistics import record_bn_distances
 from methods.inversion.pseudo_batch import labels_of
-from methods.inversion.terms import TERMS, adversarial_loss, imbalance, inversion_loss, jensen_shannon, total_variation
+from methods.inversion.terms import TERMS, Term, adversarial_loss, imbalance, inversion_loss, jensen_shannon, total_variation
 from utils.images import shift_and_flip
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -67,3 +67,16 @@ def test_imbalance_is_least_where_classes_are_alike() -> None:
     even, one_sided = torch.eye(4) * 50, torch.eye(4)[:1].repeat(4, 1) * 50
     assert float(imbalance(even)) == pytest.approx(-float(torch.tensor(4.0).log()), abs=1e-9)
     assert float(imbalance(one_sided)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_term_has_what_it_needs(lively_teacher: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no other term asks for it; and without a student it does not count."""
+    needs = frozenset({"features", "distances"})
+    spread = Term("spread", lambda evidence: evidence.features.std() + len(evidence.distances), "", needs)
+    asks = Term("asks", lambda evidence: evidence.student(evidence.images).sum(), "", frozenset({"student"}))
+    monkeypatch.setitem(TERMS, "spread", spread)
+    monkeypatch.setitem(TERMS, "asks", asks)
+    teacher, images = lively_teacher(), torch.rand(4, 3, 16, 16)
+    assert float(inversion_loss({"spread": 1.0}, teacher, images)) > 4
+    assert float(inversion_loss({"asks": 1.0}, teacher, images)) == 0
+    assert float(inversion_loss({"asks": 2.0}, teacher, images, student=lambda x: x.new_ones(3))) == 6

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from datasets.episodes import Episodes, make_episodes
-from methods.metalearners import ANIL, MAML, ProtoNet
+from methods.metalearners import ANIL, MAML, METALEARNERS, ProtoNet
 from methods.metalearners.base import Metalearner
 from methods.metalearners.gradients import aligned_gradient, meta_gradient, reptile_step
 from models import create_model
@@ -51,7 +51,7 @@ def mean_loss(metalearner: Metalearner, params: dict[str, torch.Tensor], episode
     return float(metalearner.outer_loss(params, episodes, STEPS, create_graph=False)[0].mean())
 
 
-@pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
+@pytest.mark.parametrize("kind", METALEARNERS.values(), ids=METALEARNERS)
 @pytest.mark.parametrize("execution", ["loop", "vmap"])
 def test_second_order_equals_finite_differences(kind: type[Metalearner], execution: str) -> None:
     network, params, episodes = make(Smooth())
@@ -65,7 +65,7 @@ def test_second_order_equals_finite_differences(kind: type[Metalearner], executi
         assert float((gradient[name] * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-8), name  # of differences
 
 
-@pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
+@pytest.mark.parametrize("kind", METALEARNERS.values(), ids=METALEARNERS)
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("arch", ["conv4", pytest.param("resnet10", marks=pytest.mark.slow)])
 def test_loop_and_vmap_agree(kind: type[Metalearner], first_order: bool, arch: str) -> None:
@@ -202,7 +202,7 @@ def test_a_loss_of_somebodys_own_moves_what_the_metalearner_moves() -> None:
     assert moved[ANIL] == {"head.weight", "head.bias"}
 
 
-@pytest.mark.parametrize("kind", [MAML, ANIL, ProtoNet])
+@pytest.mark.parametrize("kind", METALEARNERS.values(), ids=METALEARNERS)
 def test_inductive_answers_do_not_depend_on_the_other_queries(kind: type[Metalearner]) -> None:
     network, params, episodes = make(Smooth())
     support, labels, query = episodes.support[0], episodes.support_labels[0], episodes.query[0]
