@@ -80,7 +80,11 @@ def _batch(images: Tensor) -> Tensor:
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also where one is not a number
             how = "divide by 255" if low >= 0 and high <= 255 else "take the normalisation away: it is the learner's own"
             raise UserError(f"images lie between {low:.4g} and {high:.4g}; expected floats in [0, 1] or bytes: {how}")
+        if 0 < high <= 1 / 255 + ROUNDING:
+            raise UserError(f"images lie between {low:.4g} and {high:.4g}, all but black: were they divided by 255 twice?")
         images = images.to(torch.get_default_dtype()).clamp(0, 1)
+    elif images.dtype != torch.uint8 and (low, high) == (0, 1):
+        raise UserError(f"images are {images.dtype} of 0 and 1; expected bytes from 0 to 255, or floats if 1 is white")
     elif images.dtype == torch.bool or low < 0 or high > 255:
         raise UserError(f"images are {images.dtype} between {low} and {high}; expected bytes from 0 to 255 or floats in [0, 1]")
     else:

@@ -13,11 +13,12 @@ from models.backbone import Backbone
 from models.said import LIKELY, LONGEST
 from utils.code import contained, import_function, is_code
 from utils.errors import UserError, in_words
+from utils.images import grey
+from utils.names import meant
 from utils.vision import import_torchvision
 
+WITH_HELPERS = ("googlenet", "inception_v3")  # of torchvision: with heads that only training uses, which a file need not have
 TORCHSCRIPT = "torchscript"  # the arch of a file that is program and weights in one
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey
-
 
 SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda logits: logits,
@@ -155,21 +156,18 @@ class Foreign(Backbone):
             if wanted != [1]:
                 raise UserError(f"takes images of {wanted[0]} channels; expected 3, or 1 for grey ones") from None
             self.takes_grey = True
-            found = self.network(self._grey(x))
+            found = self.network(grey(x))
         notes = ["takes grey images: colours are turned grey"] if self.takes_grey else []
         if not isinstance(found, Tensor):
             notes.append(f"answers a {type(found).__name__}, of which {_choose(found, self.num_classes)[0]} is taken")
         return notes
 
     def _answer(self, x: Tensor) -> Tensor:
-        found = self.network(self._grey(x) if self.takes_grey else x)
+        found = self.network(grey(x) if self.takes_grey else x)
         answer = found if isinstance(found, Tensor) else _choose(found, self.num_classes)[1]
         if not answer.is_floating_point():
             raise UserError(f"answers {answer.dtype}; expected floating-point logits")
         return answer.to(x.dtype)
-
-    def _grey(self, x: Tensor) -> Tensor:
-        return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.answers_logits and (len(x) > 1 or self.takes_one):
@@ -238,12 +236,16 @@ def create_foreign(name: str, num_classes: int, image_size: int, weights: str | 
     try:
         if family == "torchvision":
             import_torchvision()
-            from torchvision.models import get_model
+            from torchvision import models
 
+            if rest not in models.list_models(module=models):
+                raise ValueError(f"torchvision has no classifier of that name{meant(rest, models.list_models(module=models))}")
             # with weights the width of the head is theirs
-            own = {"num_classes": num_classes} if weights is None else {}
+            own: dict[str, Any] = {"num_classes": num_classes} if weights is None else {}
             own |= {"image_size": image_size} if rest.startswith("vit_") else {}
-            return Foreign(get_model(rest, weights=weights, **own), num_classes)
+            if rest in WITH_HELPERS and weights is None:
+                own |= {"aux_logits": False, "init_weights": False}
+            return Foreign(models.get_model(rest, weights=weights, **own), num_classes)
         import_torchvision()  # timm needs it, and would fail where its operators are missing
         import timm
 

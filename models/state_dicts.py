@@ -24,6 +24,7 @@ OPTIMIZER = re.compile(r"optim(?!al|um)")  # how keys of optimizers begin
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
 INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of parts that were wrapped
 NUMBERED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")  # as torchvision's own files of DenseNets call norm1, conv1
+HELPER = re.compile(r"(aux\d|AuxLogits)\.")  # heads of GoogLeNet and Inception that only training uses
 PROFILED = ("total_ops", "total_params")  # which thop counts
 DEPTH = 3  # of dicts in which weights and words are looked for
 SAY_WHICH = "name the prefix of those that are meant in the list's column `weights`, or save them alone"
@@ -174,6 +175,8 @@ def load_into(network: Backbone, content: Content, source: str) -> list[str]:
     target, state = network.loadable, _unwrapped(content.state)
     notes: list[str] = []
     own = target.state_dict()
+    if not any(map(HELPER.match, own)):
+        state = {name: tensor for name, tensor in state.items() if not HELPER.match(name)}
     fitting = _fit(state, own)
     if fitting is None and isinstance(network, Foreign) and checkpoint.takes(target, content.whole, source):
         return notes

@@ -116,6 +116,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     if not rows:
         raise UserError(f"{path} is empty: expected a line with the names of its columns")
     first, header = next(iter(rows.items()))
+    if header[0] == "" and len(header) > 1:  # pandas' own numbers of the rows
+        rows = {line: row[1:] for line, row in rows.items()}
+        header = header[1:]
     del rows[first]
     if len(header) == 1 and re.search(r"[;|\t]", header[0]):
         raise UserError(f"{path}, line {first}: its cells are not separated by commas; save it as CSV with commas")
@@ -141,9 +144,11 @@ def text_of(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error}): save it so") from error
+        raise UserError(
+            f"{path} is no text in UTF-8 ({error}): save it so, or name the list that this file stands in"
+        ) from error
     if "\0" in text:
-        raise UserError(f"{path} is no text in UTF-8: save it so")
+        raise UserError(f"{path} is no text in UTF-8: save it so, or name the list that it stands in")
     return text
 
 

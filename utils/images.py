@@ -14,6 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from utils.files import atomic_path
 from utils.vision import import_torchvision
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey
+
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 (..., C, H, W) to floats in [0, 1], of the default dtype."""
@@ -28,6 +30,11 @@ def fitting_count(count: int, size: int) -> int:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float in [0, 1] to uint8, rounded; values outside are clipped."""
     return (images.detach() * 255.0).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def grey(x: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) without colour: (B, 1, H, W)."""
+    return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Do pseudo-images look like their classes? An independent network, trained on real images, is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from datasets.registry import SPECS, DatasetSpec, get_spec
+from datasets.registry import SPECS, DatasetSpec
 from datasets.split import ImageSplit, csv_path, load_split
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.teachers.pool import TeacherPool
@@ -65,17 +65,18 @@ def judge(
     pool: TeacherPool,
     teacher_ids: Sequence[int],
     batches: Sequence[PseudoBatch],
+    sets: Mapping[str, DatasetSpec],
     data_root: Path,
     size: int,
     draws: torch.Generator,
 ) -> tuple[Tensor, Grid]:
-    """What networks trained on real images of the teachers' sets name recovered images, among each teacher's classes.
+    """What networks trained on real images of the teachers' `sets` name recovered images, among each teacher's classes.
 
     Returns whether they are right (M,) of bool, and a picture with 6 recovered beside 6 real images in each row of twelve.
     """
     rows = [pool.rows[teacher_id] for teacher_id in teacher_ids]
-    splits = {row.dataset: load_split(get_spec(row.dataset), "meta_train", data_root, size) for row in rows}
-    judges = {name: train_judge(split, get_spec(name), pool.device) for name, split in splits.items()}
+    splits = {row.dataset: load_split(sets[row.dataset], "meta_train", data_root, size) for row in rows}
+    judges = {name: train_judge(split, sets[name], pool.device) for name, split in splits.items()}
     hits, tiles, shows = [], [], []
     for row, batch in zip(rows, batches, strict=True):
         split = splits[row.dataset]
@@ -83,18 +84,23 @@ def judge(
         if strange := [label for label in labels if label not in split.class_names]:
             raise UserError(f"--judge: {row.path} knows {shown(strange)}, of which {row.dataset} has no images")
         classes = [split.class_names.index(label) for label in labels]
-        hits.append(recognised(judges[row.dataset], batch, classes, get_spec(row.dataset), size))
+        hits.append(recognised(judges[row.dataset], batch, classes, sets[row.dataset], size))
         tiles.append(beside_real(batch, split, classes, 6, draws))
         shows += [f"{label} of {row.path.stem}, recovered left, real right" for label in labels]
     return torch.cat(hits), Grid(torch.cat(tiles), 12, shows)
 
 
-def check_judged(pool: TeacherPool, data_root: Path) -> None:
+def sets_of(domains: Iterable[DatasetSpec]) -> dict[str, DatasetSpec]:
+    """The image sets that a teacher may be of, by name: those of the table and the run's own."""
+    return SPECS | {spec.name: spec for spec in domains}
+
+
+def check_judged(pool: TeacherPool, sets: Mapping[str, DatasetSpec], data_root: Path) -> None:
     """Raise `UserError` where no real images can tell what a teacher's recovered images should show."""
     if not len(pool):
         raise UserError("--judge looks at images recovered from teachers, and this method has none")
     for row in pool.rows:
-        if row.dataset not in SPECS or not csv_path(SPECS[row.dataset], "meta_train", data_root).is_file():
+        if row.dataset not in sets or not csv_path(sets[row.dataset], "meta_train", data_root).is_file():
             raise UserError(
                 f"--judge needs the real images that a teacher was trained on: those of {row.path} ({row.dataset}) are no "
                 f"image set below {data_root}; leave it out, or name the set in the list's column dataset ({', '.join(SPECS)})"

@@ -16,7 +16,7 @@ from datasets.split import class_names_of, csv_path, digest_of_files
 from methods import short_name
 from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
 from methods.evaluation.exams import Exam, examine
-from methods.evaluation.judge import check_judged
+from methods.evaluation.judge import check_judged, sets_of
 from methods.experiments.few_shot_flags import add_few_shot_flags
 from methods.experiments.method import Method
 from methods.inversion.pseudo_batch import PseudoBatch
@@ -109,7 +109,7 @@ class FewShotExperiment:
         if args.judge:
             if method_class.recover is FewShotMethod.recover:
                 raise UserError(f"--judge: {args.method} recovers no images")
-            check_judged(self.teachers, args.data_root)
+            check_judged(self.teachers, sets_of(self.domains), args.data_root)
         self.method = method_class(args, self.teachers, self.spec)
         if not method_class.TRAINS:
             self._read_out()

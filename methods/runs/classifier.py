@@ -25,6 +25,7 @@ from methods.runs.saved import about_run, read_folder, write_folder
 from methods.teachers.ensemble import EnsembleLearner, learner_from
 from utils import checkpoint
 from utils.errors import UserError
+from utils.names import shown
 
 AT_ONCE = 256  # images
 
@@ -193,6 +194,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         named, wanted = self.predict(images), as_labels(labels)
         if len(named) != len(wanted):
             raise UserError(f"there are {len(named)} images and {len(wanted)} labels; expected as many of both")
+        if not {*wanted} & {*self.classes}:
+            told = f"{shown(map(repr, dict.fromkeys(wanted)))}; it was shown {shown(map(repr, self.classes))}"
+            raise UserError(f"none of the labels is a class that the learner was shown: {told}")
         return sum(one == other for one, other in zip(named, wanted, strict=True)) / len(wanted)
 
     @torch.no_grad()

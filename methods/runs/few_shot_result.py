@@ -12,7 +12,7 @@ import torch
 
 from methods import short_name
 from methods.evaluation.floors import Reading, floors
-from methods.evaluation.judge import judge
+from methods.evaluation.judge import judge, sets_of
 from methods.evaluation.yardsticks import CEILINGS, WORTH, is_ceiling
 from methods.experiments.few_shot import FewShotExperiment
 from methods.runs.arguments import build_parser
@@ -146,7 +146,8 @@ def _judge(experiment: FewShotExperiment, log: RunLog) -> float:
     draws = seed.generator(args.seed, "judge", "teachers")
     teacher_ids = torch.randperm(len(pool), generator=draws)[:TEACHERS_JUDGED].tolist()
     batches = experiment.method.recover(teacher_ids)
-    hits, picture = judge(pool, teacher_ids, batches, args.data_root, experiment.spec.image_size, draws)
+    sets, size = sets_of(experiment.domains), experiment.spec.image_size
+    hits, picture = judge(pool, teacher_ids, batches, sets, args.data_root, size, draws)
     share = float(hits.double().mean())
     log.picture("recovered", picture, experiment.num_iterations)
     log.say(

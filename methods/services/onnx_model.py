@@ -16,7 +16,7 @@ from models.said import check_said, dicts_in, said_in
 from utils.checkpoint import plain_values
 from utils.errors import UserError
 from utils.files import digest, digest_of_all
-from utils.images import normalise
+from utils.images import grey, normalise
 
 ONNX = "onnx"  # the arch of such a file in a list of teachers
 
@@ -31,7 +31,7 @@ def digest_of(path: Path) -> str:
 
 
 class OnnxModel:
-    """A file for float images (B, 3, S, S) or (B, S, S, 3), normalised by mean and std, as a `Service`.
+    """A file for float images (B, 3, S, S) or (B, S, S, 3), or of one channel, normalised by mean and std, as a `Service`.
 
     Whether it answers logits or probabilities is found out when it is first asked. It needs the package onnxruntime.
     """
@@ -110,8 +110,9 @@ class OnnxModel:
         wanted = self._session.get_inputs()[0]
         if len(wanted.shape) != 4 or wanted.type != "tensor(float)":
             raise UserError(f"{self.path} takes {wanted.type} of shape {wanted.shape}; expected floats (batch, 3, S, S)")
-        batch, _, _, last = wanted.shape
-        pixels = prepared.permute(0, 2, 3, 1) if last == 3 else prepared
+        batch, first, _, last = wanted.shape
+        prepared = grey(prepared) if 1 in (first, last) else prepared
+        pixels = prepared.permute(0, 2, 3, 1) if last in (1, 3) else prepared
         at_once = batch if isinstance(batch, int) else len(pixels)
         parts = []
         for part in pixels.split(at_once):

@@ -229,6 +229,9 @@ def read_manifest(path: Path, asking: Asking = Asking()) -> list[TeacherRow]:  #
     if twice := sorted(set(table.columns[table.columns.duplicated()])):
         raise UserError(f"{path} has the column {twice[0]} twice, in small letters and large ones: keep one of them")
     asked = "arch" in table.columns and bool((table["arch"] == SERVICE).all())
+    if not {"class_ids", "class_names"} & {*table.columns} and not table.empty:
+        found = next((column for column in table.columns if column in ("classes", "names", "labels", "class_name")), None)
+        raise UserError(f"{path} has neither class_ids nor class_names" + (f": call {found} class_names" if found else ""))
     missing = [column for column in (NEEDED_OF_SERVICES if asked else NEEDED) if column not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the column {missing[0]}; expected {', '.join(NEEDED)}, and class_ids or class_names")
@@ -336,6 +339,8 @@ def check_row(row: TeacherRow) -> None:
         raise ValueError(f"{len(row.class_ids)} class_ids and {len(row.class_names)} class_names; expected as many of both")
     if min(row.class_ids) < 0:
         raise ValueError(f"column class_ids: {min(row.class_ids)}; expected numbers from 0")
+    if len(row.class_names) == 1 and re.search(r"[|,\t]", row.class_names[0]):
+        raise ValueError(f"column class_names: {row.class_names[0]!r} is one class: classes are separated by semicolons")
     if len(set(row.class_keys)) != len(row.class_ids):
         raise ValueError("a class stands twice")
     if not 1 <= row.image_size <= cli.LARGEST_SIDE:

@@ -127,10 +127,11 @@ def test_a_name_is_a_folder_where_it_has_a_slash(name: str, own: bool, tmp_path:
 def test_teachers_a_learner_and_its_score_from_a_folder(birds: Path, flags_for: Flags, tmp_path: Path) -> None:
     own = ["--dataset", str(birds), "--data_root", str(tmp_path / "root"), "--image_size", "16"]
     pretrain.main([*own, "--way_pretrain", "3", "--pre_model_num", "2", "--pretrain_epochs", "1"])
-    main.main([*flags_for("free", 1), *own, "--way_test", "2", "--run_name", "mine"])
+    main.main([*flags_for("free", 1), *own, "--way_test", "2", "--judge", "--run_name", "mine"])
     result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     assert (result["dataset"], list(result["accuracy"])) == ("birds", ["birds"])
     assert result["test_classes_known_to_teachers"] == []
+    assert 0 <= result["recognised"] <= 1
 
 
 def test_two_folders_of_one_name_have_pools_of_their_own(birds: Path, flags_for: Flags, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models import create_model
 from models.foreign import Foreign
 from utils.errors import UserError
 
@@ -217,3 +218,9 @@ def test_logarithms_that_are_no_logits(end: Callable[[Tensor], Tensor], what: st
     network, images = made(Net(end))
     with pytest.raises(UserError, match=what):
         network.settle(images)
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "fasterrcnn_resnet50_fpn", "resnet81"])
+def test_what_is_no_classifier_of_torchvision_is_said_before_anything_is_fetched(name: str) -> None:
+    with pytest.raises(UserError, match="has no classifier of that name"):
+        create_model(f"torchvision/{name}", 3, 32)

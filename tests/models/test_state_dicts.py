@@ -350,3 +350,11 @@ def test_the_names_in_torchvisions_files_of_densenets() -> None:
     target = create_model("torchvision/densenet121", 3, 32)
     assert load_into(target, read_content(old, "file"), "file") == []
     assert all(torch.equal(tensor, state[name]) for name, tensor in target.loadable.state_dict().items())
+
+
+def test_heads_that_only_training_uses_may_be_there_or_not() -> None:
+    network = create_model("torchvision/googlenet", 3, 64)
+    state = dict(network.loadable.state_dict())
+    assert load_into(network, read_content(state, "file"), "file") == []
+    more = state | {"aux1.conv.bn.bias": torch.ones(128), "aux2.fc2.bias": torch.ones(1000)}
+    assert load_into(network, read_content(more, "file"), "file") == []

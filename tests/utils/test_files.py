@@ -55,6 +55,7 @@ def test_lists_as_other_programs_save_them(tmp_path: Path) -> None:
         ("filename,label\nx.png,NA\ny.png,nan\n", "utf-8"),
         ("filename,label\r\nx.png,NA\r\ny.png,nan", "utf-8-sig"),
         ("filename,label,\nx.png,NA,\ny.png,nan,\n,,\n", "utf-8"),
+        (",filename,label\n0,x.png,NA\n1,y.png,nan\n", "utf-8"),
         ('filename, label\n\nx.png , NA\n,,,\n"y.png",nan\n', "utf-16"),
     ):
         path.write_bytes(text.encode(encoding))

@@ -112,6 +112,12 @@ def test_images_and_labels_come_as_data_loaders_give_them(run: Path, folders: tu
         assert torch.equal(found.predict_proba(images), wanted)
     with pytest.raises(UserError, match="divide by 255"):
         classifier.fit(images.float(), names)
+    with pytest.raises(UserError, match="divided by 255 twice"):
+        classifier.fit(images.double() / 255**2, names)
+    with pytest.raises(UserError, match="of 0 and 1"):
+        classifier.fit((images > 99).long(), names)
+    with pytest.raises(UserError, match="none of the labels is a class"):
+        classifier.fit(images, names).score(images, range(6))
     with pytest.raises(UserError, match="one class for each image"):
         classifier.fit(images, torch.eye(6))
     with pytest.raises(UserError, match="names and numbers"):

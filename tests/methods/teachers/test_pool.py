@@ -123,6 +123,11 @@ def in_two_orders(table: pd.DataFrame) -> pd.DataFrame:
         (lambda table: table.assign(std="1e-30;1e-30;1e-30"), "column std: 1e-30.*divided by 255 twice"),
         (lambda table: table.assign(class_names="", class_ids="1;2;64"), "column class_ids: 64; expected .* 0 to 63"),
         (in_two_orders, "twice, with its classes in two orders"),
+        (
+            lambda table: table.drop(columns=["class_ids", "class_names"]).assign(classes="a;b;c"),
+            "neither .*: call classes class_names",
+        ),
+        (lambda table: table.assign(class_ids="0", class_names="a|b|c"), "is one class: classes are separated by semicolons"),
     ],
 )
 def test_bad_manifests_name_line_and_column(data_root: Path, tmp_path: Path, change, message: str) -> None:
