@@ -15,7 +15,7 @@ from datasets.registry import CIFAR, SPECS
 from datasets.split import ImageSplit
 from methods.free import FREE
 from methods.inversion.by_generator import BETAS, Descent, copy_of, follow, fresh, invert_one
-from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages
+from methods.inversion.by_pixel import PRIORS, PixelImages
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import Weights, inversion_loss
 from methods.inversion.zeroth_order import ZerothOrder, estimate_gradient, unit_directions
@@ -28,10 +28,10 @@ from methods.runs.arguments import parse_args
 from methods.services.black_box import LocalService, log_answers
 from methods.teachers.pool import TeacherPool
 from methods.teachers.pretraining import Recipe, train_teacher
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 from models.generator import Generator
-from utils.images import channels_last, shift_and_flip, take, to_float, to_uint8
+from utils.images import ImageForm, channels_last, shift_and_flip, take, to_float, to_uint8
 
 SIZE, WAY = 32, 5
 MEAN, STD = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in CIFAR)
@@ -304,7 +304,7 @@ def pixels(quick: bool) -> Case:
     """(c) PURER: one step over 13 teachers of disjoint classes, 16 images of a class."""
     count, per_class = (3, 4) if quick else (13, 16)
     subjects = [teacher(seed, class_ids=tuple(range(5 * seed, 5 * seed + 5))) for seed in range(count)]
-    form = PixelForm(SIZE, *CIFAR)
+    form = ImageForm(SIZE, *CIFAR)
     images = PixelImages(5 * count, per_class, form, 0.25, torch.device("cpu"), clamp=False)
     plain = [theirs.PlainConv4(subject.network) for subject in subjects]
     values = images.values.detach().clone().requires_grad_()

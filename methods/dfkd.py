@@ -36,7 +36,7 @@ from methods.experiments.settings import Setting
 from methods.experiments.whole_class import StudentSpec
 from methods.inversion.bn_statistics import record_bn_distances, record_instance_means
 from methods.inversion.by_generator import BETAS, Descent, invert_one
-from methods.inversion.by_pixel import PixelForm, deep_inversion
+from methods.inversion.by_pixel import deep_inversion
 from methods.inversion.contrastive import Contrast
 from methods.inversion.terms import inversion_loss, jensen_shannon
 from methods.teachers.pool import TeacherPool
@@ -130,9 +130,9 @@ class DeepInversion(PooledDistillation):
 
     def synthesize(self, iteration: int, call: int) -> dict[str, float]:
         labels = self.draw_labels().to(self.device)
-        form = PixelForm(self.spec.image_size, self.spec.dataset.mean, self.spec.dataset.std)
+        args, form = self.args, self.spec.form
         images, loss = deep_inversion(
-            lambda images: self.pixel_loss(images, labels), len(labels), form, self.args.g_steps, self.args.lr_g, self.device
+            lambda images: self.pixel_loss(images, labels), len(labels), form, args.g_steps, args.lr_g, self.device
         )
         self.images.add(images)
         return {"inversion_loss": loss}

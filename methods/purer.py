@@ -39,7 +39,7 @@ from methods.experiments.few_shot import FewShotMethod
 from methods.experiments.few_shot_flags import add_augment_flag
 from methods.experiments.settings import TYPED, Setting
 from methods.inversion.by_generator import add_together_flag, together_of
-from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages
+from methods.inversion.by_pixel import PRIORS, PixelImages
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.inversion.terms import add_term_flags, inversion_loss, weights_of
 from methods.memory.bank import pseudo_episodes
@@ -124,8 +124,7 @@ class PURER(FewShotMethod):
         if classes < args.way_train:
             raise UserError(f"the teachers know {classes} classes, an episode needs {args.way_train}: lower --way_train")
         self.weights = weights_of(args, without=("adv",))
-        form = PixelForm(spec.image_size, spec.mean, spec.std)
-        self.pixels = PixelImages(classes, args.synthesis_per_class, form, args.Glr, self.device, not args.no_clamp)
+        self.pixels = PixelImages(classes, args.synthesis_per_class, spec.form, args.Glr, self.device, not args.no_clamp)
         self.together = together_of(args, self.device)
         self.switch = GradientSwitch(args.adv, args.adv_start, fires_at_start=args.candidate_size is None)
 

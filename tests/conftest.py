@@ -32,9 +32,10 @@ from methods import get_method, methods_of
 from methods.metalearners import readout
 from methods.runs.arguments import experiment_of
 from methods.teachers.manifest import TeacherRow, write_manifest
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_classifier, create_model
 from utils import checkpoint, cli
+from utils.images import ImageForm
 from write_file import (
     write_cifar100_filelist,
     write_CUB_filelist,

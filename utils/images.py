@@ -123,6 +123,46 @@ def recolour(images: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class ImageForm:
+    """How a network wants its images: their side in pixels, and the mean and std of each channel of images in [0, 1].
+
+    Pixels that mean and std have normalised are in *its scale*.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) in [0, 1], of any size, as the network wants them."""
+        return channels_last(normalise(resize(images, self.size), self.mean, self.std))
+
+    def noise(self, count: int, device: torch.device) -> torch.Tensor:
+        """Pixels from N(0, 1) in its scale: (count, C, S, S)."""
+        return torch.randn(count, len(self.mean), self.size, self.size, device=device)
+
+    def to_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """From its scale to [0, 1]; gradients pass."""
+        mean, std = self._mean_and_std(pixels)
+        return pixels * std + mean
+
+    def from_images(self, images: torch.Tensor) -> torch.Tensor:
+        """From [0, 1] to its scale."""
+        mean, std = self._mean_and_std(images)
+        return (images - mean) / std
+
+    @torch.no_grad()
+    def clip_(self, pixels: torch.Tensor) -> None:
+        """Clip pixels of its scale, in place, to what an image can be."""
+        mean, std = self._mean_and_std(pixels)
+        pixels.clamp_(-mean / std, (1 - mean) / std)
+
+    def _mean_and_std(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (like.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        return mean, std
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What may be done to an image without changing its class: shift always, mirror and recolour where it holds."""
 

@@ -20,12 +20,12 @@ from methods.experiments.method import Method
 from methods.experiments.whole_class_flags import add_whole_class_flags
 from methods.teachers.classifiers import default_path, load_classifier, read_weights
 from methods.teachers.pool import TeacherPool
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_classifier
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import digest
-from utils.images import Augmentation
+from utils.images import Augmentation, ImageForm
 from utils.metrics import Score
 
 IMAGES_COMPARED = 1000  # of which student and teacher are asked to agree

@@ -1,7 +1,6 @@
 """Inversion of pixels: the images themselves are the parameters (DeepInversion; Yin et al., CVPR 2020)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,42 +10,10 @@ from methods.inversion.pseudo_batch import Invertible, PseudoBatch, labels_of
 from methods.inversion.stacked import Stack, alike
 from methods.inversion.terms import Weights, inversion_loss
 from utils import distributed
+from utils.images import ImageForm
 
 PRIORS = {"ce": 1.0, "tv": 1e-4, "bn": 1e-2, "l2": 1e-5}  # PURER's weights
 Loss = Callable[[Any, Tensor, Tensor], Tensor]  # (teacher, pixels in the form's scale, labels) -> what a step descends on
-
-
-@dataclass(frozen=True)
-class PixelForm:
-    """Side of the images, and the mean and std of the scale in which their pixels move."""
-
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-
-    def noise(self, count: int, device: torch.device) -> Tensor:
-        """Pixels from N(0, 1) in this scale: (count, C, S, S)."""
-        return torch.randn(count, len(self.mean), self.size, self.size, device=device)
-
-    def to_images(self, pixels: Tensor) -> Tensor:
-        """From this scale to [0, 1]; gradients pass."""
-        mean, std = self._mean_and_std(pixels)
-        return pixels * std + mean
-
-    def from_images(self, images: Tensor) -> Tensor:
-        """From [0, 1] to this scale."""
-        mean, std = self._mean_and_std(images)
-        return (images - mean) / std
-
-    @torch.no_grad()
-    def clip_(self, pixels: Tensor) -> None:
-        """Clip pixels, in place, to what an image can be."""
-        mean, std = self._mean_and_std(pixels)
-        pixels.clamp_(-mean / std, (1 - mean) / std)
-
-    def _mean_and_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (like.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
-        return mean, std
 
 
 def jitter(images: Tensor, reach: int = 2) -> Tensor:
@@ -62,7 +29,7 @@ def jitter_and_flip(images: Tensor) -> Tensor:
 
 
 def deep_inversion(
-    loss_of: Callable[[Tensor], Tensor], count: int, form: PixelForm, steps: int, lr: float, device: torch.device
+    loss_of: Callable[[Tensor], Tensor], count: int, form: ImageForm, steps: int, lr: float, device: torch.device
 ) -> tuple[Tensor, float]:
     """Images in [0, 1] (count, C, S, S) of the step with the lowest loss, and that loss (Yin et al., CVPR 2020).
 
@@ -83,7 +50,7 @@ def deep_inversion(
     return form.to_images(kept).clamp(0, 1), float(best)
 
 
-def invert_pixels(teacher: Invertible, start: Tensor, form: PixelForm, weights: Weights, steps: int, lr: float) -> PseudoBatch:
+def invert_pixels(teacher: Invertible, start: Tensor, form: ImageForm, weights: Weights, steps: int, lr: float) -> PseudoBatch:
     """Pseudo-images of one teacher after `steps` Adam steps on pixels, jittered in each and clipped after it.
 
     `start` (way * K, C, S, S) is in the scale of `form`, grouped by class, and stays as it is.
@@ -108,7 +75,7 @@ class PixelImages:
     """
 
     def __init__(
-        self, num_classes: int, per_class: int, form: PixelForm, lr: float, device: torch.device, clamp: bool = True
+        self, num_classes: int, per_class: int, form: ImageForm, lr: float, device: torch.device, clamp: bool = True
     ) -> None:
         self.form, self.clamp = form, clamp
         noise = form.noise(num_classes * per_class, device)

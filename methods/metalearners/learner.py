@@ -12,7 +12,7 @@ from methods.metalearners.readout import PLAIN, Readout
 from models import create_model
 from models.backbone import Backbone
 from utils import checkpoint
-from utils.images import channels_last, normalise, resize, to_float
+from utils.images import ImageForm, channels_last, normalise, resize, to_float
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class LearnerSpec:
     std: Sequence[float]
     global_pool: bool = False
     norm: str = "batch"  # or "fixed"
+
+    @property
+    def form(self) -> ImageForm:
+        """How it wants its images."""
+        return ImageForm(self.image_size, tuple(self.mean), tuple(self.std))
 
 
 class Learner:

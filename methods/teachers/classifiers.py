@@ -8,7 +8,7 @@ import torch
 
 from datasets.registry import DatasetSpec
 from methods.teachers.inspection import inspect
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_classifier
 from models.backbone import Backbone
 from models.foreign import Foreign
@@ -16,6 +16,7 @@ from models.said import check_said
 from models.state_dicts import load_into, read_content
 from utils import checkpoint, seed
 from utils.errors import UserError
+from utils.images import ImageForm
 
 PRETRAINED = "IMAGENET1K_V1"  # torchvision's name for the weights that the papers' ImageNet recipe starts from
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.services.black_box import centred_answers
 from methods.teachers.pool import TeacherPool
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 from models.foreign import TORCHSCRIPT
 from utils import checkpoint
 from utils.code import is_code
 from utils.errors import UserError
+from utils.images import ImageForm
 
 ENSEMBLE = "ensemble"  # the arch of its spec
 AS_THEY_ARE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # teachers take images in [0, 1]

@@ -18,7 +18,7 @@ from methods.services.black_box import BlackBox, LocalService, RemoteService
 from methods.services.meter import Meter
 from methods.teachers.inspection import Finding, inspect
 from methods.teachers.manifest import NUMBER, OWN, TeacherRow, as_place, check_row
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 from models.backbone import Backbone
 from models.foreign import TORCHSCRIPT, Foreign, load_torchscript, words_of_torchscript
@@ -28,7 +28,7 @@ from utils import checkpoint, cli, distributed, seed
 from utils.code import files_of, is_code
 from utils.errors import UserError
 from utils.files import digest, digest_of_all, text_of
-from utils.images import Augmentation
+from utils.images import Augmentation, ImageForm
 from utils.names import different_classes, look_alike_notes, shown
 
 NEVER_TRAINED = "its running means are all 0: it was never trained"

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from datasets.registry import HALF, IMAGENET
-from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
+from methods.inversion.by_pixel import PRIORS, invert_pixels
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.pool import TeacherPool
-from methods.teachers.teacher import ImageForm
 from models import create_model
 from utils import checkpoint, distributed, seed
 from utils.errors import UserError
+from utils.images import ImageForm
 from utils.kept import Kept
 from utils.progress import Progress
 from utils.vision import import_torchvision
@@ -175,7 +175,7 @@ def embed_all(
     Every teacher's images start from the same noise, so that they differ by what the teachers know alone. `spec` gives
     their size and scale.
     """
-    form, kept = PixelForm(spec.image_size, tuple(spec.mean), tuple(spec.std)), Kept(folder)
+    form, kept = spec.form, Kept(folder)
     shared = [images, steps, asdict(form), PIXEL_LR, WEIGHTS, [probe.fingerprint for probe in probes]]
 
     def embedding(teacher_id: int) -> Embedding:

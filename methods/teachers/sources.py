@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets.own import get_domains
 from datasets.split import load_split
 from methods.inversion.by_generator import Descent, fresh, invert_one
-from methods.inversion.by_pixel import PRIORS, PixelForm, invert_pixels
+from methods.inversion.by_pixel import PRIORS, invert_pixels
 from methods.inversion.natural import natural_images, photo_crops
 from methods.inversion.procedural import procedural_images
 from methods.inversion.pseudo_batch import labels_of
@@ -91,7 +91,7 @@ class Sources:
         args, spec, teacher = self.args, self.spec, self.teachers[teacher_id]
         per_class = -(-count // teacher.way)
         if source == "pixel":
-            form, many = PixelForm(spec.image_size, spec.mean, spec.std), teacher.way * per_class
+            form, many = spec.form, teacher.way * per_class
             start = (
                 form.noise(many, self.teachers.device)
                 if args.start == "noise"

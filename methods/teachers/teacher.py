@@ -1,7 +1,6 @@
 """A teacher: a frozen classifier, what it calls its outputs, and how it wants its images."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
@@ -12,20 +11,7 @@ from models import BACKBONES
 from models.backbone import Backbone
 from models.foreign import Foreign
 from models.norm import merged
-from utils.images import channels_last, normalise, resize
-
-
-@dataclass(frozen=True)
-class ImageForm:
-    """The images that a network was trained on: side in pixels, mean and std of each channel in [0, 1]."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], of any size, as the network wants them."""
-        return channels_last(normalise(resize(images, self.size), self.mean, self.std))
+from utils.images import ImageForm
 
 
 class Teacher(nn.Module):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from datasets.registry import CIFAR
 from methods.metalearners.learner import Learner
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
+from utils.images import ImageForm
 
 Verdict = Literal["equal", "flag", "differs", "nothing"]
 Run = Callable[..., Mapping[str, Any]]  # run(monkeypatch, tmp_path) -> our outputs, by the names of the file

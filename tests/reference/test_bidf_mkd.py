@@ -39,8 +39,8 @@ from methods.inversion.terms import adversarial_loss, adversarial_terms, inversi
 from methods.memory.bank import MemoryBank
 from methods.metalearners.learner import LearnerSpec
 from methods.teachers.pool import TeacherPool
-from methods.teachers.teacher import ImageForm
 from models.generator import Generator
+from utils.images import ImageForm
 
 pytestmark = pytest.mark.usefixtures("float64")
 Patch = pytest.MonkeyPatch

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from methods.inversion.bn_statistics import record_bn_distances
-from methods.inversion.by_pixel import PRIORS, PixelForm, PixelImages, deep_inversion, invert_pixels, jitter
+from methods.inversion.by_pixel import PRIORS, PixelImages, deep_inversion, invert_pixels, jitter
 from methods.inversion.terms import inversion_loss, total_variation
 from models import create_model
+from utils.images import ImageForm
 
 pytestmark = pytest.mark.usefixtures("float64")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-FORM, CPU = PixelForm(16, MEAN, STD), torch.device("cpu")
+FORM, CPU = ImageForm(16, MEAN, STD), torch.device("cpu")
 
 
 class Known(nn.Module):
@@ -176,7 +177,7 @@ def test_deep_inversion_finds_what_is_asked_for() -> None:
         return (images.mean((1, 2, 3)) - wanted).square().sum()
 
     torch.manual_seed(0)
-    images, best = deep_inversion(loss_of, 3, PixelForm(8, MEAN, STD), 60, 0.1, CPU)
+    images, best = deep_inversion(loss_of, 3, ImageForm(8, MEAN, STD), 60, 0.1, CPU)
     assert images.shape == (3, 3, 8, 8)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
     assert best == pytest.approx(min(losses), rel=1e-9)

@@ -6,14 +6,14 @@ import torch
 
 from datasets.registry import CIFAR
 from methods.inversion.by_generator import BETAS, Descent, copy_of, follow, invert_each, mean_loss
-from methods.inversion.by_pixel import PixelForm, PixelImages
+from methods.inversion.by_pixel import PixelImages
 from methods.inversion.stacked import Stack, alike
 from methods.inversion.terms import TERMS, inversion_loss
 from methods.metalearners.learner import Learner, LearnerSpec
 from methods.teachers.teacher import Teacher
 from models.generator import Generator
 from utils.errors import UserError
-from utils.images import Augmentation
+from utils.images import Augmentation, ImageForm
 
 pytestmark = pytest.mark.usefixtures("float64")
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_together_is_for_full_precision() -> None:
 
 
 def test_pixels_move_alike_together(mixed: list[Teacher]) -> None:
-    form, weights, values = PixelForm(16, *CIFAR), {"ce": 1.0, "tv": 0.01, "bn": 0.1, "l2": 0.02}, []
+    form, weights, values = ImageForm(16, *CIFAR), {"ce": 1.0, "tv": 0.01, "bn": 0.1, "l2": 0.02}, []
 
     def loss(teacher: Teacher, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return inversion_loss(weights, teacher, form.to_images(x), labels, pixels=x)

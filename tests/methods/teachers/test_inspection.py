@@ -10,11 +10,12 @@ from methods.services.meter import Meter
 from methods.teachers.inspection import inspect
 from methods.teachers.manifest import OWN, TeacherRow
 from methods.teachers.pool import TeacherPool
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 from models.foreign import TORCHSCRIPT, Foreign
 from utils import checkpoint
 from utils.errors import UserError
+from utils.images import ImageForm
 
 pytestmark = pytest.mark.usefixtures("float64")
 FORM = ImageForm(12, (0.5,) * 3, (0.25,) * 3)

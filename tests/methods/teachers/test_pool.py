@@ -12,11 +12,11 @@ from datasets.registry import SPECS
 from methods.teachers import __main__ as command
 from methods.teachers.manifest import COLUMNS, find_rows, read_manifest, write_manifest
 from methods.teachers.pool import NEVER_TRAINED, TeacherPool
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 from utils import checkpoint
 from utils.errors import UserError
-from utils.images import to_float
+from utils.images import ImageForm, to_float
 
 pytestmark = pytest.mark.usefixtures("float64")
 DEVICE = torch.device("cpu")

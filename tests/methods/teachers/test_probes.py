@@ -12,11 +12,12 @@ from methods.teachers import probes
 from methods.teachers.manifest import read_manifest
 from methods.teachers.pool import TeacherPool
 from methods.teachers.probes import PROBES, Embedding, embed, fisher_embedding
-from methods.teachers.teacher import ImageForm, Teacher
+from methods.teachers.teacher import Teacher
 from models import create_model
 from models.foreign import Foreign
 from utils import seed
 from utils.errors import UserError
+from utils.images import ImageForm
 from utils.vision import import_torchvision
 
 pytestmark = pytest.mark.usefixtures("float64")
