@@ -12,6 +12,7 @@ from models.conv4 import Conv4
 from models.foreign import create_foreign, is_foreign
 from models.norm import BatchStatsNorm2d, FixedNorm2d
 from models.resnet import BasicBlock, Bottleneck, ResNet
+from models.shufflenet import ShuffleNetV2
 from models.vgg import VGG
 from models.wide_resnet import WideResNet
 from utils.code import is_code
@@ -101,6 +102,7 @@ BACKBONES = {
     "vgg13": _vgg(2, 2, 2, 2, 2),
     **{f"resnet{depth}": _small_resnet(depth, 1) for depth in (8, 20, 32, 56, 110)},
     **{f"resnet{depth}x4": _small_resnet(depth, 4) for depth in (8, 32)},
+    "shufflenetv2": BackboneSpec(_pooling(ShuffleNetV2)),
     "mobilenetv2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "mobilenet_v2": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),
     "mobilenetv2_imagenet": BackboneSpec(None, few_shot=False, torchvision="mobilenet_v2"),

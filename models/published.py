@@ -20,16 +20,17 @@ RENAMES = [
 AFTER_STEM = re.compile(r"<(\d+)>")  # ResNet blocks are numbered behind the stem's two layers
 
 
+SMALL = {"conv1": "stem", "bn1": "stem_norm", "conv2": "last", "bn2": "last_norm", "linear": "head"}
 # Fast-Datafree's classifiers: a name that only this family has -> where a layer stands, and the names outside of blocks
 FAST_FAMILIES = {
     "block1.layer.0.bn1.weight": (re.compile(r"^block(\d)\.layer\.(\d+)\."), {"conv1": "stem", "bn1": "norm", "fc": "head"}),
-    "linear.weight": (re.compile(r"^layer(\d)\.(\d+)\."), {"conv1": "stem", "bn1": "stem_norm", "linear": "head"}),
+    "linear.weight": (re.compile(r"^layer(\d)\.(\d+)\."), SMALL),
     "block0.0.weight": (re.compile(r"^block(\d)\.(\d+)\."), {"classifier": "head"}),
 }
 
 
 def _from_fast(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """Our names for Fast-Datafree's wide ResNets, ResNets and VGG; `None` for anything else.
+    """Our names for Fast-Datafree's wide ResNets, ResNets, ShuffleNet and VGG; `None` for anything else.
 
     Their stages are numbered one by one; our blocks (and the layers of VGG) are counted through.
     """

@@ -137,3 +137,14 @@ def test_one_name_two_networks() -> None:
     assert "blocks.0.conv2.bias" in few_shot - names
     with pytest.raises(UserError, match="unknown classifier 'resnet7': choose from conv4"):
         create_classifier("resnet7", 5, 32)
+
+
+def test_shufflenets_halves_take_turns() -> None:
+    """As many numbers as the network that is compared with in distillation; its blocks against what they are said to do."""
+    network = create_classifier("shufflenetv2", 100, 32).double().eval()
+    assert sum(value.numel() for value in network.parameters()) == 1_355_528
+    unit, x = network.blocks[1], torch.randn(2, 116, 5, 5, dtype=torch.float64)
+    found = unit(x)
+    assert torch.equal(found[:, ::2], x[:, :58])  # the half that passes
+    moved = unit.norm2(unit.conv2(unit.norm1(unit.conv1(x[:, 58:])).relu()))
+    assert torch.allclose(found[:, 1::2], unit.norm3(unit.conv3(moved)).relu())

@@ -47,8 +47,8 @@ def test_papers_names_are_understood(arch: str, papers_conv4: Rename) -> None:
 
 def fast_datafrees_names(arch: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As the names of Fast-Datafree's classifiers are: stages counted one by one, the head fc, linear or classifier."""
-    head = {"wrn": "fc", "vgg": "classifier", "res": "linear"}[arch[:3]]
-    depths = {"wrn16_2": (2, 2, 2), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}.get(arch, ())
+    head = {"wrn": "fc", "vgg": "classifier"}.get(arch[:3], "linear")
+    depths = {"wrn16_2": (2, 2, 2), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "shufflenetv2": (4, 8, 4)}.get(arch, ())
     stages = [(stage, i) for stage, depth in enumerate(depths, start=1) for i in range(depth)]
     vgg = [(0, 0), (1, 0), (2, 0), (2, 3), (3, 0), (3, 3), (4, 0), (4, 3)]
     renamed = {}
@@ -63,13 +63,15 @@ def fast_datafrees_names(arch: str, state: dict[str, torch.Tensor]) -> dict[str,
             block, place = vgg[int(parts[1])]
             renamed[f"block{block}.{place + (parts[0] == 'norms')}.{parts[2]}"] = value
         else:
-            first = {"stem": "conv1", "norm": "bn1", "stem_norm": "bn1", "head": head}[parts[0]]
+            first = {"stem": "conv1", "norm": "bn1", "stem_norm": "bn1", "last": "conv2", "last_norm": "bn2", "head": head}[
+                parts[0]
+            ]
             renamed[f"{first}.{parts[1]}"] = value
     return renamed
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("arch", ["wrn16_2", "vgg11", "resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", ["wrn16_2", "vgg11", "resnet18", "resnet50", "shufflenetv2"])
 def test_fast_datafrees_names_are_understood(arch: str, prefix: str) -> None:
     torch.manual_seed(0)
     source, target = create_classifier(arch, 5, 32).eval(), create_classifier(arch, 5, 32).eval()
