@@ -22,17 +22,6 @@ PLACEHOLDER = re.compile(r"(label|class|cls|#)[_\s]*\d+", re.IGNORECASE)  # what
 MEAN = "mean means imagemean normmean pixelmean normalizemean imgmean datasetmean inputmean rgbmean".split()
 STD = "std stds stdev stddev imagestd normstd pixelstd normalizestd imgstd datasetstd inputstd rgbstd".split()
 SIZE = "imagesize imgsize imgsz inputsize inputshape inputresolution resolution cropsize imsize".split()
-NUMBER = re.compile(r"(idx|index|id|int|num|i)to(class(es|name)?|cls|labels?|names?|categor(y|ies)|s|str)")
-LISTS = {"classnames", "classes", "classlabels", "labelnames", "targetnames", "categories", "categorynames", "labelmap"}
-MAYBE = {"names", "labels", "vocab"}  # lists of these names may be of something else
-LIKELY = re.compile(r"class|cls|label|categor|cat|target|name|species|vocab|itos|stoi|idx|index")  # below which classes may lie
-PLACEHOLDER = re.compile(r"(label|class|cls|#)[_\s]*\d+", re.IGNORECASE)  # what is written where nobody gave a name
-ALIASES = {  # what else files call it, by what it is
-    "mean": "mean means imagemean normmean pixelmean normalizemean imgmean datasetmean inputmean rgbmean".split(),
-    "std": "std stds stdev stddev imagestd normstd pixelstd normalizestd imgstd datasetstd inputstd rgbstd".split(),
-    "image_size": "imagesize imgsize imgsz inputsize inputshape inputresolution resolution cropsize imsize".split(),
-    "arch": ["arch"],
-}
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")
 LEAST_SIDE, MOST_SIDE = 8, 4096  # of images, in pixels
 SCALE = 1e-3  # by which a mean or std may differ that means the same
@@ -260,7 +249,7 @@ def _sides(said: Any) -> list[float]:
 def _form(mean: Any, std: Any, channels: int) -> tuple[list[float], list[float]] | None:
     """A mean and std of pixels in [0, 1]; None of anything else: two bare numbers may be an accuracy's over seeds."""
     own_mean, own_std = _numbers(mean), _numbers(std)
-    if isinstance(mean, (int, float)) or not {len(own_mean), len(own_std)} <= {1, channels}:
+    if isinstance(mean, (int, float)) or not {len(own_mean), len(own_std)} <= {1, channels} - {0}:
         return None
     scale = 255 if max(*own_mean, *own_std) > 1 else 1
     of_channel = [[number / scale for number in numbers] * (channels // len(numbers)) for numbers in (own_mean, own_std)]
