@@ -194,6 +194,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF data say, where they can be read; of a TGA without bits of transparency none."""
     if picture.format == "TGA" and picture.mode == "RGBA" and not picture.getchannel("A").getextrema()[1]:
         picture = picture.convert("RGB")  # all of it transparent: the fourth byte was left empty
+    picture.load()  # whose damage is no matter of the EXIF data
     try:
         return ImageOps.exif_transpose(picture)
     except Exception:  # whatever damaged data provoke, which viewers pass over, too
