@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "--full" in argv:
         launch(args, _of_scratch(argv))
         return
+    if args.num_class_per_task and args.pre_model_num:
+        print("note: --num_class_per_task deals all classes out; --pre_model_num has no effect", file=sys.stderr)
     with distributed.joined(cli.prepare_machine(args)) as device:
         pretrain_pools(args, recipe_from(args), device, args.overwrite)
 

@@ -178,9 +178,8 @@ def shrink(picture: Image.Image, size: int, source: str, center_crop: float | No
     opaque = _as_bytes(_upright(picture), picture.format, white, tags.get(PHOTOMETRIC) == 0, source)
     image = _in_srgb(opaque, profile).convert("RGB")
     if center_crop or image.size != (size, size):
-        image = image.resize(
-            (size, size), Image.Resampling.BILINEAR, _middle(*image.size, center_crop) if center_crop else None
-        )
+        middle = _middle(*image.size, center_crop) if center_crop else None
+        image = image.resize((size, size), Image.Resampling.BILINEAR, middle)
     return np.asarray(image).transpose(2, 0, 1)
 
 

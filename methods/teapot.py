@@ -19,6 +19,7 @@ From the released code (its method `taco`):
 """
 
 import argparse
+import sys
 from typing import Any, ClassVar
 
 import torch
@@ -222,6 +223,8 @@ class TEAPOT(FewShotMethod):
 
     @classmethod
     def finish_args(cls, args: argparse.Namespace) -> None:
+        if args.candidate_size and not args.schedule_weight:
+            print("note: --candidate_size has no effect without --scheduleWeight: teachers are drawn from all", file=sys.stderr)
         if args.reward == "meta_val" and (args.dataset is None or is_mix(args.dataset)):
             raise UserError("--reward meta_val: real episodes are those of one image set; name it by --dataset")
 

@@ -777,3 +777,92 @@ def test_the_command_line_prints_one_line_and_exits_2() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("error: unknown method 'nothing'")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_that_ends_before_its_first_look_has_one(flags_for: Flags, tmp_path: Path) -> None:
+    """Stopped before anything was kept, and told to end where it is."""
+    main.main([*flags_for("real", 3), "--no_floors", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    checkpoint.save(checkpoint.load(run / "last.pt") | {"best": None, "best_iteration": 0}, run / "last.pt")
+    for name in ("best.pt", "result.json"):
+        (run / name).unlink()
+    main.main(["--resume", str(run)])
+    assert json.loads((run / "result.json").read_text())["selected_at"] == 3
+    assert "learner" in checkpoint.load(run / "best.pt")
+    for name in ("best.pt", "result.json"):
+        (run / name).unlink()
+    with pytest.raises(UserError, match=r"best\.pt does not exist"):
+        main.main(["--resume", str(run)])
+
+
+def test_a_run_cannot_end_before_it_is(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("real", 3), "--no_floors", "--run_name", "mine"])
+    run = str(tmp_path / "runs" / "mine")
+    with pytest.raises(UserError, match="has come to iteration 3: it cannot end before that"):
+        main.main(["--resume", run, "--epochs", "2"])
+    with pytest.raises(UserError, match="--epochs cannot change with --evaluate"):
+        main.main(["--evaluate", run, "--epochs", "2"])
+    with pytest.raises(UserError, match="leave one of them out"):
+        main.main(["--evaluate", run, "--resume", run])
+
+
+def test_scores_of_the_learner_of_before_are_set_aside(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("real"), "--no_floors", "--run_name", "mine"])
+    run = tmp_path / "runs" / "mine"
+    main.main(["--evaluate", str(run), "--num_sup_test", "2"])
+    assert (run / "evaluate-3w2s.json").is_file()
+    main.main(["--resume", str(run), "--epochs", "4"])
+    assert not list(run.glob("evaluate-*.json"))
+    assert (run / "earlier-evaluate-3w2s-1.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["free", "tgr", "bidf_mkd"])
+def test_an_episode_that_memory_can_never_fill_is_refused(method: str, flags_for: Flags) -> None:
+    with pytest.raises(UserError, match=r"queries = \d+ images of a class, and memory keeps \d+"):
+        main.main([*flags_for(method), "--num_qur_train", "4000"])
+
+
+def test_memory_that_never_filled_an_episode_is_said(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("free", 1), "--num_qur_kd", "1", "--num_qur_train", "9", "--no_floors"])
+    assert "the learner was not meta-trained on any" in (only_run(tmp_path) / "log.txt").read_text()
+
+
+def test_seeds_that_are_there_are_scored_as_the_others(flags_for: Flags) -> None:
+    flags = [*flags_for("random"), "--no_floors", "--run_name", "mine", "--seeds", "1"]
+    main.main(flags)
+    with pytest.raises(UserError, match="with another --episode_test"):
+        main.main([*flags, "2", "--episode_test", "7"])
+
+
+def test_foreign_results_beside_a_run_are_nobodys_business(flags_for: Flags, tmp_path: Path) -> None:
+    for number, text in enumerate(("[]", "{}", '{"method": "real"}', '{"method": 3}')):
+        (tmp_path / "runs" / f"other{number}").mkdir(parents=True)
+        (tmp_path / "runs" / f"other{number}" / "result.json").write_text(text)
+    main.main([*flags_for("random"), "--run_name", "mine"])
+    assert (tmp_path / "runs" / "mine" / "result.json").is_file()
+
+
+def test_what_selected_is_said_as_it_was(flags_for: Flags, data_root: Path, tmp_path: Path) -> None:
+    """Without images nothing selects, and the last iteration is kept."""
+    zoo = data_root / "teachers" / "cifar100" / "conv4" / "3way-16px" / "teachers.csv"
+    main.main([*flags_for("free", 1), "--teachers", str(zoo), "--data_root", str(tmp_path / "none"), "--run_name", "mine"])
+    assert json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())["selected_on"] == "last"
+
+
+def test_images_and_teachers_that_moved(flags_for: Flags, data_root: Path, tmp_path: Path) -> None:
+    before, now = tmp_path / "before", tmp_path / "now"
+    shutil.copytree(data_root / "cifar100", before / "cifar100")
+    shutil.copytree(data_root / "teachers" / "cifar100" / "conv4" / "3way-16px", before / "zoo")
+    main.main([*flags_for("free", 1), "--data_root", str(before), "--teachers", str(before / "zoo"), "--run_name", "mine"])
+    before.rename(now)
+    run = tmp_path / "runs" / "mine"
+    moved = ["--data_root", str(now), "--teachers", str(now / "zoo")]
+    main.main(["--evaluate", str(run), *moved])
+    main.main(["--resume", str(run), "--epochs", "2", *moved])
+    assert json.loads((run / "result.json").read_text())["teachers"] == 2
+
+
+def test_an_empty_folder_may_become_a_run(flags_for: Flags, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    main.main([*flags_for("random"), "--no_floors", "--run_name", "mine"])
+    assert (tmp_path / "runs" / "mine" / "result.json").is_file()

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import errno
 import math
 import os
 import sys
@@ -162,7 +163,8 @@ def exit_with_message(work: Callable[[], None]) -> None:
         print(stop, file=sys.stderr)
         sys.exit(130)
     except (UserError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        full = ": the disk is full, make room and go on" if getattr(error, "errno", None) == errno.ENOSPC else ""
+        print("error: " + " ".join(str(error).split()) + full, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -276,14 +278,14 @@ def say_without_effect(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 
 def may_change(when: str, *actions: argparse.Action) -> None:
-    """Mark flags as ones that may be typed again beside --resume and --evaluate ("always"), or --evaluate ("evaluate")."""
+    """Mark flags as ones that may be typed again beside --resume and --evaluate ("always"), or one of them (its name)."""
     for action in actions:
         setattr(action, MAY_CHANGE, when)
 
 
 def changeable(parser: argparse.ArgumentParser, evaluating: bool) -> set[str]:
     """The names of the flags that may be typed again."""
-    allowed = ("always", "evaluate") if evaluating else ("always",)
+    allowed = ("always", "evaluate" if evaluating else "resume")
     return {action.dest for action in parser._actions if getattr(action, MAY_CHANGE, None) in allowed}
 
 

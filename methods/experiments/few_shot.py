@@ -190,7 +190,7 @@ class FewShotExperiment:
         """Turn what args.json holds as text into what the flags give; raise `UserError` for a change that cannot be."""
         check_readout(args)
         name_own_sets(args)
-        args.teachers = [as_place(place) for place in args.teachers] if args.teachers else None
+        args.teachers = [as_place(str(place)) for place in args.teachers] if args.teachers else None
 
     @staticmethod
     def default_name(method_class: type[FewShotMethod], args: argparse.Namespace) -> str:
@@ -233,7 +233,7 @@ class FewShotExperiment:
 
     def plan(self) -> list[str]:
         """What a dry run says about what is there."""
-        learner = self.method.learner
+        learner = self.method.learner if isinstance(self.method.outcome, AskedTeachers) else self.method.outcome
         numbers = sum(value.numel() for value in learner.params.values())
         lines = [
             f"the learner: {learner.spec.arch}, {numbers:,} numbers, {learner.spec.way} outputs, "

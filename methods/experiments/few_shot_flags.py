@@ -41,7 +41,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
         )
         if part == "test":
             cli.may_change("evaluate", way, shot, query)
-    cli.may_change("always", group.add_argument("--episode_test", type=cli.count, default=600, help="episodes of meta_test"))
+    cli.may_change("always", group.add_argument("--episode_test", type=cli.whole(2), default=600, help="episodes of meta_test"))
     group.add_argument("--episode_val", type=cli.count, default=200, help="episodes of each validation on meta_val")
 
     group = parser.add_argument_group("meta-training")
@@ -68,7 +68,7 @@ def add_few_shot_flags(parser: argparse.ArgumentParser, counts_episodes: bool = 
         length = group.add_argument("--episode_train", type=cli.count, default=60_000, help="episodes of the whole run")
     else:
         length = group.add_argument("--epochs", type=cli.count, default=1000, help="iterations")
-    cli.may_change("always", length)
+    cli.may_change("resume", length)
     group.add_argument("--start_id", type=cli.whole(0), default=1, help="accepted for the papers' scripts; only 1 makes sense")
 
     group = parser.add_argument_group("evaluation")

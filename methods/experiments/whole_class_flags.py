@@ -14,7 +14,7 @@ def add_whole_class_flags(parser: argparse.ArgumentParser) -> None:
     networks = f"{', '.join(BACKBONES)}, torchvision/NAME or timm/NAME"
     group = parser.add_argument_group("set and networks")
     group.add_argument("--dataset", default="cifar100", help="cifar10, cifar100 (whole sets) or imagenet")
-    group.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets")
+    cli.may_change("always", group.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets"))
     group.add_argument("--image_size", type=cli.count, help="images' height and width (default: the set's own)")
     group.add_argument("--num_classes", type=cli.count, help="the teacher's classes, where there are no test images")
     group.add_argument("--teacher", default="wrn40_2", help=f"the teacher's architecture: {networks}")
@@ -28,7 +28,7 @@ def add_whole_class_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("the student's training")
     cli.may_change(
-        "always", group.add_argument("--epochs", "--epoch", dest="epochs", type=cli.count, default=200, help="epochs")
+        "resume", group.add_argument("--epochs", "--epoch", dest="epochs", type=cli.count, default=200, help="epochs")
     )
     group.add_argument("-b", "--batch_size", dest="batch_size", type=cli.count, default=128, help="images of a step")
     group.add_argument("--lr", "--learning_rate", dest="lr", type=cli.rate, default=0.1, help="learning rate (SGD)")

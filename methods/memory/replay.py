@@ -5,6 +5,7 @@ import argparse
 from datasets.episodes import Episodes, EpisodeShape
 from methods.memory.bank import MemoryBank
 from methods.metalearners.outer import OuterStep
+from utils.errors import UserError
 from utils.images import Augmentation
 from utils.metrics import Patience
 
@@ -44,7 +45,16 @@ class Replay:
     def of(
         cls, args: argparse.Namespace, outer: OuterStep, memory: MemoryBank, shape: EpisodeShape, augmentation: Augmentation
     ) -> "Replay":
-        """As the flags --episode_batch, --patience and --augment say."""
+        """As the flags --episode_batch, --patience and --augment say.
+
+        Raises `UserError` where memory keeps too few images of a class for an episode, ever.
+        """
+        needed, most = shape.shot + shape.query, memory.images.shape[1]
+        if needed > most:
+            raise UserError(
+                f"an episode needs {shape.shot} shots + {shape.query} queries = {needed} images of a class, and memory keeps "
+                f"{most}: raise the pseudo-images of a class, or lower --num_qur_train"
+            )
         return cls(outer, memory, shape, args.episode_batch, args.patience, augmentation if args.augment else None)
 
     def until_no_better(self) -> dict[str, float]:

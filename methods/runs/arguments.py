@@ -108,6 +108,8 @@ def parse_typed(argv: Sequence[str]) -> argparse.Namespace:
     first.add_argument("--config", type=Path)
     early, _ = first.parse_known_args(argv)
     run = early.resume or early.evaluate
+    if early.resume and early.evaluate:
+        raise UserError("--resume goes on with a run and --evaluate scores one: leave one of them out")
     if run is not None:
         return _parse_again(argv, run, early)
     config = read_config(early.config) if early.config else {}
@@ -202,11 +204,13 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
     for place in saved.get("teachers") or []:
         if is_own_code(place) and place not in early.allow_code:
             raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")
-    allowed, known = cli.changeable(parser, evaluating), cli.flags_of(parser)
+    allowed, known, typed = cli.changeable(parser, evaluating), cli.flags_of(parser), set()
     for token in argv:
         flag = token.split("=")[0] if token.startswith("--") else token[:2]  # -b32, too
+        typed |= {known[flag]} if flag in known else set()
         if flag in known and known[flag] not in allowed:
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
+    saved = {name: value for name, value in saved.items() if name not in typed}  # what may be repeated would be added
     experiment = experiment_of(get_method(saved["method"]))
     parser.set_defaults(**experiment.EARLIER | saved | _from_elsewhere(parser, saved, record["working_folder"]))
     args = _parse_known(parser, argv)

@@ -45,6 +45,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, a
     temperature = _temperature(experiment, log, kept, read_anew, again)
     content = _facts(experiment) | about
     content |= {
+        "selected_on": kept.get("selected_by", args.select_on),
         "seconds_of_an_episode": each,
         "selected_at": kept.get("iteration", 0),
         "one_shot_temperature": temperature,
@@ -53,17 +54,23 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, a
         **({"inversion_of_one_teacher": {}, "asked_of_services": {}, "examined": ""} | method.summary()),
         "seconds": method.clock.seconds | {"total": seconds + time.perf_counter() - entered},
     }
-    draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
+    metrics = read_metrics(log.folder / "metrics.jsonl")
+    if again and not (log.folder / "result.json").is_file():
+        content["examined"] = ", ".join(filter(None, [content["examined"], "of an unfinished run"]))
     if args.judge:
         content["recognised"] = _judge(experiment, log)
+    log.say("\n" + result_table(args, content))  # before anything is written: of a folder that takes nothing it is all there is
+    if not again and method.TRAINS and hasattr(method, "replay") and not any("replay_updates" in line for line in metrics):
+        log.say("note: memory never had images enough for an episode, and the learner was not meta-trained on any")
+    draw_curve(metrics, log.folder.name, log.folder / "images" / "curve.png")
     if again:
         where = f"-{content['testdataset']}" if content["testdataset"] else ""
         content["changed"] = _changed(experiment, log)
         read = f"-{'-'.join(args.readout)}" if "readout" in content["changed"] else ""
         log.result(content, f"evaluate-{args.way_test}w{args.shot_test}s{where}{read}")
     else:
+        log.set_aside_evaluations()
         log.result(content)
-    log.say("\n" + result_table(args, content))
     return {label: score.mean for label, score in scores.items()}
 
 
@@ -89,7 +96,7 @@ def _temperature(
     """
     if not experiment.method.TRAINS:
         return None
-    if not again and "temperature" not in kept:
+    if not again:
         found = experiment.one_shot_temperature()
         log.save("best.pt", kept | {"temperature": found})
         return found
@@ -117,7 +124,6 @@ def _facts(experiment: FewShotExperiment) -> dict[str, Any]:
         "teacher_accuracies": [row.accuracy if math.isfinite(row.accuracy) else None for row in pool.rows],
         "head": _head_note(experiment),
         "test_classes_known_to_teachers": experiment.known,
-        "selected_on": args.select_on,
         "image_size": experiment.spec.image_size,
     }
 
@@ -198,11 +204,12 @@ def ceilings(args: argparse.Namespace, about: Mapping[str, Any]) -> dict[str, di
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            label, learner = CEILINGS.get(content["method"], ("", ()))
+            same = all(content.get(name) == about[name] for name in ("exams", *learner))
+            if label and same and (path.parent / "result.json").is_file():
+                found.setdefault(label, {name: Score(values) for name, values in content["episodes"].items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # another run's file, and none of this one's business
-        label, learner = CEILINGS.get(content.get("method"), ("", ()))
-        if label and all(content.get(name) == about[name] for name in ("exams", *learner)):
-            found.setdefault(label, {name: Score(values) for name, values in content["episodes"].items()})
     return found
 
 

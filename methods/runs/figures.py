@@ -7,6 +7,7 @@ seed. Nothing in the page is typed by hand.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -270,14 +271,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of figures.json and results.md")
     args = parser.parse_args(argv)
     path = args.docs / "figures.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    figures = merged(before, [one for folder in args.runs for one in figures_of(read_run(folder))])
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; take it back from the version before") from error
+    folders = [folder for folder in args.runs if (folder / "args.json").is_file()]
+    for folder in args.runs:
+        if folder not in folders:
+            print(f"note: {folder} is no run directory, and is left out", file=sys.stderr)
+    figures = merged(before, [one for folder in folders for one in figures_of(read_run(folder))])
     write_text(path, json.dumps(figures, indent=1) + "\n")
     write_text(args.docs / "results.md", page_of(figures))
     readme = args.docs.parent / "README.md"
     if readme.is_file():
         write_text(readme, with_front(readme.read_text(encoding="utf-8"), front_of(figures)))
-    print(f"{len(args.runs)} runs, {len(figures)} in all: {path} and {args.docs / 'results.md'}")
+    print(f"{len(folders)} runs, {len(figures)} in all: {path} and {args.docs / 'results.md'}")
 
 
 if __name__ == "__main__":

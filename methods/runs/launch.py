@@ -9,11 +9,11 @@ import torch
 
 from methods import get_method
 from methods.runs.arguments import build_parser, experiment_of, parse_typed
-from methods.runs.config import NAME, OF_ONE_RUN, changed, config_of, note_changes
+from methods.runs.config import NAME, changed, config_of, note_changes
 from methods.runs.few_shot_result import report_learner
 from methods.runs.plan import dry_run, opening
 from methods.runs.run_log import RunLog, SilentLog
-from methods.runs.scores import in_terminal, read_run
+from methods.runs.scores import NO_RESULTS, in_terminal, read_run
 from methods.runs.training import Training
 from methods.runs.whole_class_result import report_student
 from methods.teachers.pretraining import Recipe, pretrain_pools
@@ -47,7 +47,8 @@ def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
     one = argparse.Namespace(**vars(args) | change)
     folder = one.out / one.run_name
     if folder.is_dir() and not args.overwrite:
-        may_differ = cli.changeable(build_parser(args.method), evaluating=False) | OF_ONE_RUN
+        longer = {"epochs", "episode_train"}  # a run may go on, and not be scored on other episodes than its neighbours
+        may_differ = longer | NO_RESULTS
         differ = changed(RunLog.read_flags(folder), one, vars(one).keys() - may_differ)
         if differ:
             others = ", ".join(f"--{name}" for name in differ)
@@ -100,6 +101,7 @@ def _open_log(args: argparse.Namespace, argv: Sequence[str]) -> RunLog:
         return SilentLog(Path(distributed.from_first("")))
     log = RunLog.create(args.out, _name(args), bool(args.run_name), vars(args), argv, args.overwrite)
     typed = argparse.Namespace(**vars(parse_typed(argv)) | {"seed": args.seed})
-    log.write(NAME, config_of(build_parser(args.method), typed))
+    with log.stoppable(new=True):
+        log.write(NAME, config_of(build_parser(args.method), typed))
     distributed.from_first(str(log.folder))
     return log

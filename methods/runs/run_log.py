@@ -64,13 +64,17 @@ class RunLog:
                 folder.mkdir(parents=True)
                 break
             except FileExistsError as error:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    break  # of a run that a full disk let not begin, or somebody's preparation
                 if chosen:
                     raise UserError(
                         f"--run_name {name}: {folder} exists already; choose another name, --resume {folder}, or --overwrite"
                     ) from error
             folder, number = out / f"{name}-{number}", number + 1
-        write_text(folder / "args.json", json.dumps(record, indent=2, default=str) + "\n")
-        return cls(folder)
+        log = cls(folder)
+        with log.stoppable(new=True):
+            log.write("args.json", json.dumps(record, indent=2, default=str) + "\n")
+        return log
 
     @staticmethod
     def read_record(folder: Path) -> dict[str, Any]:
@@ -126,12 +130,20 @@ class RunLog:
 
     def result(self, content: Mapping[str, Any], name: str = "result") -> None:
         """Write <name>.json; one that is there already is kept as earlier-<name>-1.json, or the next free number."""
+        self._set_aside(name)
+        write_text(self.folder / f"{name}.json", json.dumps(content, indent=2) + "\n")
+
+    def set_aside_evaluations(self) -> None:
+        """What --evaluate has made of the learner of before becomes an earlier result, too."""
+        for path in sorted(self.folder.glob("evaluate-*.json")):
+            self._set_aside(path.stem)
+
+    def _set_aside(self, name: str) -> None:
         path, number = self.folder / f"{name}.json", 1
         if path.exists():
             while (kept := self.folder / f"earlier-{name}-{number}.json").exists():
                 number += 1
             path.rename(kept)
-        write_text(path, json.dumps(content, indent=2) + "\n")
 
     def final_scores(self, flags: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Show flags and final scores in TensorBoard's table of hyper-parameters."""
@@ -187,6 +199,8 @@ class SilentLog(RunLog):
     def save(self, name: str, content: Any) -> None: ...
 
     def result(self, content: Mapping[str, Any], name: str = "result") -> None: ...
+
+    def set_aside_evaluations(self) -> None: ...
 
     def final_scores(self, flags: Mapping[str, Any], scores: Mapping[str, float]) -> None: ...
 

@@ -1,6 +1,7 @@
 """Run directories, and their scores side by side: what the page, the comparison and a run over several seeds show."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.tables import table
 
 SHOWN = {"data_root", "embed_plot", "judge", "no_floors", "save_images"}  # where data lie, and what is shown beside a score
 NO_RESULTS = OF_ONE_RUN | cli.MACHINE | SHOWN | {"seed"}  # flags on which no score depends, but for the seed
+USUAL_QUERIES = 15  # of a class, which a setting need not say
 PICTURES_SHOWN = 4  # of a kind and run, over its course
 
 
@@ -44,13 +46,20 @@ class Run:
             return f"{sets}, {result['classes']} classes, {result['images']} test images, top-1 in %"
         way, shot = result.get("way"), result.get("shot")
         episodes = len(next(iter(result.get("episodes", {}).values()), [])) or self.flags.get("episode_test")
-        return f"{sets}, {way}-way {shot}-shot, {episodes} episodes of meta_test, accuracy in %"
+        queries = result.get("query", USUAL_QUERIES)
+        asked = "" if queries == USUAL_QUERIES else f" {queries}-query"
+        return f"{sets}, {way}-way {shot}-shot{asked}, {episodes} episodes of meta_test, accuracy in %"
 
     @property
     def again(self) -> list["Run"]:
-        """The same run with each of the results that --evaluate made of it."""
-        paths = sorted(self.folder.glob("evaluate*.json"))
-        return [replace(self, result=_read_result(path), note=", scored again") for path in paths]
+        """The same run with each of the results that --evaluate made of it; damaged ones are left out with a note."""
+        found, note = [], ", scored again" if self.result else ", unfinished"
+        for path in sorted(self.folder.glob("evaluate*.json")):
+            try:
+                found.append(replace(self, result=_read_result(path), note=note))
+            except UserError as error:
+                print(f"note: {error}", file=sys.stderr)
+        return found
 
     @property
     def validations(self) -> list[dict[str, float]]:
@@ -81,8 +90,16 @@ def read_run(folder: Path) -> Run:
 
 def _read_result(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        result = dict(json.loads(path.read_text(encoding="utf-8")))
+        if result["evaluated"]:
+            scores = [result["accuracy"], *result["yardsticks"].values()]
+            _ = [score["mean"] + score["half_width"] for by_set in scores for score in by_set.values()], result["method"]
+            if not result["accuracy"]:
+                raise KeyError("a score")
+        return result
+    except KeyError as error:
+        raise UserError(f"{path} is no result of this program: it lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 

@@ -65,6 +65,9 @@ class Training:
                     raise Stopped(
                         f"stopped after iteration {self.iteration}; go on with: python main.py --resume {self.log.folder}"
                     )
+        if not self.best_iteration:  # a run that was stopped before its first look, and is told to end there
+            self._validate()
+            self.save()
 
     @property
     def elapsed(self) -> float:
@@ -99,7 +102,7 @@ class Training:
         about = {
             "method": args.method,
             "iteration": self.iteration,
-            "selected_by": args.select_on,
+            "selected_by": args.select_on if value is not None or not self.experiment.method.TRAINS else "last",
             "selection_accuracy": value,
             "stands_on": self.experiment.stands_on,
         }
@@ -130,13 +133,20 @@ class Training:
     def restore(self) -> None:
         """Go back to the last checkpoint of the run directory (to the start, where there is none yet); writes nothing."""
         path, best = self.log.folder / "last.pt", self.log.folder / "best.pt"
+        args = self.experiment.args
         if not path.is_file():
+            if args.resume and (self.log.folder / "metrics.jsonl").is_file():
+                self.log.say("note: last.pt is not there: the run begins anew")
             if not self.experiment.method.TRAINS and best.is_file():  # what is scored are the teachers themselves
                 self._check_ground(checkpoint.load(best, "cpu").get("stands_on", self.experiment.stands_on), scored=False)
             return
         state = checkpoint.load(path, "cpu")
         before = state.get("stands_on", self.experiment.stands_on)  # earlier versions kept none
-        self._check_ground(before, scored=bool(self.experiment.args.evaluate))
+        self._check_ground(before, scored=bool(args.evaluate))
+        if args.resume and state["iteration"] > self.experiment.num_iterations:
+            raise UserError(f"{self.log.folder} has come to iteration {state['iteration']}: it cannot end before that")
+        if args.resume and state["best_iteration"]:
+            checkpoint.load(best, "cpu")  # that it is there, and whole, is to be known before the work
         self.experiment.method.load_state_dict(state["method"])
         self.iteration, self.best, self.best_iteration = state["iteration"], state["best"], state["best_iteration"]
         self.seconds = state["seconds"]

@@ -214,4 +214,6 @@ def services_of(place: str) -> list[ListedService]:
 def add_black_box_flags(group: argparse._ArgumentGroup) -> None:
     """For methods that ask: what it may cost."""
     group.add_argument("--query_budget", type=cli.count, help="images that services may be asked about in all (default: any)")
-    group.add_argument("--price_per_1000", type=cli.weight, help="price of 1,000 images, for the result to say what was spent")
+    group.add_argument(
+        "--price_per_1000", type=cli.number(0), help="price of 1,000 images, for the result to say what was spent"
+    )

@@ -84,7 +84,8 @@ def add_pool_flags(parser: ArgumentParser) -> None:
     """The flags that say which pool of teachers is meant, for training it and for using it."""
     group = parser.add_argument_group("teachers")
     group.add_argument("--dataset", default="cifar100", help=f"image set: {', '.join(SPECS)}, mix, or a folder")
-    group.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets and teachers")
+    root = group.add_argument("--data_root", type=Path, default=DATA_ROOT, help="folder of image sets and teachers")
+    cli.may_change("always", root)
     group.add_argument(
         "--pre_backbone",
         default="conv4",

@@ -325,10 +325,11 @@ def add_allow_code_flag(group: _ArgumentGroup) -> None:
 def add_teacher_flags(parser: ArgumentParser) -> None:
     """The flags that say where existing teachers are."""
     group = parser.add_argument_group("existing teachers")
-    group.add_argument(
+    listed = group.add_argument(
         "--teachers", type=as_place, action="append",
         help="a teachers.csv or its folder, a server's URL, or module:function that returns services; may be repeated",
     )  # fmt: skip
+    cli.may_change("always", listed)
     add_allow_code_flag(group)
     add_api_flags(group)
     group.add_argument(

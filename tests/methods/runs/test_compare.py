@@ -67,3 +67,10 @@ def test_floors_of_two_pools_are_two_marks(tmp_path: Path) -> None:
     ]
     _, marks = compare.lines_of(runs)
     assert [mark.label for mark in marks] == ["chance", "all 2 frozen teachers", "all 2 frozen teachers (of c)"]
+
+
+def test_other_queries_are_another_exam(flags_for: Flags, tmp_path: Path) -> None:
+    main.main([*flags_for("random"), "--no_floors", "--run_name", "one"])
+    main.main([*flags_for("random"), "--no_floors", "--num_qur_test", "3", "--run_name", "two"])
+    with pytest.raises(UserError, match="they do not compare"):
+        compare.main([str(tmp_path / "runs" / "one"), str(tmp_path / "runs" / "two"), "--out", str(tmp_path / "p.png")])

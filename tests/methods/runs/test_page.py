@@ -231,3 +231,20 @@ def test_pictures_are_in_the_page(tmp_path: Path) -> None:
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert found
     assert all(base64.b64decode(content).startswith(b"\x89PNG") for content in found)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"evaluated": true}', '{"evaluated": true, "method": "a", "accuracy": {}, "yardsticks": {}}', "[]", "{}"]
+)
+def test_foreign_results_are_no_runs(text: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path, "mine", 0.5)
+    (run / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"result\.json is"):
+        read_run(run)
+
+
+def test_a_damaged_evaluation_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, "mine", 0.5)
+    (run / "evaluate-5w1s.json").write_text("")
+    assert read_run(run).again == []
+    assert "evaluate-5w1s.json is damaged" in capsys.readouterr().err
