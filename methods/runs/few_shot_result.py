@@ -59,7 +59,7 @@ def report_learner(experiment: FewShotExperiment, log: RunLog, seconds: float, a
         content["examined"] = ", ".join(filter(None, [content["examined"], "of an unfinished run"]))
     if args.judge:
         content["recognised"] = _judge(experiment, log)
-    log.say("\n" + result_table(args, content))  # before anything is written: of a folder that takes nothing it is all there is
+    log.say("\n" + result_table(args, content))  # before anything is written: a folder may take nothing
     if not again and method.TRAINS and hasattr(method, "replay") and not any("replay_updates" in line for line in metrics):
         log.say("note: memory never had images enough for an episode, and the learner was not meta-trained on any")
     draw_curve(metrics, log.folder.name, log.folder / "images" / "curve.png")

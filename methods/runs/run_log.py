@@ -135,7 +135,7 @@ class RunLog:
 
     def set_aside_evaluations(self) -> None:
         """What --evaluate has made of the learner of before becomes an earlier result, too."""
-        for path in sorted(self.folder.glob("evaluate-*.json")):
+        for path in sorted(self.folder.glob("evaluate*.json")):
             self._set_aside(path.stem)
 
     def _set_aside(self, name: str) -> None:

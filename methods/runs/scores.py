@@ -91,7 +91,7 @@ def read_run(folder: Path) -> Run:
 def _read_result(path: Path) -> dict[str, Any]:
     try:
         result = dict(json.loads(path.read_text(encoding="utf-8")))
-        if result["evaluated"]:
+        if result.get("evaluated"):
             scores = [result["accuracy"], *result["yardsticks"].values()]
             _ = [score["mean"] + score["half_width"] for by_set in scores for score in by_set.values()], result["method"]
             if not result["accuracy"]:

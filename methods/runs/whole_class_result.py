@@ -50,11 +50,13 @@ def report_student(experiment: WholeClassExperiment, log: RunLog, seconds: float
         "accuracy": {label: score.numbers() for label, score in scores.items()},
         "yardsticks": {label: {key: score.numbers() for key, score in line.items()} for label, line in yardsticks.items()},
     }
+    log.say("\n" + student_table(args, content))  # before anything is written: a folder may take nothing
     draw_curve(read_metrics(log.folder / "metrics.jsonl"), log.folder.name, log.folder / "images" / "curve.png")
     if args.embed_plot:
         draw_features(experiment, log, args.embed_plot)
+    if not again:
+        log.set_aside_evaluations()
     log.result(content, "evaluate" if again else "result")
-    log.say("\n" + student_table(args, content))
     if not again and (news := experiment.finish()):
         log.say(news)
     return {name: score.mean for name, score in scores.items()}

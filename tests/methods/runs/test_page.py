@@ -234,7 +234,7 @@ def test_pictures_are_in_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"evaluated": true}', '{"evaluated": true, "method": "a", "accuracy": {}, "yardsticks": {}}', "[]", "{}"]
+    "text", ['{"evaluated": true}', '{"evaluated": true, "method": "a", "accuracy": {}, "yardsticks": {}}', "[3]", "3"]
 )
 def test_foreign_results_are_no_runs(text: str, tmp_path: Path) -> None:
     run = write_run(tmp_path, "mine", 0.5)
