@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +11,13 @@ import torch
 from datasets.episodes import Episodes, EpisodeShape
 from datasets.own import get_domains, is_own
 from datasets.registry import DATA_ROOT, HALF, SPLITS, DatasetSpec
-from datasets.split import class_names_of, csv_path, digest_of_files
+from datasets.split import class_names_of, csv_path
 from methods import short_name
 from methods.evaluation.calibration import EPISODES, calibration, first_episodes, one_shot_temperature
 from methods.evaluation.exams import Exam, examine
 from methods.evaluation.judge import check_judged, sets_of
 from methods.experiments.few_shot_flags import add_few_shot_flags
+from methods.experiments.ground import ground_of, kept_form
 from methods.experiments.method import Method
 from methods.inversion.pseudo_batch import PseudoBatch
 from methods.memory.bank import MemoryBank
@@ -38,7 +38,7 @@ from methods.teachers.manifest import (
     pretrain_command,
 )
 from methods.teachers.pool import TeacherPool, add_teacher_flags
-from utils import checkpoint, seed
+from utils import seed
 from utils.errors import UserError
 from utils.metrics import Score
 from utils.names import look_alikes, shown
@@ -105,7 +105,7 @@ class FewShotExperiment:
         self.exams = self._exams(method_class.TRAINS and not args.evaluate)
         self.known = self._known_to_teachers()
         self.teachers.check(method_class.looks_inside(args), method_class.TRAINS)
-        self.stands_on = self._ground()  # as they are now: files may be written anew while it runs
+        self.stands_on = ground_of(self.teachers, self.spec, self.domains, args.data_root)
         if args.judge:
             if method_class.recover is FewShotMethod.recover:
                 raise UserError(f"--judge: {args.method} recovers no images")
@@ -197,25 +197,6 @@ class FewShotExperiment:
         """A name for the run directory that says what the run is."""
         data = Path(args.dataset).name if args.dataset else Path(args.teachers[0]).stem
         return f"{short_name(args.method)}-{data}-{args.way_train}w{args.shot_train}s-{args.backbone}"
-
-    def _ground(self) -> list[str]:
-        """What must be as it was when a run goes on: the teachers, in their order, their classes and weights, and the images.
-
-        Of a service its classes alone: it may move, and has versions of its own.
-        """
-        lines = []
-        for number, row in enumerate(self.teachers.rows):
-            said = [f"the teacher {row.path.name} of {', '.join(row.class_keys)}"]
-            if not row.is_asked:
-                weights, code = (content[:12] for content in self.teachers.content_of(number))
-                said += [f"weights {weights}", _form(row), *([f"code {code}"] if code else [])]
-            lines.append(", ".join(said))
-        lines.append(f"images of {_form(self.spec)}")
-        if not len(self.teachers):
-            for domain in self.domains:
-                names, root = class_names_of(domain, "meta_train", self.args.data_root), self.args.data_root
-                lines.append(f"images of {domain.name}: {', '.join(names)}, {digest_of_files(domain, 'meta_train', root)[:12]}")
-        return lines
 
     @property
     def num_iterations(self) -> int:
@@ -370,24 +351,6 @@ def name_own_sets(args: argparse.Namespace) -> None:
     for name in ("dataset", "testdataset"):
         if (place := getattr(args, name)) and is_own(place):
             setattr(args, name, str(Path(place).expanduser().resolve()))
-
-
-def _form(images: LearnerSpec | TeacherRow) -> str:
-    """Size and normalisation of images, for people."""
-    mean, std = (";".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
-    return f"{images.image_size} pixels, mean {mean}, std {std}"
-
-
-def kept_form(spec: LearnerSpec, run: Path | None) -> LearnerSpec:
-    """The spec with size and normalisation of the learner that a run has kept: a folder of images may have changed since."""
-    best = None if run is None else run / "best.pt"
-    kept: Any = checkpoint.load(best) if best is not None and best.is_file() else None
-    for name in ("learner", "spec"):
-        kept = kept.get(name) if isinstance(kept, dict) else None
-    names = ("image_size", "mean", "std")
-    if not isinstance(kept, dict) or kept.get("arch") != spec.arch or not set(names) <= kept.keys():
-        return spec  # of teachers side by side, of before the first look, or damaged, which is said elsewhere
-    return replace(spec, **{name: kept[name] for name in names})
 
 
 def missing_steps(args: argparse.Namespace, method_class: type[FewShotMethod]) -> list[str]:
