@@ -166,7 +166,9 @@ def exit_with_message(work: Callable[[], None]) -> None:
         full = ": the disk is full, make room and go on" if getattr(error, "errno", None) == errno.ENOSPC else ""
         print("error: " + " ".join(str(error).split()) + full, file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, KeyboardInterrupt):  # as imports pass it on
+            raise
         print("stopped", file=sys.stderr)
         sys.exit(130)
 

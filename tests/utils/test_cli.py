@@ -48,3 +48,23 @@ def test_errors_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> N
         cli.exit_with_message(work)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_a_stop_inside_of_an_import_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python wraps what is raised while a class is made."""
+
+    def stopped() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            raise RuntimeError("Error calling __set_name__") from stop
+
+    with pytest.raises(SystemExit) as ended:
+        cli.exit_with_message(stopped)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")
+
+    def broken() -> None:
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        cli.exit_with_message(broken)
