@@ -96,7 +96,7 @@ class DAFL(Generative):
 
 class ZSKT(Generative):
     PAPER = "Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, NeurIPS 2019"
-    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0, "T": 1.0}
+    SHARED_DEFAULTS: ClassVar[dict[str, Any]] = SHARED | {"kd_steps": 5, "adv": 1.0}
 
 
 class DFAD(Generative):

@@ -18,6 +18,7 @@ NAME_OF_NUMBER = re.compile(r"(idx|index|id|int|num|i)to(class(es|name)?|cls|lab
 LISTS = {"classnames", "classes", "classlabels", "labelnames", "targetnames", "categories", "categorynames", "labelmap"}
 MAYBE = {"names", "labels", "vocab"}  # lists of these names may be of something else
 LIKELY = re.compile(r"class|cls|label|categor|cat|target|name|species|vocab|itos|stoi|idx|index")  # below which classes may lie
+RANKED = re.compile(r"count|acc|rank|worst|best|alphabet|sort|weight|freq|hist|loss|score|err|precision|recall|super|coarse")
 PLACEHOLDER = re.compile(r"(label|class|cls|#)[_\s]*\d+", re.IGNORECASE)  # what is written where nobody gave a name
 MEAN = "mean means imagemean normmean pixelmean normalizemean imgmean datasetmean inputmean rgbmean".split()
 STD = "std stds stdev stddev imagestd normstd pixelstd normalizestd imgstd datasetstd inputstd rgbstd".split()
@@ -44,12 +45,15 @@ class Said:
     archs: list[Any] = field(default_factory=list)
 
 
-def said_in(places: Iterable[Mapping[Any, Any]]) -> Said:
-    """What dicts of a file say, and texts in them that are dicts as JSON writes them.
+def said_in(places: Iterable[Mapping[Any, Any]], elsewhere: Iterable[Mapping[Any, Any]] = ()) -> Said:
+    """What dicts of a file say, and texts in them that are dicts as JSON writes them; of those `elsewhere` lists that may be
+    of classes alone: the rest of what they say may be of something else.
 
     Raises `ValueError` for classes that are misnumbered.
     """
     found, waiting = Said(), list(places)
+    for whole in elsewhere:
+        found.maybe.extend(_maybe_names({_plain_key(key): value for key, value in whole.items() if isinstance(key, str)}))
     for whole in waiting:
         waiting += [inner for value in whole.values() for inner in _json_of(value) if isinstance(inner, Mapping)]
         place = {_plain_key(key): value for key, value in whole.items() if isinstance(key, str)}
@@ -131,7 +135,7 @@ def _maybe_names(place: Mapping[str, Any]) -> Iterator[list[str]]:
             numbers = value.tolist() if isinstance(value, torch.Tensor) and value.ndim == 1 else value
             if _is_list_of(numbers, int):
                 yield [str(name) for name in numbers]
-        if LIKELY.search(key):
+        if LIKELY.search(key) and not RANKED.search(key):
             yield from _names_below(value)
 
 
@@ -272,12 +276,18 @@ def _numbers(said: Any) -> list[float]:
 
 
 def _another_arch(said: str, listed: str) -> bool:
-    """Whether two names are of one family and of different networks of it: a package before, a tag behind is no difference.
+    """Whether a name of this project's, or one of the listed one's family with another number, is another network's."""
+    from models import BACKBONES  # which stand above this
 
-    Weights of another family would not fit, and a word without a number says no more than the family.
-    """
-    own = [re.sub("[_-]", "", part).lower() for part in (said, said.split(".")[0], said.split(".")[-1], said.split("/")[-1])]
-    other = re.sub("[_-]", "", listed.rpartition("/")[2]).lower()
-    family = re.match(r"[a-z]*", other)
-    related = family is not None and len(family[0]) > 2 and family[0] in own[0] and any(sign.isdigit() for sign in own[0])
-    return related and other not in own and other.split(".")[0] not in own
+    (own, own_number), (other, number) = _family(said), _family(listed)
+    if said in BACKBONES and listed in BACKBONES:
+        return said != listed
+    return own == other and own_number != number and "" not in (own_number, number)
+
+
+def _family(name: str) -> tuple[str, str]:
+    """A network's family and the first number of its name, whatever package stands before and whatever tag behind."""
+    last = name.rpartition("/")[2]
+    last = last.rpartition(".")[2] if "models." in last else last.partition(".")[0]
+    letters, digits, _ = re.split(r"(\d+|$)", re.sub("[_-]", "", last).lower(), maxsplit=1)
+    return letters, digits

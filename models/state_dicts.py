@@ -2,7 +2,7 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,24 @@ from utils.names import shown
 
 State = dict[str, Tensor]
 COUNTER = "num_batches_tracked"  # of batch normalisation, which files from before PyTorch 0.4.1 lack and nothing here reads
-# how running averages of weights are called, which those of gradients are not
-AVERAGE = re.compile(r"ema|shadow|swa|averag|(?<!exp_)(?<!grad_)(?<!square_)avg|polyak|slow|mean_param|^ax$", re.IGNORECASE)
+ABOUT = (  # dicts in which files say such things
+    "hyper_parameters", "datamodule_hyper_parameters", "hparams", "meta", "metadata", "dataset_meta", "config", "cfg", "opt",
+    "info", "args", "train_args", "model_args", "model_config", "settings", "params", "extra", "dataset", "data", "datamodule",
+    "data_config", "transform", "transforms", "preprocess", "preprocessing", "normalize", "normalization", "label_encoder",
+    "vocab",
+)  # fmt: skip
+# How running averages of weights are called: not those of gradients and losses
+AVERAGE = re.compile(r"(^|[_./-])(ema|swa|avg|polyak|slow)|model_?(ema|avg)|averag|shadow|mean_param", re.IGNORECASE)
+NO_AVERAGE = re.compile(r"exp_|grad|squ|update|loss|acc|metric|decay|(^|_)lr", re.IGNORECASE)
+KEPT_AVERAGES = {
+    "ax",
+    "slow_buffer",
+    "slow_param",
+    "slow_weights",
+    "swa_buffer",
+    "ema",
+    "shadow",
+}  # of a parameter, by optimizers
 OPTIMIZER = re.compile(r"optim(?!al|um)")  # how keys of optimizers begin
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
 INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of parts that were wrapped
@@ -56,14 +72,17 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
     states = dict(_states(content))
     everywhere = found = _large(states)
     if which:
-        found = _large({place: whole for place, whole in states.items() if place == which or place.startswith(f"{which}.")})
+        meant = "" if which == "." else which
+        found = {place: whole for place, whole in states.items() if place == meant or (meant and place.startswith(f"{meant}."))}
+        found = _large(found)
         found = found or dict(_below_names(states, which))
         if len(found) != 1:
-            places = shown(place or "the file itself" for place in everywhere)
+            places = shown(place or "." for place in everywhere)
             raise UserError(f"{source} has no weights under {which!r} alone; they are under {places}")
     if len(found) > 1:
         raise UserError(
-            f"{source} has weights under {shown(found)}: say which are meant, in the list's column `weights`, or save one alone"
+            f"{source} has weights under {shown(place or '.' for place in found)}: say which are meant, in the list's column "
+            "`weights`, or save one alone"
         )
     if not found:
         raise UserError(f"{source} is no checkpoint this program knows: no state_dict in its keys {shown(map(str, content))}")
@@ -80,7 +99,7 @@ def read_content(content: Any, source: str, which: str = "") -> Content:
             _tensors(whole),
             None if ids is None else [int(label) for label in ids],
             None if ids is None or accuracy is None else float(accuracy) / (100 if float(accuracy) > 1 else 1),  # or a share
-            said_in(_about(content, place, everywhere.keys() - {place})),
+            said_in(*_near_and_far(_about(content, place, everywhere.keys() - {place}))),
             whole,
         )
     except (TypeError, ValueError) as error:
@@ -125,8 +144,8 @@ def _nameless_averages(content: Mapping, numbers: int, place: str = "", averages
     half as many `numbers` as the weights have, or more, in one.
     """
     for key, value in content.items():
-        below, named = f"{place}.{key}".lstrip("."), averages or bool(AVERAGE.search(str(key)))
-        if isinstance(value, Mapping) and any(AVERAGE.search(str(name)) for name in _names_of_moments(value)):
+        below, named = f"{place}.{key}".lstrip("."), averages or _is_average(str(key))
+        if isinstance(value, Mapping) and _names_of_moments(value) & KEPT_AVERAGES:
             yield below
         elif isinstance(value, Mapping) and place.count(".") < DEPTH:
             yield from _nameless_averages(value, numbers, below, named)
@@ -143,26 +162,38 @@ def _nameless_averages(content: Mapping, numbers: int, place: str = "", averages
             yield below
 
 
+def _is_average(name: str) -> bool:
+    return bool(AVERAGE.search(name)) and not NO_AVERAGE.search(name)
+
+
 def _names_of_moments(numbered: Mapping) -> set[str]:
     """What an optimizer's state keeps of more than one parameter."""
     kept = [_tensors(one).keys() for number, one in numbered.items() if isinstance(number, int) and isinstance(one, Mapping)]
     return {name for names in kept for name in names if sum(name in others for others in kept) > 1}
 
 
-def _about(content: Mapping, chosen: str, others: Set[str], place: str = "") -> Iterator[Mapping[str, Any]]:
+def _about(
+    content: Mapping, chosen: str, others: Set[str], place: str = "", near: bool = True
+) -> Iterator[tuple[bool, Mapping[str, Any]]]:
     """The dicts in which a file may say something of itself: not optimizers', nor those around weights at `others` alone.
 
-    Of the dict of weights that is `chosen`, what is no tensor, whatever its name.
+    Near are those around the `chosen` weights, and those that are called so; of weights, what is no tensor, whatever its name.
     """
-    weights = f"{chosen}.".startswith(f"{place}.") if place else not chosen
-    yield {key: value for key, value in content.items() if not (weights and isinstance(value, Tensor))}
+    around = f"{chosen}.".startswith(f"{place}.") if place else True
+    weights = place == chosen
+    yield near, {key: value for key, value in content.items() if not (weights and isinstance(value, Tensor))}
     for key, value in content.items():
         inner, below = vars(value) if isinstance(value, Namespace) else value, f"{place}.{key}".lstrip(".")
         if not isinstance(inner, Mapping) or place.count(".") >= DEPTH or OPTIMIZER.match(str(key)):
             continue
-        theirs = any(f"{other}.".startswith(f"{below}.") for other in others)
-        if not theirs or f"{chosen}.".startswith(f"{below}."):
-            yield from _about(inner, chosen, others, below)
+        leads = f"{chosen}.".startswith(f"{below}.")
+        if leads or not any(f"{other}.".startswith(f"{below}.") for other in others):
+            yield from _about(inner, chosen, others, below, near and (leads or (key in ABOUT and (around or place in ABOUT))))
+
+
+def _near_and_far(places: Iterable[tuple[bool, Mapping[str, Any]]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    both = list(places)
+    return [place for near, place in both if near], [place for near, place in both if not near]
 
 
 def load_into(network: Backbone, content: Content, source: str) -> list[str]:
@@ -191,7 +222,7 @@ def load_into(network: Backbone, content: Content, source: str) -> list[str]:
             raise UserError(f"{source} has weights that fit under {places}: {SAY_WHICH}")
         for prefix, below in whole.items():
             fitting, spare = below, [name for name in state if not name.startswith(prefix)]
-            averages = [name for name in spare if AVERAGE.search(name.split(".")[0])]
+            averages = [name for name in spare if _is_average(name.split(".")[0])]
             if 2 * len(averages) >= len(own):
                 raise UserError(f"{source} has weights under {prefix} and a running average, {averages[0]}: {SAY_WHICH}")
             if spare:

@@ -271,6 +271,11 @@ def without_effect(group: argparse._ActionsContainer, *spellings: str, reason: s
     setattr(action, WITHOUT_EFFECT, reason)
 
 
+def names_without_effect(parser: argparse.ArgumentParser) -> set[str]:
+    """The names under which accepted flags that do nothing are stored."""
+    return {action.dest for action in parser._actions if hasattr(action, WITHOUT_EFFECT)}
+
+
 def say_without_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Print one line for each accepted flag that was typed and does nothing."""
     for action in parser._actions:

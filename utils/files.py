@@ -81,6 +81,16 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def starts_with(path: Path, beginning: bytes) -> bool:
+    """Whether a file begins so, or is empty, or not there. Raises `UserError` for a link, a device, a pipe or a folder."""
+    if not path.exists() and not path.is_symlink():
+        return True
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{path} is no ordinary file and is not replaced: name another one")
+    with path.open("rb") as file:
+        return file.read(len(beginning)) in (b"", beginning)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as temporary:

@@ -142,7 +142,8 @@ class PooledDistillation(DataFreeDistillation):
 
 def add_generation_flags(group: argparse._ArgumentGroup) -> None:
     """What the papers' scripts type for every method alike."""
-    group.add_argument("--T", type=cli.rate, default=OPTIONAL["T"], help="temperature of the divergence from the teacher")
+    text = "temperature of the divergence from the teacher (of DAFL, ZSKT, DFAD and DFQ it is 1)"
+    group.add_argument("--T", type=cli.rate, default=OPTIONAL["T"], help=text)
     group.add_argument(
         "--warmup", type=cli.whole(0), default=0, help="first epochs, in which images are made and no student learns"
     )

@@ -94,8 +94,22 @@ class MemoryBank:
         return {"images": self.images[:, : int(self.counts.max())].clone(), "added": self.added.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images[:, : state["images"].shape[1]] = state["images"].to(self.images.device)
-        self.added.copy_(state["added"])
+        """A ring of another capacity, as earlier versions had, gives its newest images."""
+        images, added, capacity = state["images"], state["added"], self.images.shape[1]
+        kept = images.shape[1]
+        if kept <= capacity and int(added.max()) <= kept:  # no place was taken twice yet
+            self.images[:, :kept] = images.to(self.images.device)
+            self.added.copy_(added)
+            return
+        if kept != capacity:
+            number = added.clamp(max=min(kept, capacity))  # images of each class
+            order = (added - number)[:, None] + torch.arange(int(number.max()))  # of when they came
+            chosen = images[torch.arange(len(images))[:, None], order % kept]
+            self.images[:, : chosen.shape[1]] = chosen.to(self.images.device)
+            self.added.copy_(number)
+            return
+        self.images.copy_(images.to(self.images.device))
+        self.added.copy_(added)
 
 
 def pseudo_episodes(

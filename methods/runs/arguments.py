@@ -201,9 +201,6 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
     parser = build_parser(saved["method"])
     cli.check_values(parser, saved, f"{run}/args.json")
     saved["out"] = str(_out_of(run, saved.get("run_name")))  # where what it kept lies
-    for place in saved.get("teachers") or []:
-        if is_own_code(place) and place not in early.allow_code:
-            raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")
     allowed, known, typed = cli.changeable(parser, evaluating), cli.flags_of(parser), set()
     for token in argv:
         flag = token.split("=")[0] if token.startswith("--") else token[:2]  # -b32, too
@@ -211,6 +208,9 @@ def _parse_again(argv: Sequence[str], run: Path, early: argparse.Namespace) -> a
         if flag in known and known[flag] not in allowed:
             raise UserError(f"{flag} cannot change with {'--evaluate' if evaluating else '--resume'}: {run} has its own value")
     saved = {name: value for name, value in saved.items() if name not in typed}  # what may be repeated would be added
+    for place in saved.get("teachers") or []:
+        if is_own_code(place) and place not in early.allow_code:
+            raise UserError(f"{run} runs code, --teachers {place}; if it is yours, add --allow_code {place}")
     experiment = experiment_of(get_method(saved["method"]))
     parser.set_defaults(**experiment.EARLIER | saved | _from_elsewhere(parser, saved, record["working_folder"]))
     args = _parse_known(parser, argv)

@@ -2,11 +2,11 @@
 
 import argparse
 
-import torch
 from torch import nn
 
-from methods.services.api import api_of
+from methods.services.api import NO_LIMITS, api_of
 from methods.services.meter import Meter
+from methods.teachers.inspection import SHOWN, shown_images
 from methods.teachers.manifest import add_pool_flags, find_rows
 from methods.teachers.pool import NEVER_TRAINED, TeacherPool, add_teacher_flags
 from utils import cli
@@ -47,9 +47,9 @@ def line_of(pool: TeacherPool, teacher_id: int) -> list[str]:
         if row.listed is not None:
             server = pool.server_of(teacher_id)
             how = server.contact() if server else "answers"
-            noise = torch.rand(2 if server else 4, 3, row.image_size, row.image_size, device=pool.device)
-            noise[0] /= 4  # a dark image and a bright one
-            if len(pool.black_box(teacher_id, Meter()).query(noise).unique(dim=0)) == 1:
+            images = shown_images(row.image_size)[:: SHOWN if server else 1].to(pool.device)  # two of a server: it may cost
+            answers = pool.black_box(teacher_id, Meter()).query(images)
+            if pool.api == NO_LIMITS and len(answers.unique(dim=0)) == 1:
                 raise UserError("answers every image alike: does it want other numbers than 0 to 1, or mean and std?")
             return [*line, "?", "?", f"good: {how}"]
         teacher, finding = pool[teacher_id], pool.finding(teacher_id)

@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{run.folder} is about {run.setting}; {runs[0].folder} about {runs[0].setting}: they do not compare"
             )
         if run.result.get("exams") != runs[0].result.get("exams"):
-            raise UserError(f"{run.folder} and {runs[0].folder} were examined by other episodes: they do not compare")
+            raise UserError(
+                f"{run.folder} and {runs[0].folder} were examined by other episodes, or one does not say by which: "
+                "score one as the other was (--evaluate)"
+            )
     print(in_terminal(runs))
     print("\n".join(map(verdict, runs)))
     shown = {f"{run.name}'s images": run.pictures[-1] for run in runs if run.pictures}

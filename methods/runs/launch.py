@@ -25,7 +25,8 @@ REPORTS: dict[str, Callable[..., dict[str, float]]] = {"few_shot": report_learne
 
 def launch(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Do what `args`, parsed from `argv`, ask for: once, or for each of --seeds, of which those that are there go on."""
-    cli.say_without_effect(build_parser(args.method), args)
+    if not (args.resume or args.evaluate):  # then it was said
+        cli.say_without_effect(build_parser(args.method), args)
     with distributed.joined(cli.prepare_machine(args)) as device:
         if args.seeds is None:
             _launch(args, argv, device)
@@ -46,9 +47,9 @@ def _of_seed(args: argparse.Namespace, number: int) -> argparse.Namespace:
     change: dict[str, Any] = {"seed": number, "seeds": None, "run_name": f"{_name(args)}-seed{number}"}
     one = argparse.Namespace(**vars(args) | change)
     folder = one.out / one.run_name
-    if folder.is_dir() and not args.overwrite:
+    if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
         longer = {"epochs", "episode_train"}  # a run may go on, and not be scored on other episodes than its neighbours
-        may_differ = longer | NO_RESULTS
+        may_differ = longer | NO_RESULTS | cli.names_without_effect(build_parser(args.method))
         differ = changed(RunLog.read_flags(folder), one, vars(one).keys() - may_differ)
         if differ:
             others = ", ".join(f"--{name}" for name in differ)

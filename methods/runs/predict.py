@@ -18,7 +18,7 @@ from methods.runs.classifier import FewShotClassifier
 from methods.runs.export import export
 from utils import cli
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import starts_with, write_text
 from utils.names import look_alike_notes
 
 FILE, CLASS = "file", "class"  # the first columns of answers
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check_replaceable(out: Path) -> None:
     """Raise `UserError` where the answers would take the place of a file that holds none."""
-    if out.is_dir() or (out.exists() and not out.read_text(encoding="utf-8", errors="replace").startswith(HEADER)):
+    if not starts_with(out, HEADER.encode()):
         raise UserError(f"--out {out} is there already and holds no answers of this program: name another file")
 
 

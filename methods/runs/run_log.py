@@ -64,7 +64,7 @@ class RunLog:
                 folder.mkdir(parents=True)
                 break
             except FileExistsError as error:
-                if folder.is_dir() and not any(folder.iterdir()):
+                if chosen and folder.is_dir() and not any(folder.iterdir()):
                     break  # of a run that a full disk let not begin, or somebody's preparation
                 if chosen:
                     raise UserError(

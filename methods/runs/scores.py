@@ -17,7 +17,7 @@ from utils import cli
 from utils.errors import UserError
 from utils.tables import table
 
-SHOWN = {"data_root", "embed_plot", "judge", "no_floors", "save_images"}  # where data lie, and what is shown beside a score
+SHOWN = {"compile", "data_root", "embed_plot", "judge", "no_floors", "save_images"}  # how, where data lie, what is shown beside
 NO_RESULTS = OF_ONE_RUN | cli.MACHINE | SHOWN | {"seed"}  # flags on which no score depends, but for the seed
 USUAL_QUERIES = 15  # of a class, which a setting need not say
 PICTURES_SHOWN = 4  # of a kind and run, over its course

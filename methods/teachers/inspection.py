@@ -31,7 +31,7 @@ def inspect(teacher: Teacher, source: str) -> Finding:
     not finite, or answers every image alike.
     """
     device = next(teacher.network.parameters(), torch.empty(0)).device
-    images = _images(teacher.image_size).to(device)
+    images = shown_images(teacher.image_size).to(device)
     notes: list[str] = []
     try:
         if isinstance(teacher.network, Foreign):
@@ -62,7 +62,7 @@ def _passes_gradients(teacher: Teacher, images: Tensor) -> bool:
         return False
 
 
-def _images(size: int) -> Tensor:
+def shown_images(size: int) -> Tensor:
     """Noise and soft blots, (2 * SHOWN, 3, size, size) in [0, 1]."""
     draws = seed.generator(0, "inspection")
     noise = torch.rand(SHOWN, 3, size, size, generator=draws, dtype=torch.get_default_dtype())

@@ -11,7 +11,7 @@ from torch import nn
 
 from models import create_model
 from models.foreign import Foreign
-from models.said import Said
+from models.said import Said, check_said
 from models.state_dicts import Content, in_our_names, load_into, read_content
 from utils.errors import UserError
 
@@ -223,6 +223,40 @@ def test_a_copy_inside_the_weights_is_not_taken_for_them() -> None:
     with pytest.raises(UserError, match="a running average, model_ema"):
         load_into(Foreign(Own(), 3), read_content({"state_dict": own | shadow}, "file"), "file")
     load_into(Foreign(Own(), 3), read_content({"state_dict": own | shadow}, "file", "state_dict.model"), "file")
+
+
+def test_what_lies_elsewhere_may_be_of_something_else() -> None:
+    """A base network's configuration, the history of training: only the very same names in another order count."""
+    state = Own().state_dict()
+    for beside in (
+        {"pretrained_cfg": {"input_size": (3, 224, 224), "mean": [0.4] * 3, "std": [0.2] * 3, "label_names": ["x", "y"]}},
+        {"datasets": {"pretraining": {"classes": ["x", "y"]}}}, {"stats": {"mean": [0.1] * 3, "std": [0.2] * 3}},
+        {"class_counts": {"a": 1, "b": 0, "c": 2}}, {"categories_alphabetical": ["a", "b", "c"]},
+        {"args": {"teacher": {"arch": "x1"}}},
+    ):  # fmt: skip
+        said = said_of(state, **beside)
+        check_said(said, ["b", "a", "c"], 32, (0.5,) * 3, (0.25,) * 3, "conv4", "file")
+    with pytest.raises(UserError, match="in the order a, b, c"):
+        check_said(
+            said_of(state, logs={"class_list": ["a", "b", "c"]}), ["b", "a", "c"], 32, (0.5,) * 3, (0.25,) * 3, "", "file"
+        )
+
+
+@pytest.mark.parametrize("name", ["exp_avg_slow", "m_avg", "update_avg", "squared_avg", "grad_ema"])
+def test_averages_of_gradients_are_none_of_the_weights(name: str) -> None:
+    state = Own().state_dict()
+    moments = {number: {name: tensor} for number, tensor in enumerate(state.values())}
+    assert read_content({"state_dict": state, "optimizer": {"state": moments}}, "file").state.keys() == state.keys()
+    losses = {"ema_losses": [torch.ones(1)] * 3, "semantic": [torch.ones(2)] * 3}
+    assert read_content({"state_dict": state, **losses}, "file").state.keys() == state.keys()
+
+
+def test_the_file_itself_may_be_meant() -> None:
+    state = Own().state_dict()
+    content = {**state, "ema": {name: tensor + 1 for name, tensor in state.items()}}
+    with pytest.raises(UserError, match=r"weights under \., ema"):
+        read_content(content, "file")
+    assert torch.equal(read_content(content, "file", ".").state["linear.weight"], state["linear.weight"])
 
 
 def test_weights_that_are_chosen_need_not_be_the_largest() -> None:

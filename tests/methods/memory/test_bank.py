@@ -121,3 +121,18 @@ def test_a_pool_resizes_what_it_takes() -> None:
     pool = ImagePool(8, DEVICE, near=5)
     pool.add(torch.rand(2, 3, 4, 4))
     assert pool.sample(3).shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("before", "now"), [(4, 7), (7, 4)])
+@pytest.mark.parametrize("number", [3, 5, 17])
+def test_a_ring_of_another_capacity_gives_its_newest_images(before: int, now: int, number: int) -> None:
+    """As earlier versions had; nothing that was never filled may count."""
+    old, new = (MemoryBank(2, capacity, 4, torch.device("cpu")) for capacity in (before, now))
+    for value in range(number):
+        old.add(PseudoBatch(torch.full((2, 3, 4, 4), (value + 1) / 255), torch.tensor([0, 1]), (0, 1)))
+    new.load_state_dict(old.state_dict())
+    kept = min(number, before, now)
+    assert new.counts.tolist() == [kept, kept]
+    assert sorted(new.examples(kept)[:kept, 0, 0, 0].tolist()) == list(range(number - kept + 1, number + 1))
+    new.add(PseudoBatch(torch.full((2, 3, 4, 4), 99 / 255), torch.tensor([0, 1]), (0, 1)))
+    assert int(new.examples(1)[0, 0, 0, 0]) == 99

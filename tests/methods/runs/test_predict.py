@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,3 +159,11 @@ def test_parts_of_a_set_are_no_classes(tmp_path: Path, write_images: Callable[..
         write_images(tmp_path / "set" / part / "owl", 2, number, (20, 20))
     with pytest.raises(UserError, match=r"parts of a set \(test, train\) and no classes"):
         predict.labelled_below(tmp_path / "set")
+
+
+def test_answers_take_the_place_of_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is no ordinary file"):
+        predict.check_replaceable(tmp_path / "pipe")
+    (tmp_path / "empty.csv").touch()
+    predict.check_replaceable(tmp_path / "empty.csv")
