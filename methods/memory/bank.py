@@ -94,21 +94,14 @@ class MemoryBank:
         return {"images": self.images[:, : int(self.counts.max())].clone(), "added": self.added.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """A ring of another capacity, as earlier versions had, gives its newest images."""
+        """What a ring of another capacity kept, as earlier versions had, its newest images."""
         images, added, capacity = state["images"], state["added"], self.images.shape[1]
-        kept = images.shape[1]
-        if kept <= capacity and int(added.max()) <= kept:  # no place was taken twice yet
-            self.images[:, :kept] = images.to(self.images.device)
-            self.added.copy_(added)
-            return
+        kept = images.shape[1]  # all places, or those that were ever filled
         if kept != capacity:
-            number = added.clamp(max=min(kept, capacity))  # images of each class
-            order = (added - number)[:, None] + torch.arange(int(number.max()))  # of when they came
-            chosen = images[torch.arange(len(images))[:, None], order % kept]
-            self.images[:, : chosen.shape[1]] = chosen.to(self.images.device)
-            self.added.copy_(number)
-            return
-        self.images.copy_(images.to(self.images.device))
+            count = added.clamp(max=min(kept, capacity))
+            came = (added - count)[:, None] + torch.arange(int(count.max()))  # (classes, K), counted from the first ever
+            images, added = images[torch.arange(len(images))[:, None], came % max(kept, 1)], count
+        self.images[:, : images.shape[1]] = images.to(self.images.device)
         self.added.copy_(added)
 
 
