@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -144,10 +144,25 @@ def unpack(archive: Path, target: Path, wanted: str) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(temporary, filter="data")
+                for member in tar:
+                    _unpack_one(tar, member, Path(temporary), archive)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"archive {archive} cannot be unpacked ({error}): download it again") from error
         source = Path(temporary) / wanted
         if not source.is_dir():
             raise UserError(f"archive {archive} holds no folder {wanted}: is it the official one?")
         shutil.move(source, target)
+
+
+def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> None:
+    """An ordinary file of an archive; what is none (a folder, a link) is passed over, as older Pythons cannot by themselves."""
+    content = tar.extractfile(member) if member.isfile() else None
+    if content is None:
+        return
+    inside = PurePosixPath(member.name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(f"archive {archive} cannot be unpacked ({member.name} would land elsewhere): download it again")
+    place = folder / inside
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with content, place.open("wb") as file:
+        shutil.copyfileobj(content, file)
