@@ -96,9 +96,10 @@ def _temperature(
     """
     if not experiment.method.TRAINS:
         return None
-    if not again:
+    if not again and ("temperature" not in kept or experiment.args.select_on == "pseudo"):  # whose memory has changed
         found = experiment.one_shot_temperature()
-        log.save("best.pt", kept | {"temperature": found})
+        if kept:
+            log.save("best.pt", kept | {"temperature": found})
         return found
     return experiment.one_shot_temperature() if read_anew else kept.get("temperature")
 
