@@ -53,10 +53,10 @@ def said_in(places: Iterable[Mapping[Any, Any]], elsewhere: Iterable[Mapping[Any
     """
     found, waiting = Said(), list(places)
     for whole in elsewhere:
-        found.maybe.extend(_maybe_names({_plain_key(key): value for key, value in whole.items() if isinstance(key, str)}))
+        found.maybe.extend(_maybe_names(_with_plain_keys(whole)))
     for whole in waiting:
         waiting += [inner for value in whole.values() for inner in _json_of(value) if isinstance(inner, Mapping)]
-        place = {_plain_key(key): value for key, value in whole.items() if isinstance(key, str)}
+        place = _with_plain_keys(whole)
         means, stds = ([place[key] for key in keys if key in place] for keys in (MEAN, STD))
         if means and stds:  # one alone may be of anything: a metric's, say
             found.forms.append((means[0], stds[0]))
@@ -107,8 +107,9 @@ def check_said(
             raise UserError(f"{source} says that it is a {own_arch}; it is listed as {arch}")
 
 
-def _plain_key(key: str) -> str:
-    return re.sub(r"[_\-\s]", "", key).lower().replace("2", "to")
+def _with_plain_keys(place: Mapping[Any, Any]) -> dict[str, Any]:
+    texts = {key: value for key, value in place.items() if isinstance(key, str)}
+    return {re.sub(r"[_\-\s]", "", key).lower().replace("2", "to"): value for key, value in texts.items()}
 
 
 def _class_names(place: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -27,15 +27,7 @@ ABOUT = (  # dicts in which files say such things
 # How running averages of weights are called: not those of gradients and losses
 AVERAGE = re.compile(r"(^|[_./-])(ema|swa|avg|polyak|slow)|model_?(ema|avg)|averag|shadow|mean_param", re.IGNORECASE)
 NO_AVERAGE = re.compile(r"exp_|grad|squ|update|loss|acc|metric|decay|(^|_)lr", re.IGNORECASE)
-KEPT_AVERAGES = {
-    "ax",
-    "slow_buffer",
-    "slow_param",
-    "slow_weights",
-    "swa_buffer",
-    "ema",
-    "shadow",
-}  # of a parameter, by optimizers
+KEPT_AVERAGES = {"ax", "slow_buffer", "slow_param", "slow_weights", "swa_buffer", "ema", "shadow"}  # by optimizers
 OPTIMIZER = re.compile(r"optim(?!al|um)")  # how keys of optimizers begin
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and others
 INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of parts that were wrapped
@@ -179,16 +171,14 @@ def _about(
 
     Near are those around the `chosen` weights, and those that are called so; of weights, what is no tensor, whatever its name.
     """
-    around = f"{chosen}.".startswith(f"{place}.") if place else True
-    weights = place == chosen
-    yield near, {key: value for key, value in content.items() if not (weights and isinstance(value, Tensor))}
+    yield near, {key: value for key, value in content.items() if not (place == chosen and isinstance(value, Tensor))}
     for key, value in content.items():
         inner, below = vars(value) if isinstance(value, Namespace) else value, f"{place}.{key}".lstrip(".")
         if not isinstance(inner, Mapping) or place.count(".") >= DEPTH or OPTIMIZER.match(str(key)):
             continue
         leads = f"{chosen}.".startswith(f"{below}.")
         if leads or not any(f"{other}.".startswith(f"{below}.") for other in others):
-            yield from _about(inner, chosen, others, below, near and (leads or (key in ABOUT and (around or place in ABOUT))))
+            yield from _about(inner, chosen, others, below, near and (leads or key in ABOUT))
 
 
 def _near_and_far(places: Iterable[tuple[bool, Mapping[str, Any]]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:

@@ -29,8 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     no ordinary file: a link, a device or a pipe is never replaced.
     """
     path = Path(path)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is no ordinary file and is not replaced: name another one")
+    check_ordinary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.part-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
@@ -81,12 +80,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def starts_with(path: Path, beginning: bytes) -> bool:
-    """Whether a file begins so, or is empty, or not there. Raises `UserError` for a link, a device, a pipe or a folder."""
-    if not path.exists() and not path.is_symlink():
-        return True
-    if path.is_symlink() or not path.is_file():
+def check_ordinary(path: Path) -> None:
+    """Raise `UserError` where `path` is there and is a link, a device, a pipe or a folder."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(f"{path} is no ordinary file and is not replaced: name another one")
+
+
+def starts_with(path: Path, beginning: bytes) -> bool:
+    """Whether a file begins so, or is empty, or not there. Raises `UserError` as `check_ordinary` does."""
+    check_ordinary(path)
+    if not path.exists():
+        return True
     with path.open("rb") as file:
         return file.read(len(beginning)) in (b"", beginning)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from utils.errors import UserError
-from utils.files import atomic_path, starts_with
+from utils.files import atomic_path, check_ordinary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,8 @@ def check_picture(target: Path) -> None:
     """Raise `UserError` where no figure can be written so, or would take the place of something else."""
     if target.suffix.lower() not in FORMATS:
         raise UserError(f"{target} is no name of a picture: expected one that ends in {', '.join(FORMATS)}")
-    if not starts_with(target, b"") or (target.exists() and target.stat().st_size and MAKER not in target.read_bytes()):
+    check_ordinary(target)
+    if target.exists() and target.stat().st_size and MAKER not in target.read_bytes():
         raise UserError(f"{target} is there already and is no plot: name another file")
 
 

@@ -197,6 +197,8 @@ def test_what_a_file_says_of_its_classes() -> None:
     digits = {0: "2", 1: "0", 2: "1"}
     for names in ({"idx_to_class": digits}, {"id2label": {str(number): name for number, name in digits.items()}}):
         assert said_of(state, **names).class_names == [["2", "0", "1"]]
+    deep = {"checkpoint": {"state_dict": state, "meta": {"dataset_meta": {"classes": wanted}}}}
+    assert read_content(deep, "file").said.class_names == [wanted]
     numbers = said_of(state, classes=torch.tensor([1, 10, 2]))
     assert (numbers.class_names, numbers.maybe) == ([], [["1", "10", "2"]])
 
